@@ -1,0 +1,2 @@
+def replace_empty_card(folder, config):
+    pass

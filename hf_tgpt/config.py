@@ -1,0 +1,119 @@
+"""What all prompt methods' configs share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+
+class PromptMethod(str):
+    """A PEFT type beside PEFT's own enum.
+
+    Equal to its bare name, so it is found in PEFT's mappings however it was read back, and with the `.value` that
+    PEFT and transformers ask of an enum member.
+    """
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
+@dataclass
+class PromptConfig(PeftConfig):
+    """Base of the methods' configs; see the fields' help."""
+
+    # Set by `register`; PEFT's name of the method, and the module that does the work.
+    method: ClassVar[str]
+    learner_class: ClassVar[type]
+    # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.
+    target_modules: ClassVar[tuple[str, ...]] = ("prompts",)
+
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "The names of the classes in the order of their labels. Required."},
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer of the class sentences; a Hub id or folder. Default: the base model's own."},
+    )
+    initial_text: str | None = field(
+        default="a photo of a",
+        metadata={
+            "help": "The class sentence is '{initial_text} {name}.'; learned tokens start from its words "
+            "(CTX_INIT of the releases). 'none' in JSON null: as many 'X' as learned tokens and a random start."
+        },
+    )
+    base_model_dimensions: dict[str, int] | None = field(
+        default=None,
+        metadata={"help": "Filled in when the adapter is attached: the CLIP it fits. Checked when it is loaded."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = PromptMethod(self.method)
+        check_class_names(self.class_names)
+        self.class_names = list(self.class_names)
+
+    def require(self, name: str, valid: bool, remedy: str) -> None:
+        """Raises a ValueError that names the field, its value and the remedy unless `valid`."""
+        if not valid:
+            raise ValueError(f"`{name}`={getattr(self, name)!r}: {remedy}")
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Writes adapter_config.json, and our model card where PEFT left its empty one."""
+        from .card import replace_empty_card
+
+        # While the adapter is on, the model is of a class of ours; what an adapter wants loaded is a plain CLIPModel.
+        if kwargs.get("auto_mapping_dict") is not None:
+            library = "transformers.models.clip.modeling_clip"
+            kwargs["auto_mapping_dict"] = {"base_model_class": "CLIPModel", "parent_library": library}
+        super().save_pretrained(save_directory, **kwargs)
+        replace_empty_card(save_directory, self)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs):
+        """Reads adapter_config.json. Raises ValueError where a local adapter folder is incomplete or damaged."""
+        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        if os.path.isdir(folder):
+            check_weights_file(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME))
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+
+
+def check_class_names(class_names: list[str] | None) -> None:
+    """Raises ValueError unless these are distinct, non-empty names."""
+    if isinstance(class_names, str) or class_names is None or len(class_names) == 0:
+        raise ValueError(
+            f"`class_names`={class_names!r}: pass a list with the name of every class in the order of the labels, "
+            'for example class_names=["cat", "dog"].'
+        )
+    for label, name in enumerate(class_names):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"`class_names[{label}]`={name!r} is not a name; give every class a word or more.")
+    seen: dict[str, int] = {}
+    for label, name in enumerate(class_names):
+        if name in seen:
+            raise ValueError(
+                f"`class_names` holds {name!r} twice, as labels {seen[name]} and {label}; two classes of one name "
+                "cannot be told apart by text, rename one."
+            )
+        seen[name] = label
+
+
+def check_weights_file(path: str) -> None:
+    """Raises ValueError unless `path` is a readable safetensors file."""
+    folder = os.path.dirname(path)
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"The adapter folder {folder!r} has no {os.path.basename(path)}: it was not written to the end; save the "
+            "adapter again."
+        )
+    try:
+        with safe_open(path, framework="pt") as weights:
+            weights.keys()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path!r} is damaged ({error}); save or download the adapter again.") from error

@@ -1,0 +1,150 @@
+"""What every prompt learner does: the module that holds one adapter's weights and computes with them.
+
+A method subclasses `PromptLearner` (class list baked in) or `OpenPromptLearner` (class names may change at any time).
+A learner never owns the CLIP it works on; it is handed over in every call.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
+
+from .classes import class_sentences, load_tokenizer, tokenize
+from .config import PromptConfig
+from .towers import logit_scale, trim, unit
+
+
+class PromptLearner(nn.Module):
+    """Base of all methods. `forward` classifies; a method may also answer CLIP's own call."""
+
+    # The paper, as BibTeX; printed on the model card.
+    citation: ClassVar[str]
+    # Whether training profits from one description per picture (`caption_ids`).
+    uses_captions: ClassVar[bool] = False
+    # The release's tensor names -> ours. Names that are missing here are left out on conversion.
+    original_names: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, config: PromptConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, clip: CLIPModel, pixel_values: torch.Tensor, labels: torch.Tensor | None = None):
+        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
+        raise NotImplementedError
+
+    def compare(self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False):
+        """CLIP's own call: input_ids (s, t), pixel_values (b, 3, h, w) -> CLIPOutput."""
+        raise ValueError(self._closed())
+
+    def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
+        """T with this adapter's prompts: ids (s, t), EOS positions (s,) -> (s, d), not normalised."""
+        raise ValueError(self._closed())
+
+    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor) -> torch.Tensor:
+        """V with this adapter's prompts: (b, 3, h, w) -> (b, d), not normalised."""
+        raise ValueError(self._closed())
+
+    def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
+        raise ValueError(self._closed())
+
+    def tokenizer(self, clip: CLIPModel):
+        """The tokenizer that the config names, or the base model's."""
+        return load_tokenizer(clip, self.config.tokenizer_name_or_path, self.config.revision)
+
+    def _closed(self) -> str:
+        return (
+            f"{self.config.method} has its {len(self.config.class_names)} classes baked into its trained weights: it "
+            "answers model(pixel_values) only, takes no texts and no other class names. Train a new adapter for other "
+            "classes, use an open method such as MAPLE, or call CLIP itself inside `with model.disable_adapter():`."
+        )
+
+
+class OpenPromptLearner(PromptLearner):
+    """A learner that classifies by class sentences. A method gives `text_features` and `image_features`."""
+
+    def __init__(self, config: PromptConfig, clip: CLIPModel):
+        super().__init__(config)
+        self._cache: tuple[list, torch.Tensor] | None = None
+        self.set_class_names(clip, config.class_names)
+
+    def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
+        """Other classes from now on, without training. Raises ValueError for empty, duplicate or too long names."""
+        sentences = class_sentences(class_names, self.config.initial_text, self.config.prompt_length)
+        ids, eos = tokenize(self.tokenizer(clip), sentences, clip, class_names)
+        self.register_buffer("class_ids", ids, persistent=False)  # (c, t)
+        self.register_buffer("class_eos", eos, persistent=False)  # (c,)
+        self.config.class_names = list(class_names)
+        self._cache = None
+
+    def forward(self, clip: CLIPModel, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs):
+        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
+        image_features = unit(self.image_features(clip, pixel_values, **kwargs))  # (b, d)
+        class_features = self.class_features(clip)  # (c, d)
+        logits = logit_scale(clip) * image_features @ class_features.T  # (b, c)
+        return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)
+
+    @torch.compiler.disable  # the cache reads version counters, which a compiled graph has none of
+    def class_features(self, clip: CLIPModel) -> torch.Tensor:
+        """The classes' unit features (c, d); in evaluation computed once and kept while nothing they rest on changes."""
+        owned = list(self.parameters())
+        if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in owned)):
+            return unit(self.text_features(clip, self.class_ids, self.class_eos))
+        rests_on = [*owned, *clip.text_model.parameters(), *clip.text_projection.parameters()]
+        state = [(p, p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in rests_on]
+        if self._cache is None or not _same(self._cache[0], state):
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache = state, unit(self.text_features(clip, self.class_ids, self.class_eos))
+        return self._cache[1]
+
+    def train(self, mode: bool = True):
+        self._cache = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        # .to(), .half(), .cuda(): weights may move within the same Parameter objects.
+        self._cache = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_cache": None}
+
+    def compare(self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False, **kwargs):
+        """CLIP's own call with the prompts in place: input_ids (s, t), pixel_values (b, 3, h, w) -> CLIPOutput.
+
+        The texts are to be class sentences: their tokens after BOS are where the prompts go.
+        """
+        text_features = self.text_features(clip, *trim(clip, input_ids))  # (s, d)
+        image_features = self.image_features(clip, pixel_values, **kwargs)  # (b, d)
+        text_embeds, image_embeds = unit(text_features), unit(image_features)
+        logits = logit_scale(clip) * image_embeds @ text_embeds.T  # (b, s)
+        return CLIPOutput(
+            loss=image_text_contrastive_loss(logits.T) if return_loss else None,
+            logits_per_image=logits,
+            logits_per_text=logits.T,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=BaseModelOutputWithPooling(pooler_output=text_features),
+            vision_model_output=BaseModelOutputWithPooling(pooler_output=image_features),
+        )
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
+    """Cross entropy of logits (b, c) and labels (b,), None without labels. Raises ValueError for an unknown label."""
+    if labels is None:
+        return None
+    # On a GPU the look would stall every step; there the training loop has checked the data set's labels beforehand.
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = labels[(labels < 0) | (labels >= logits.shape[1])]
+        if len(outside):
+            raise ValueError(f"`labels` holds {int(outside[0])} but there are {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}.")
+    return F.cross_entropy(logits, labels)
+
+
+def _same(old: list, new: list) -> bool:
+    return len(old) == len(new) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(old, new, strict=True))

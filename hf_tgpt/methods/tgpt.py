@@ -1,0 +1,275 @@
+"""TGP-T: a Bonder turns each image's features into two text prompts, supervised by category and content sentences.
+
+Source: Tan, Li, Zhou, Wan, Lei, Zhang: Compound Text-Guided Prompt Tuning via Image-Adaptive Cues, AAAI 2024,
+arXiv 2312.06401, section 3.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..classes import tokenize, words
+from ..config import PromptConfig
+from ..learner import PromptLearner, classification_loss
+from ..registry import register
+from ..towers import encode_text, encode_tokens, eos_positions, pool_image, token_embeddings, unit, vision_tokens
+
+NUM_HEADS = 8
+LOGIT_SCALE = 100.0
+
+
+@dataclass
+class TGPTConfig(PromptConfig):
+    """Configuration of TGP-T.
+
+    Example:
+        >>> config = TGPTConfig(class_names=["cat", "dog"], templates=["a photo of a {}.", "a drawing of a {}."])
+    """
+
+    num_category_queries: int = field(
+        default=32,
+        metadata={"help": "Tokens of the category prompt, Q_category. Default: the paper's, section 4.1."},
+    )
+    num_content_queries: int = field(
+        default=64,
+        metadata={"help": "Tokens of the content prompt, Q_content. Default: the paper's, section 4.1."},
+    )
+    templates: list[str] = field(
+        default_factory=lambda: ["a photo of a {}."],
+        metadata={
+            "help": "Sentences with {} for the class name; their mean text feature is the zero-shot head, from which the "
+            "classifier W starts. The first also describes a picture that has no description."
+        },
+    )
+    label_smoothing: float = field(
+        default=0.1,
+        metadata={"help": "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: the release's."},
+    )
+    wise_ft: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the zero-shot head in the classifier's weights outside training, 0 (trained head alone) to "
+            "1. The paper reports 0 and 0.5. Ignored in training."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("num_category_queries", "num_content_queries"):
+            self.require(name, getattr(self, name) >= 1, "learn at least 1 query.")
+        self.require("label_smoothing", 0 <= self.label_smoothing < 1, "choose 0 to below 1.")
+        self.require("wise_ft", 0 <= self.wise_ft <= 1, "choose 0 to 1.")
+        good = bool(self.templates) and not isinstance(self.templates, str) and all("{}" in t for t in self.templates)
+        self.require("templates", good, "give a list of sentences, each with {} where the class name goes.")
+
+
+@dataclass
+class TGPTOutput(ImageClassifierOutput):
+    """ImageClassifierOutput with TGP-T's parts.
+
+    `zero_shot_logits` (b, c) are those of the zero-shot head on the same features: the logits of WiSE-FT at any share a
+    are (1 - a) * logits + a * zero_shot_logits when `wise_ft` is 0.
+    """
+
+    loss_classification: torch.Tensor | None = None
+    loss_category: torch.Tensor | None = None
+    loss_content: torch.Tensor | None = None
+    zero_shot_logits: torch.Tensor | None = None
+
+
+class TGPT(PromptLearner):
+    """Queries, Bonders and the classifier W (c, 2d)."""
+
+    citation = """@inproceedings{tan2024compound,
+  title = {Compound Text-Guided Prompt Tuning via Image-Adaptive Cues},
+  author = {Tan, Hao and Li, Jun and Zhou, Yizhuang and Wan, Jun and Lei, Zhen and Zhang, Xiangyu},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year = {2024}
+}"""
+    uses_captions = True
+    original_names = {
+        "cls_head.fc.weight": "head",
+        **{
+            f"prompt_learner.{theirs.format(prompt)}": ours.format(prompt)
+            for prompt in ("category", "content")
+            for theirs, ours in {
+                "query_{}": "{}_queries",
+                "bonder_{}.norm1.weight": "{}_bonder.norm_self.weight",
+                "bonder_{}.norm1.bias": "{}_bonder.norm_self.bias",
+                "bonder_{}.self_attn_layer.qkv.weight": "{}_bonder.self_qkv.weight",
+                "bonder_{}.self_attn_layer.proj.weight": "{}_bonder.self_out.weight",
+                "bonder_{}.self_attn_layer.proj.bias": "{}_bonder.self_out.bias",
+                "bonder_{}.norm2_q.weight": "{}_bonder.norm_query.weight",
+                "bonder_{}.norm2_q.bias": "{}_bonder.norm_query.bias",
+                "bonder_{}.norm2_kv.weight": "{}_bonder.norm_image.weight",
+                "bonder_{}.norm2_kv.bias": "{}_bonder.norm_image.bias",
+                "bonder_{}.cross_attn.q.weight": "{}_bonder.cross_query.weight",
+                "bonder_{}.cross_attn.proj.weight": "{}_bonder.cross_out.weight",
+                "bonder_{}.cross_attn.proj.bias": "{}_bonder.cross_out.bias",
+                "bonder_{}.norm_mlp.weight": "{}_bonder.norm_mlp.weight",
+                "bonder_{}.norm_mlp.bias": "{}_bonder.norm_mlp.bias",
+                "bonder_{}.mlp.fc1.weight": "{}_bonder.mlp.0.weight",
+                "bonder_{}.mlp.fc1.bias": "{}_bonder.mlp.0.bias",
+                "bonder_{}.mlp.fc2.weight": "{}_bonder.mlp.2.weight",
+                "bonder_{}.mlp.fc2.bias": "{}_bonder.mlp.2.bias",
+            }.items()
+        },
+    }
+
+    def __init__(self, config: TGPTConfig, clip: CLIPModel):
+        super().__init__(config)
+        text_width, width = clip.config.text_config.hidden_size, clip.config.projection_dim
+        context = clip.config.text_config.max_position_embeddings
+        if text_width % NUM_HEADS:
+            raise ValueError(f"The text tower is {text_width} wide; TGP-T's Bonder needs a multiple of {NUM_HEADS}.")
+        for name in ("num_category_queries", "num_content_queries"):
+            room = context - 3  # BOS, "." and EOS
+            config.require(name, getattr(config, name) <= room, f"the context of {context} leaves room for {room}.")
+
+        tokenizer = self.tokenizer(clip)
+        names, templates = config.class_names, config.templates
+        start = templates[0] if config.initial_text is None else config.initial_text + " {}."
+        category_ids, category_eos = tokenize(tokenizer, [start.format(name) for name in names], clip, names)
+        default_ids, _ = tokenize(tokenizer, [templates[0].format(name) for name in names], clip, names)
+        frame_ids, _ = tokenize(tokenizer, ["."], clip)
+        self.register_buffer("category_ids", category_ids, persistent=False)  # (c, t)
+        self.register_buffer("category_eos", category_eos, persistent=False)  # (c,)
+        self.register_buffer("default_caption_ids", default_ids, persistent=False)  # (c, t)
+        self.register_buffer("frame_ids", frame_ids, persistent=False)  # (1, 3): BOS . EOS
+        self._warned = False
+
+        def queries(count):
+            return torch.empty(1, count, text_width, device=clip.device).normal_(std=0.02)
+
+        category_queries = queries(config.num_category_queries)
+        if config.initial_text is not None:
+            first = torch.tensor(words(tokenizer, config.initial_text)[: config.num_category_queries], device=clip.device)
+            category_queries[0, : len(first)] = token_embeddings(clip)[first].detach()
+        self.category_queries = nn.Parameter(category_queries)  # (1, 32, d_t)
+        self.content_queries = nn.Parameter(queries(config.num_content_queries))  # (1, 64, d_t)
+        self.category_bonder = Bonder(text_width)
+        self.content_bonder = Bonder(text_width)
+        # Departs from the release: its queries live in the joint space, which it takes to be as wide as the text tower.
+        # Where a CLIP's widths differ, a trained map brings the image tokens to the text width; it starts as the
+        # transpose of CLIP's own text projection.
+        self.image_to_text = nn.Identity()
+        if width != text_width:
+            self.image_to_text = nn.Linear(width, text_width, bias=False)
+            self.image_to_text.weight = nn.Parameter(clip.text_projection.weight.detach().float().T.clone())
+
+        head = torch.stack(
+            [encode_tokens(clip, *tokenize(tokenizer, [t.format(n) for n in names], clip, names)) for t in templates]
+        ).mean(0)  # (c, d)
+        self.register_buffer("zero_shot_head", unit(torch.cat([head, head], dim=-1)), persistent=False)  # (c, 2d)
+        self.head = nn.Parameter(self.zero_shot_head.clone())  # W (c, 2d)
+
+    def forward(
+        self,
+        clip: CLIPModel,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> TGPTOutput:
+        """pixel_values (b, 3, h, w), labels (b,), caption_ids (b, t): one tokenised description per picture.
+
+        In training, or with caption_ids, `loss` is the sum of the classification, category and content losses; in
+        evaluation without them it is the classification loss alone. Raises ValueError for a description without EOS.
+        """
+        hidden = vision_tokens(clip, pixel_values, **kwargs)  # (b, p, d_v)
+        image_tokens = clip.visual_projection(hidden)  # X (b, p, d), without post_layernorm
+        image_tokens = self.image_to_text(image_tokens.to(self.head.dtype))  # (b, p, d_t)
+        image_features = pool_image(clip, hidden)  # v (b, d)
+
+        category = self.category_bonder(self.category_queries, image_tokens)  # P_category (b, 32, d_t)
+        content = self.content_bonder(self.content_queries, image_tokens)  # P_content (b, 64, d_t)
+        text_features = (self.read(clip, category) + self.read(clip, content)) / 2  # t (b, d)
+        features = unit(torch.cat([image_features, text_features], dim=-1))  # (b, 2d)
+
+        zero_shot_logits = LOGIT_SCALE * features @ self.zero_shot_head.T  # (b, c)
+        logits = LOGIT_SCALE * features @ self.head.T  # (b, c)
+        if not self.training:  # linear in the weights, so mixing logits is mixing heads
+            logits = torch.lerp(logits, zero_shot_logits, self.config.wise_ft)
+        output = TGPTOutput(logits=logits, zero_shot_logits=zero_shot_logits)
+        output.loss = output.loss_classification = classification_loss(logits, labels)
+        if labels is not None and (self.training or caption_ids is not None):
+            ids, ends = self.category_ids[labels], self.category_eos[labels]
+            output.loss_category = self.sentence_loss(clip, category, ids, ends)
+            if caption_ids is None:
+                caption_ids = self._default_captions(labels)
+            ends = eos_positions(clip, caption_ids)
+            output.loss_content = self.sentence_loss(clip, content, caption_ids, ends)
+            output.loss = output.loss_classification + output.loss_category + output.loss_content
+        return output
+
+    def read(self, clip: CLIPModel, prompts: torch.Tensor) -> torch.Tensor:
+        """T of "[BOS] P . [EOS]": prompts (b, n, d_t) -> (b, d), not normalised. n + 3 tokens, not the whole context."""
+        bos, stop, eos = token_embeddings(clip)[self.frame_ids[0]].to(prompts.dtype)  # (d_t,) each
+        count, length, _ = prompts.shape
+        frame = [part.expand(count, 1, -1) for part in (bos, stop, eos)]
+        embeddings = torch.cat([frame[0], prompts, *frame[1:]], dim=1)  # (b, n + 3, d_t)
+        return encode_text(clip, embeddings, torch.full((count,), length + 2, device=prompts.device))
+
+    def sentence_loss(self, clip: CLIPModel, prompts: torch.Tensor, ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
+        """How well prompts (b, n, d_t) spell sentences ids (b, t) that end at eos (b,); EOS is a target, padding is not.
+
+        The vocabulary is scored only where there is a target. A sentence longer than the prompt is cut.
+        """
+        if int((ids.gather(1, eos[:, None]) == self.frame_ids[0, -1]).logical_not().sum()):
+            raise ValueError("`caption_ids` holds a sentence without EOS; tokenise with special tokens and truncation=True.")
+        length = min(prompts.shape[1], ids.shape[1] - 1)
+        targets = ids[:, 1 : 1 + length]  # (b, length)
+        told = torch.arange(1, 1 + length, device=ids.device) <= eos[:, None]  # (b, length)
+        vocabulary = token_embeddings(clip)
+        scores = prompts[:, :length][told].to(vocabulary.dtype) @ vocabulary.T  # (told, v)
+        return F.cross_entropy(scores.to(prompts.dtype), targets[told], label_smoothing=self.config.label_smoothing)
+
+    def _default_captions(self, labels: torch.Tensor) -> torch.Tensor:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "TGP-T is trained without descriptions (`caption_ids` is None): the content prompt is supervised by "
+                f"{self.config.templates[0]!r} with the class name instead.",
+                stacklevel=2,
+            )
+        return self.default_caption_ids[labels]
+
+
+class Bonder(nn.Module):
+    """Q + self-attention, + cross-attention to the image tokens, + MLP (section 3.2, figure 3)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm_self = nn.LayerNorm(width)
+        self.self_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.self_out = nn.Linear(width, width)
+        self.norm_query = nn.LayerNorm(width)
+        self.norm_image = nn.LayerNorm(width)
+        self.cross_query = nn.Linear(width, width, bias=False)
+        self.cross_out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, queries: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
+        """queries (1, n, d), image_tokens (b, p, d) -> prompts (b, n, d)."""
+        queries = queries + self.self_attention(self.norm_self(queries))  # (1, n, d), once for all images
+        keys = self.norm_image(image_tokens)  # (b, p, d), also the values
+        asked = self.cross_query(self.norm_query(queries)).expand(len(keys), -1, -1)  # (b, n, d)
+        scale = (keys.shape[-1] // NUM_HEADS) ** -0.5  # the release's: of a head's width, though this attention has one
+        queries = queries + self.cross_out(F.scaled_dot_product_attention(asked, keys, keys, scale=scale))  # (b, n, d)
+        return queries + self.mlp(self.norm_mlp(queries))  # (b, n, d)
+
+    def self_attention(self, queries: torch.Tensor) -> torch.Tensor:
+        """(1, n, d) -> (1, n, d) with eight heads."""
+        heads = self.self_qkv(queries).unflatten(-1, (3, NUM_HEADS, -1)).permute(2, 0, 3, 1, 4)  # (3, 1, heads, n, d/heads)
+        return self.self_out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+register("TGPT", TGPTConfig, TGPT)

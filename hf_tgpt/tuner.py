@@ -1,0 +1,215 @@
+"""How a prompt learner sits on a plain `CLIPModel`, in PEFT's terms.
+
+`PromptTuner` adds one child, a `PromptSlot`, to the model and makes the model a `PromptedCLIPModel`, whose forward hands
+over to the slot's active learner. Nothing of CLIP is wrapped or replaced, so without an active adapter the forward is
+CLIP's own, bit for bit, and unloading is taking the child away. (torch's `fully_shard` swaps classes the same way.)
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+from transformers import CLIPModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
+
+from .config import PromptConfig
+from .learner import PromptLearner
+from .towers import dimensions, trim
+
+SLOT = PromptConfig.target_modules[0]
+
+
+class PromptSlot(nn.Module, BaseTunerLayer):
+    """The adapters of one model by name, of which at most one is active."""
+
+    adapter_layer_names = ("learners",)
+
+    def __init__(self):
+        super().__init__()
+        self.learners = nn.ModuleDict({})
+
+    def active_learner(self) -> PromptLearner | None:
+        names = [name for name in self.active_adapters if name in self.learners]
+        if self.disable_adapters or not names:
+            return None
+        if len(names) > 1:
+            raise ValueError(f"Adapters {names} are active at once; prompts do not add up, choose one by set_adapter.")
+        return self.learners[names[0]]
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT asks this after loading with low_cpu_mem_usage. A slot wraps no layer; a learner's ids lie where CLIP does.
+        learner = self.learners[adapter_name]
+        learner.to(device or next(learner.buffers()).device)
+
+
+class PromptedCLIPModel(CLIPModel):
+    """A `CLIPModel` with a prompt slot. Also CLIP itself wherever no adapter is active."""
+
+    @property
+    def learner(self) -> PromptLearner | None:
+        """The active adapter's learner, or None."""
+        slot = self._modules.get(SLOT)
+        return None if slot is None else slot.active_learner()
+
+    def set_class_names(self, class_names: list[str]) -> None:
+        """Gives the active adapter other classes, without training. Raises ValueError where that cannot be."""
+        if self.learner is None:
+            raise ValueError("`set_class_names` needs an active adapter; enable one by set_adapter.")
+        self.learner.set_class_names(self, class_names)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ):
+        """`model(pixel_values, labels)` classifies -> ImageClassifierOutput; with `input_ids` it is CLIP's own call.
+
+        Shapes: pixel_values (b, 3, h, w), labels (b,), input_ids (s, t); logits (b, c). `attention_mask` is not needed:
+        attention is causal and a sentence is read at its EOS, which sees no padding. Other arguments go to the method,
+        for example TGP-T's `caption_ids`.
+        """
+        if input_ids is not None and input_ids.is_floating_point():  # model(pixel_values, labels), by position
+            input_ids, pixel_values, labels = None, input_ids, pixel_values if labels is None else labels
+        learner = self.learner
+        if learner is None:
+            if input_ids is None:
+                raise ValueError(
+                    "`input_ids` is missing: no adapter is active, so this is plain CLIP, which compares pictures with "
+                    "texts. Pass input_ids, or enable an adapter."
+                )
+            given = {"labels": labels} if labels is not None else {}
+            return super().forward(
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                return_loss=return_loss,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                **given,
+                **kwargs,
+            )
+        if interpolate_pos_encoding:
+            kwargs["interpolate_pos_encoding"] = True
+        if input_ids is None:
+            return learner(self, pixel_values, labels=labels, **kwargs)
+        return learner.compare(self, input_ids, pixel_values, return_loss=bool(return_loss), **kwargs)
+
+    @can_return_tuple
+    def get_text_features(self, input_ids: torch.Tensor, *args, **kwargs):
+        """CLIP's, with the active adapter's prompts: input_ids (s, t) -> output with `pooler_output` (s, d)."""
+        if self.learner is None:
+            return super().get_text_features(input_ids, *args, **kwargs)
+        return BaseModelOutputWithPooling(pooler_output=self.learner.text_features(self, *trim(self, input_ids)))
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
+        """CLIP's, with the active adapter's prompts: (b, 3, h, w) -> output with `pooler_output` (b, d)."""
+        if self.learner is None:
+            return super().get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        more = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
+        return BaseModelOutputWithPooling(pooler_output=self.learner.image_features(self, pixel_values, **more))
+
+
+class PromptTuner(BaseTuner):
+    """PEFT's view of all prompt methods; the config says which learner to make."""
+
+    prefix = "learners"
+    tuner_layer_cls = PromptSlot
+    target_module_mapping: dict = {}
+
+    def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: PromptConfig, model: nn.Module) -> None:
+        if type(model) not in (CLIPModel, PromptedCLIPModel):
+            raise ValueError(
+                f"The base model is a {type(model).__name__}; prompt learning needs a transformers CLIPModel with both "
+                "towers: CLIPModel.from_pretrained(...)."
+            )
+        _check_dimensions(peft_config, model)
+        if SLOT not in model._modules:
+            # PEFT freezes the base model at a first injection, which it tells by there being no tuner layer yet.
+            model.requires_grad_(False)
+            model.add_module(SLOT, PromptSlot())
+            model.__class__ = PromptedCLIPModel
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: PromptConfig, key: str) -> bool:
+        return key == SLOT
+
+    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
+        # A copy, because it will hold what this adapter learns of this model; the user's config may serve again.
+        config = copy.deepcopy(peft_config)
+        config.base_model_dimensions = dimensions(parent)
+        try:
+            learner = config.learner_class(config, parent)
+        except Exception:
+            if not target.learners:
+                _detach(parent)
+            raise
+        if not any(parameter.is_meta for parameter in learner.parameters()):  # low_cpu_mem_usage: weights are to come
+            learner.to(parent.device)
+        learner.train(parent.training)
+        target.learners[adapter_name] = learner
+        self.peft_config[adapter_name] = config
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            f"{self.peft_config[self.active_adapters[0]].method} cannot be merged: prompts are extra tokens that the "
+            "towers read, not a change of their weights. Keep the adapter, or unload() it to get the base model back."
+        )
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs) -> CLIPModel:
+        if merge:
+            self._check_merge_allowed()
+        _detach(self.model)
+        return self.model
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT strips the name only next to the parameter; a learner's parameters lie deeper.
+        return key.replace(f"{SLOT}.{cls.prefix}.{adapter_name}.", f"{SLOT}.{cls.prefix}.", 1)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+        """PEFT's, after a check that the file holds exactly this adapter: PEFT itself only warns of missing weights."""
+        slot = next(module for module in model.modules() if isinstance(module, PromptSlot))
+        expected = {name: tuple(value.shape) for name, value in slot.learners[adapter_name].state_dict().items()}
+        found = {key.split(f"{SLOT}.{cls.prefix}.")[-1]: tuple(value.shape) for key, value in state_dict.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"The adapter's weights do not fit {config.method} on this CLIP: {name!r} has shape "
+                    f"{found.get(name, 'none (missing)')} in the file and {expected.get(name, 'none (unknown)')} in the "
+                    "model. Load it on the base model it was trained on, or save it again if the file is damaged."
+                )
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+
+def _detach(model: PromptedCLIPModel) -> None:
+    """Makes it a plain CLIPModel again."""
+    del model._modules[SLOT]
+    model.__class__ = CLIPModel
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):  # the second is transformers' mark of load_adapter
+        model.__dict__.pop(leftover, None)
+
+
+def _check_dimensions(config: PromptConfig, clip: CLIPModel) -> None:
+    trained_on = config.base_model_dimensions or {}
+    for name, here in dimensions(clip).items():
+        if trained_on.get(name, here) != here:
+            raise ValueError(
+                f"The adapter was made for another CLIP: its base model ({config.base_model_name_or_path}) has {name} "
+                f"{trained_on[name]}, this one {here}. Load the adapter on the base model it was trained on."
+            )

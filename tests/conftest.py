@@ -1,0 +1,116 @@
+"""Tiny random CLIPs of different shapes on disk, and one row for each method. Nothing here needs the network."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftConfig, get_peft_model
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+from hf_tgpt import MaPLeConfig, TGPTConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+CLASS_NAMES = ["cat", "red circle", "blue striped square", "forest"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the matrix of methods x promises."""
+
+    config_class: type[PeftConfig]
+    fields: dict = field(default_factory=dict)
+    parameters: int = 0  # tensors in a saved adapter on the "plain" shape
+    open: bool = True  # answers CLIP's own call and takes new class names
+
+    def config(self, class_names=CLASS_NAMES, **fields):
+        return self.config_class(class_names=class_names, **(self.fields | fields))
+
+
+METHODS = {
+    "maple": Method(MaPLeConfig, {"prompt_depth": 2}, parameters=6),
+    "tgpt": Method(TGPTConfig, {"num_category_queries": 6, "num_content_queries": 8}, parameters=39, open=False),
+}
+
+# Widths, depths, context, patch, projection: no two alike.
+SHAPES = {
+    "plain": dict(text=(32, 2), vision=(48, 3), projection=32, context=30, image=32, patch=16),
+    "narrow_projection": dict(text=(40, 3), vision=(24, 2), projection=16, context=24, image=24, patch=8),
+    "legacy_eos": dict(text=(64, 2), vision=(32, 4), projection=64, context=77, image=48, patch=16),
+}
+
+
+def make_clip(shape: str, folder: Path) -> str:
+    """Writes a random CLIP with the golden tokenizer's files to `folder`."""
+    sizes = SHAPES[shape]
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "clip")
+    # OpenAI's first configs name token 2 as EOS and mean the highest id, which CLIP looks for when it reads a 2.
+    eos = 2 if shape == "legacy_eos" else tokenizer.eos_token_id
+
+    def tower(width, layers):
+        return dict(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4)
+
+    config = CLIPConfig(
+        projection_dim=sizes["projection"],
+        text_config=tower(*sizes["text"])
+        | dict(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=sizes["context"],
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=eos,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        vision_config=tower(*sizes["vision"]) | dict(image_size=sizes["image"], patch_size=sizes["patch"]),
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def clip_folders(tmp_path_factory):
+    return {shape: make_clip(shape, tmp_path_factory.mktemp(shape)) for shape in SHAPES}
+
+
+@pytest.fixture
+def load_clip(clip_folders):
+    """load_clip("plain") -> a fresh CLIPModel in evaluation mode."""
+    return lambda shape="plain", **kwargs: CLIPModel.from_pretrained(clip_folders[shape], **kwargs).eval()
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+@pytest.fixture
+def adapt(load_clip):
+    """adapt(method) -> a PeftModel on a fresh tiny CLIP, in evaluation mode, with weights that are not the start's."""
+
+    def make(method, shape="plain", seed=1, **fields):
+        torch.manual_seed(seed)
+        model = get_peft_model(load_clip(shape), method.config(**fields)).eval()
+        shake(model)
+        return model
+
+    return make
+
+
+def shake(model):
+    """Moves every adapter weight, so that nothing passes by being where it started."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+def pixels(model, count=3, seed=0):
+    """A batch of random pictures of the model's size."""
+    size = model.config.vision_config.image_size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def token_ids(model, sentences):
+    """Padded ids, as a user of CLIP would make them."""
+    return AutoTokenizer.from_pretrained(GOLDEN / "clip")(sentences, padding=True, return_tensors="pt").input_ids

@@ -1,13 +1,11 @@
 """Prompt learning for CLIP as PEFT adapters. Importing this package registers its methods with PEFT."""
 
-from .convert import convert_original_state_dict, convert_to_original_state_dict
-from .methods import MaPLeConfig, TGPTConfig
-
-__version__ = "0.1.0"
-
-__all__ = [
-    "MaPLeConfig",
-    "TGPTConfig",
-    "convert_original_state_dict",
-    "convert_to_original_state_dict",
-]
+from .convert import convert_original_state_dict as convert_original_state_dict
+from .convert import convert_to_original_state_dict as convert_to_original_state_dict
+from .loading import TOY_CLIP as TOY_CLIP
+from .loading import load_clip as load_clip
+from .methods import MaPLeConfig as MaPLeConfig
+from .methods import TGPTConfig as TGPTConfig
+from .registry import config_class as config_class
+from .registry import methods as methods
+from .version import __version__ as __version__

@@ -17,18 +17,22 @@ def _load_tokenizer(name_or_path: str, revision: str | None) -> PreTrainedTokeni
     return AutoTokenizer.from_pretrained(name_or_path, **({"revision": revision} if revision else {}))
 
 
-def load_tokenizer(clip: CLIPModel, name_or_path: str | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    clip: CLIPModel, name_or_path: str | None = None, revision: str | None = None
+) -> PreTrainedTokenizerBase:
     """The named tokenizer, or the base model's own. Raises ValueError if there is none or it does not fit the model."""
     name = name_or_path or clip.name_or_path
     if not name:
         raise ValueError(
-            f"`tokenizer_name_or_path`={name_or_path!r} and the base model was not loaded from a name or folder; pass the "
-            "tokenizer's Hub id or folder."
+            f"`tokenizer_name_or_path`={name_or_path!r} and the base model was not loaded from a name or folder; pass "
+            "the tokenizer's Hub id or folder."
         )
     try:
         tokenizer = _load_tokenizer(name, None if name_or_path else revision)
     except (OSError, ValueError) as error:
-        raise ValueError(f"`tokenizer_name_or_path`={name!r}: no tokenizer could be loaded from it ({error}).") from error
+        raise ValueError(
+            f"`tokenizer_name_or_path`={name!r}: no tokenizer could be loaded from it ({error})."
+        ) from error
     vocabulary = clip.config.text_config.vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(
@@ -56,7 +60,9 @@ def tokenize(
             )
     eos = torch.tensor([len(row) - 1 for row in rows])
     # What follows EOS is never seen; any id does.
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=rows[0][-1])
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=rows[0][-1]
+    )
     return ids.to(clip.device), eos.to(clip.device)
 
 
@@ -66,7 +72,7 @@ def words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def class_sentences(class_names: list[str], initial_text: str | None, prompt_length: int) -> list[str]:
-    """"{initial_text} {name}." for every class; without initial text one placeholder for each learned token."""
+    """ "{initial_text} {name}." for every class; without initial text one placeholder for each learned token."""
     check_class_names(class_names)
     start = " ".join([PLACEHOLDER] * prompt_length) if initial_text is None else initial_text
     return [f"{start} {name}." for name in class_names]

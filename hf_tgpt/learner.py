@@ -91,7 +91,7 @@ class OpenPromptLearner(PromptLearner):
 
     @torch.compiler.disable  # the cache reads version counters, which a compiled graph has none of
     def class_features(self, clip: CLIPModel) -> torch.Tensor:
-        """The classes' unit features (c, d); in evaluation computed once and kept while nothing they rest on changes."""
+        """The classes' unit features (c, d); in evaluation computed once and kept while what they rest on stays."""
         owned = list(self.parameters())
         if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in owned)):
             return unit(self.text_features(clip, self.class_ids, self.class_eos))
@@ -114,7 +114,9 @@ class OpenPromptLearner(PromptLearner):
     def __getstate__(self):
         return self.__dict__ | {"_cache": None}
 
-    def compare(self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False, **kwargs):
+    def compare(
+        self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False, **kwargs
+    ):
         """CLIP's own call with the prompts in place: input_ids (s, t), pixel_values (b, 3, h, w) -> CLIPOutput.
 
         The texts are to be class sentences: their tokens after BOS are where the prompts go.
@@ -142,7 +144,9 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> to
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = labels[(labels < 0) | (labels >= logits.shape[1])]
         if len(outside):
-            raise ValueError(f"`labels` holds {int(outside[0])} but there are {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}.")
+            raise ValueError(
+                f"`labels` holds {int(outside[0])} but there are {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}."
+            )
     return F.cross_entropy(logits, labels)
 
 

@@ -60,7 +60,7 @@ def eos_positions(clip: CLIPModel, input_ids: torch.Tensor) -> torch.Tensor:
 
 
 def trim(clip: CLIPModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Drops what no EOS can see. input_ids (s, t) -> ids (s, longest), EOS positions (s,). Exact: attention is causal."""
+    """Drops what no EOS can see: input_ids (s, t) -> ids (s, longest), EOS positions (s,). Exact by causality."""
     eos = eos_positions(clip, input_ids)
     return input_ids[:, : int(eos.max()) + 1], eos
 
@@ -100,7 +100,7 @@ def encode_text(
 
 
 def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, chunk: int = 256) -> torch.Tensor:
-    """Plain CLIP text features without gradient: ids (s, t), EOS positions (s,) -> (s, d), `chunk` sentences at once."""
+    """Plain CLIP text features without gradient: ids (s, t), EOS positions (s,) -> (s, d), `chunk` at once."""
     with torch.no_grad():
         parts = zip(input_ids.split(chunk), eos.split(chunk), strict=True)
         return torch.cat([encode_text(clip, clip.text_model.embeddings.token_embedding(i), e) for i, e in parts])
@@ -114,8 +114,8 @@ def vision_tokens(
 ) -> torch.Tensor:
     """The vision tower's last hidden states: pixel_values (b, 3, h, w) -> (b, p + n, d_v), before `post_layernorm`.
 
-    `prompts[0]`, (n, d_v) or (b, n, d_v), is appended after the patches; `prompts[i]` replaces it before layer i. Raises
-    ValueError if the picture's size is not the model's.
+    `prompts[0]`, (n, d_v) or (b, n, d_v), is appended after the patches; `prompts[i]` replaces it before layer i.
+    Raises ValueError if the picture's size is not the model's.
     """
     vision = clip.vision_model
     size = vision.config.image_size

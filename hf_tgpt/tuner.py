@@ -1,13 +1,14 @@
 """How a prompt learner sits on a plain `CLIPModel`, in PEFT's terms.
 
-`PromptTuner` adds one child, a `PromptSlot`, to the model and makes the model a `PromptedCLIPModel`, whose forward hands
-over to the slot's active learner. Nothing of CLIP is wrapped or replaced, so without an active adapter the forward is
+`PromptTuner` adds one child, a `PromptSlot`, to the model and makes the model a `PromptedCLIPModel`, whose forward
+hands over to the slot's active learner. Nothing of CLIP is wrapped or replaced, so without an active adapter the forward is
 CLIP's own, bit for bit, and unloading is taking the child away. (torch's `fully_shard` swaps classes the same way.)
 """
 
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -41,7 +42,7 @@ class PromptSlot(nn.Module, BaseTunerLayer):
         return self.learners[names[0]]
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT asks this after loading with low_cpu_mem_usage. A slot wraps no layer; a learner's ids lie where CLIP does.
+        # PEFT asks this after loading with low_cpu_mem_usage. A slot wraps no layer; a learner's ids lie on CLIP's device.
         learner = self.learners[adapter_name]
         learner.to(device or next(learner.buffers()).device)
 
@@ -126,7 +127,7 @@ class PromptTuner(BaseTuner):
 
     prefix = "learners"
     tuner_layer_cls = PromptSlot
-    target_module_mapping: dict = {}
+    target_module_mapping: ClassVar = {}
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
         return peft_config
@@ -191,8 +192,8 @@ class PromptTuner(BaseTuner):
             if expected.get(name) != found.get(name):
                 raise ValueError(
                     f"The adapter's weights do not fit {config.method} on this CLIP: {name!r} has shape "
-                    f"{found.get(name, 'none (missing)')} in the file and {expected.get(name, 'none (unknown)')} in the "
-                    "model. Load it on the base model it was trained on, or save it again if the file is damaged."
+                    f"{found.get(name, 'none (missing)')} in the file and {expected.get(name, 'none (unknown)')} in "
+                    "the model. Load it on the base model it was trained on, or save it again if the file is damaged."
                 )
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 

@@ -107,7 +107,9 @@ def test_saved_config_names_a_plain_clip_and_its_dimensions(method, adapt, tmp_p
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @pytest.mark.parametrize("shape", ["plain", "narrow_projection"])
-def test_saved_adapter_reloads_under_another_name_and_seed(method, adapt, load_clip, tmp_path, shape, low_cpu_mem_usage):
+def test_saved_adapter_reloads_under_another_name_and_seed(
+    method, adapt, load_clip, tmp_path, shape, low_cpu_mem_usage
+):
     model = adapt(method, shape)
     model.save_pretrained(tmp_path)
     torch.manual_seed(99)

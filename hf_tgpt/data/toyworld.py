@@ -142,7 +142,11 @@ _OUTLINES: dict[str, tuple[list[tuple[float, float]], list[tuple[float, float]]]
     "star": (_star(), []),
     "heart": (_heart(), []),
     "cross": (
-        [(x * s, y * s) for s in (1, -1) for x, y in ((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3))],
+        [
+            (x * s, y * s)
+            for s in (1, -1)
+            for x, y in ((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3))
+        ],
         [],
     ),
     "ring": (_circle(1.0), _circle(0.55)),
@@ -286,7 +290,7 @@ def load_toyworld(
     if task not in TASKS:
         raise ValueError(f"`task`={task!r} is not a task of the toy world; choose one of {', '.join(TASKS)}.")
     classes = TASKS[task]
-    test_per_class = test_per_class or math.ceil(1000 / len(classes))
+    test_per_class = math.ceil(1000 / len(classes)) if test_per_class is None else test_per_class
     features = Features(
         {"image": Image(), "label": ClassLabel(names=[c.name for c in classes]), "caption": Value("string")}
     )

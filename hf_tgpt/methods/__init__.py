@@ -1,4 +1,4 @@
-from .maple import MaPLeConfig
-from .tgpt import TGPTConfig
+"""One file for each method; importing it registers it."""
 
-__all__ = ["MaPLeConfig", "TGPTConfig"]
+from .maple import MaPLeConfig as MaPLeConfig
+from .tgpt import TGPTConfig as TGPTConfig

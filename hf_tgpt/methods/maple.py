@@ -1,11 +1,12 @@
 """MaPLe: deep prompts in both towers, the vision prompts coupled to the text prompts.
 
-Source: Khattak, Rasheed, Maaz, Khan, Khan: MaPLe: Multi-modal Prompt Learning, CVPR 2023, arXiv 2210.03117, section 3.2.
+Source: Khattak, Rasheed, Maaz, Khan, Khan: MaPLe: Multi-modal Prompt Learning, CVPR 2023, arXiv 2210.03117, section 3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -33,8 +34,8 @@ class MaPLeConfig(PromptConfig):
     prompt_depth: int = field(
         default=9,
         metadata={
-            "help": "J, the first layers of each tower that get prompts of their own, 1 to the shallower tower's layers "
-            "(PROMPT_DEPTH of the release). Default: the paper's for base to new; it takes 3 across data sets."
+            "help": "J, the first layers of each tower that get prompts of their own, 1 to the shallower tower's "
+            "layers (PROMPT_DEPTH of the release). Default: the paper's for base to new; it takes 3 across data sets."
         },
     )
 
@@ -53,7 +54,7 @@ class MaPLe(OpenPromptLearner):
   booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year = {2023}
 }"""
-    original_names = {
+    original_names: ClassVar = {
         "prompt_learner.ctx": "text_prompts.0",
         **{f"prompt_learner.proj.{part}": f"couplings.0.{part}" for part in ("weight", "bias")},
         **{f"prompt_learner.compound_prompts_text.{i}": f"text_prompts.{i + 1}" for i in range(100)},
@@ -68,7 +69,9 @@ class MaPLe(OpenPromptLearner):
         text, vision = clip.config.text_config, clip.config.vision_config
         for tower, layers in (("text", text.num_hidden_layers), ("vision", vision.num_hidden_layers)):
             config.require(
-                "prompt_depth", config.prompt_depth <= layers, f"the {tower} tower has {layers} layers; choose 1 to {layers}."
+                "prompt_depth",
+                config.prompt_depth <= layers,
+                f"the {tower} tower has {layers} layers; choose 1 to {layers}.",
             )
         super().__init__(config, clip)
         first = initial_prompts(self.tokenizer(clip), clip, config.initial_text, config.prompt_length)
@@ -82,7 +85,9 @@ class MaPLe(OpenPromptLearner):
         return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:])  # (s, d)
 
     def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        coupled = [couple(prompt) for couple, prompt in zip(self.couplings, self.text_prompts, strict=True)]  # J (n, d_v)
+        coupled = [
+            couple(prompt) for couple, prompt in zip(self.couplings, self.text_prompts, strict=True)
+        ]  # J (n, d_v)
         return encode_image(clip, pixel_values, coupled, **kwargs)  # (b, d)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..classes import tokenize, words
+from ..classes import PLACEHOLDER, tokenize, words
 from ..config import PromptConfig
 from ..learner import PromptLearner, classification_loss
 from ..registry import register
@@ -44,19 +45,21 @@ class TGPTConfig(PromptConfig):
     templates: list[str] = field(
         default_factory=lambda: ["a photo of a {}."],
         metadata={
-            "help": "Sentences with {} for the class name; their mean text feature is the zero-shot head, from which the "
-            "classifier W starts. The first also describes a picture that has no description."
+            "help": "Sentences with {} for the class name; their mean text feature is the zero-shot head, from which "
+            "the classifier W starts. The first also describes a picture that has no description."
         },
     )
     label_smoothing: float = field(
         default=0.1,
-        metadata={"help": "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: the release's."},
+        metadata={
+            "help": "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: as released."
+        },
     )
     wise_ft: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the zero-shot head in the classifier's weights outside training, 0 (trained head alone) to "
-            "1. The paper reports 0 and 0.5. Ignored in training."
+            "help": "Share of the zero-shot head in the classifier's weights outside training, 0 (trained head alone) "
+            "to 1. The paper reports 0 and 0.5. Ignored in training."
         },
     )
 
@@ -94,32 +97,25 @@ class TGPT(PromptLearner):
   year = {2024}
 }"""
     uses_captions = True
-    original_names = {
+    original_names: ClassVar = {
         "cls_head.fc.weight": "head",
+        **{f"prompt_learner.query_{prompt}": f"{prompt}_queries" for prompt in ("category", "content")},
         **{
-            f"prompt_learner.{theirs.format(prompt)}": ours.format(prompt)
+            f"prompt_learner.bonder_{prompt}.{theirs}.{part}": f"{prompt}_bonder.{ours}.{part}"
             for prompt in ("category", "content")
             for theirs, ours in {
-                "query_{}": "{}_queries",
-                "bonder_{}.norm1.weight": "{}_bonder.norm_self.weight",
-                "bonder_{}.norm1.bias": "{}_bonder.norm_self.bias",
-                "bonder_{}.self_attn_layer.qkv.weight": "{}_bonder.self_qkv.weight",
-                "bonder_{}.self_attn_layer.proj.weight": "{}_bonder.self_out.weight",
-                "bonder_{}.self_attn_layer.proj.bias": "{}_bonder.self_out.bias",
-                "bonder_{}.norm2_q.weight": "{}_bonder.norm_query.weight",
-                "bonder_{}.norm2_q.bias": "{}_bonder.norm_query.bias",
-                "bonder_{}.norm2_kv.weight": "{}_bonder.norm_image.weight",
-                "bonder_{}.norm2_kv.bias": "{}_bonder.norm_image.bias",
-                "bonder_{}.cross_attn.q.weight": "{}_bonder.cross_query.weight",
-                "bonder_{}.cross_attn.proj.weight": "{}_bonder.cross_out.weight",
-                "bonder_{}.cross_attn.proj.bias": "{}_bonder.cross_out.bias",
-                "bonder_{}.norm_mlp.weight": "{}_bonder.norm_mlp.weight",
-                "bonder_{}.norm_mlp.bias": "{}_bonder.norm_mlp.bias",
-                "bonder_{}.mlp.fc1.weight": "{}_bonder.mlp.0.weight",
-                "bonder_{}.mlp.fc1.bias": "{}_bonder.mlp.0.bias",
-                "bonder_{}.mlp.fc2.weight": "{}_bonder.mlp.2.weight",
-                "bonder_{}.mlp.fc2.bias": "{}_bonder.mlp.2.bias",
+                "norm1": "norm_self",
+                "self_attn_layer.qkv": "self_qkv",
+                "self_attn_layer.proj": "self_out",
+                "norm2_q": "norm_query",
+                "norm2_kv": "norm_image",
+                "cross_attn.q": "cross_query",
+                "cross_attn.proj": "cross_out",
+                "norm_mlp": "norm_mlp",
+                "mlp.fc1": "mlp.0",
+                "mlp.fc2": "mlp.2",
             }.items()
+            for part in ("weight", "bias")
         },
     }
 
@@ -138,7 +134,8 @@ class TGPT(PromptLearner):
         start = templates[0] if config.initial_text is None else config.initial_text + " {}."
         category_ids, category_eos = tokenize(tokenizer, [start.format(name) for name in names], clip, names)
         default_ids, _ = tokenize(tokenizer, [templates[0].format(name) for name in names], clip, names)
-        frame_ids, _ = tokenize(tokenizer, ["."], clip)
+        # The full stop as it follows a word; alone it may be another token.
+        frame_ids = tokenize(tokenizer, [f"{PLACEHOLDER}."], clip)[0][:, [0, -2, -1]]
         self.register_buffer("category_ids", category_ids, persistent=False)  # (c, t)
         self.register_buffer("category_eos", category_eos, persistent=False)  # (c,)
         self.register_buffer("default_caption_ids", default_ids, persistent=False)  # (c, t)
@@ -150,7 +147,9 @@ class TGPT(PromptLearner):
 
         category_queries = queries(config.num_category_queries)
         if config.initial_text is not None:
-            first = torch.tensor(words(tokenizer, config.initial_text)[: config.num_category_queries], device=clip.device)
+            first = torch.tensor(
+                words(tokenizer, config.initial_text)[: config.num_category_queries], device=clip.device
+            )
             category_queries[0, : len(first)] = token_embeddings(clip)[first].detach()
         self.category_queries = nn.Parameter(category_queries)  # (1, 32, d_t)
         self.content_queries = nn.Parameter(queries(config.num_content_queries))  # (1, 64, d_t)
@@ -210,20 +209,24 @@ class TGPT(PromptLearner):
         return output
 
     def read(self, clip: CLIPModel, prompts: torch.Tensor) -> torch.Tensor:
-        """T of "[BOS] P . [EOS]": prompts (b, n, d_t) -> (b, d), not normalised. n + 3 tokens, not the whole context."""
+        """T of "[BOS] P . [EOS]", n + 3 tokens: prompts (b, n, d_t) -> (b, d), not normalised."""
         bos, stop, eos = token_embeddings(clip)[self.frame_ids[0]].to(prompts.dtype)  # (d_t,) each
         count, length, _ = prompts.shape
         frame = [part.expand(count, 1, -1) for part in (bos, stop, eos)]
         embeddings = torch.cat([frame[0], prompts, *frame[1:]], dim=1)  # (b, n + 3, d_t)
         return encode_text(clip, embeddings, torch.full((count,), length + 2, device=prompts.device))
 
-    def sentence_loss(self, clip: CLIPModel, prompts: torch.Tensor, ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
-        """How well prompts (b, n, d_t) spell sentences ids (b, t) that end at eos (b,); EOS is a target, padding is not.
+    def sentence_loss(
+        self, clip: CLIPModel, prompts: torch.Tensor, ids: torch.Tensor, eos: torch.Tensor
+    ) -> torch.Tensor:
+        """How well prompts (b, n, d_t) spell sentences ids (b, t) ending at eos (b,); EOS is a target, padding is not.
 
         The vocabulary is scored only where there is a target. A sentence longer than the prompt is cut.
         """
         if int((ids.gather(1, eos[:, None]) == self.frame_ids[0, -1]).logical_not().sum()):
-            raise ValueError("`caption_ids` holds a sentence without EOS; tokenise with special tokens and truncation=True.")
+            raise ValueError(
+                "`caption_ids` holds a sentence without EOS; tokenise with special tokens and truncation=True."
+            )
         length = min(prompts.shape[1], ids.shape[1] - 1)
         targets = ids[:, 1 : 1 + length]  # (b, length)
         told = torch.arange(1, 1 + length, device=ids.device) <= eos[:, None]  # (b, length)
@@ -268,7 +271,9 @@ class Bonder(nn.Module):
 
     def self_attention(self, queries: torch.Tensor) -> torch.Tensor:
         """(1, n, d) -> (1, n, d) with eight heads."""
-        heads = self.self_qkv(queries).unflatten(-1, (3, NUM_HEADS, -1)).permute(2, 0, 3, 1, 4)  # (3, 1, heads, n, d/heads)
+        heads = (
+            self.self_qkv(queries).unflatten(-1, (3, NUM_HEADS, -1)).permute(2, 0, 3, 1, 4)
+        )  # (3, 1, heads, n, d/heads)
         return self.self_out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 

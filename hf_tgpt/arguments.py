@@ -1,0 +1,119 @@
+"""The command line of the examples, made from the dataclasses that it fills."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import PeftConfig
+
+from .registry import config_class, methods
+from .training import TrainingConfig
+
+# Filled from the data and the base model, not by hand.
+_NOT_ARGUMENTS = {field.name for field in dataclasses.fields(PeftConfig)} | {"class_names", "base_model_dimensions"}
+# What a recipe file may hold besides arguments.
+_RECIPE_NOTES = ("source", "note")
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, recipes: Path, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parses `--method` and `--config` first, then all fields of that method's config and of `TrainingConfig`.
+
+    A recipe is a JSON object of arguments by name; what is given on the command line overrides it. Returns the
+    namespace with `method_config` (fields for the config class), `training_config` (a TrainingConfig) and `settings`
+    (all that decides a run's outcome, which a resumed run must share). Ends the
+    program with an explanation for an unknown method, field or value.
+    """
+    parser.add_argument("--method", default="tgpt", help=f"one of {', '.join(methods())} (default: %(default)s)")
+    parser.add_argument("--config", type=Path, help="a recipe, a JSON file of arguments (default: see --dataset)")
+    parser.add_argument("--help", action="help", help="show this help, with the fields of the method given, and exit")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    first, _ = parser.parse_known_args([argument for argument in arguments if argument != "--help"])
+    try:
+        config = config_class(first.method)
+        recipe_path = first.config or recipes / default_recipe(first.method, first.dataset, first.model)
+        recipe = read_recipe(recipe_path, first.method)
+    except ValueError as error:
+        parser.error(str(error))
+    method_group = parser.add_argument_group(f"{config.__name__} ({first.method})")
+    training_group = parser.add_argument_group("training")
+    method_fields = [field for field in dataclasses.fields(config) if field.name not in _NOT_ARGUMENTS]
+    for group, owner, fields in (
+        (method_group, config, method_fields),
+        (training_group, TrainingConfig, dataclasses.fields(TrainingConfig)),
+    ):
+        hints = typing.get_type_hints(owner)
+        for field in fields:
+            _add_field(group, field, hints[field.name])
+    known = {action.dest for action in parser._actions}
+    unknown = sorted(set(recipe) - known - set(_RECIPE_NOTES))
+    if unknown:
+        parser.error(f"{recipe_path}: `{unknown[0]}` is no argument of {first.method}; see --help.")
+    parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})
+    result = parser.parse_args(arguments)
+    result.config = recipe_path
+    result.method_config = {field.name: getattr(result, field.name) for field in method_fields}
+    try:
+        result.training_config = TrainingConfig(
+            **{field.name: getattr(result, field.name) for field in dataclasses.fields(TrainingConfig)}
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    apart = {
+        "config",
+        "output_dir",
+        "resume",
+        "log_with",
+        "num_workers",
+        "save_every",
+        "method_config",
+        "training_config",
+    }
+    result.settings = {name: value for name, value in vars(result).items() if name not in apart}
+    return result
+
+
+def default_recipe(method: str, dataset: str, model: str | None) -> str:
+    """The toy world has recipes of its own; everything else starts from the papers'."""
+    return f"toy_{method}.json" if dataset.startswith("toyworld") and model is None else f"{method}.json"
+
+
+def read_recipe(path: Path, method: str) -> dict:
+    """A recipe's arguments. Raises ValueError if it cannot be read or is another method's."""
+    try:
+        recipe = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`config`={str(path)!r} is no readable JSON file ({error}).") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"`config`={str(path)!r} must hold a JSON object of arguments.")
+    if recipe.pop("method", method) != method:
+        raise ValueError(f"`config`={str(path)!r} is a recipe of another method than `method`={method!r}.")
+    return recipe
+
+
+def _add_field(group, field: dataclasses.Field, hint) -> None:
+    options = {"help": field.metadata["help"].replace("%", "%%")}
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    options["default"] = default
+    options["help"] += f" (default: {default})".replace("%", "%%")
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if _is_optional(hint) else [hint]
+    kind = kinds[0]
+    if typing.get_origin(kind) is list:
+        options |= {"nargs": "+", "type": typing.get_args(kind)[0]}
+    elif _is_optional(hint):
+        options["type"] = lambda text: None if text.lower() == "none" else kind(text)
+    else:
+        options["type"] = kind
+    group.add_argument(f"--{field.name}", metavar=getattr(kind, "__name__", "value").upper(), **options)
+
+
+def _is_optional(hint) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)

@@ -1,0 +1,106 @@
+"""Few-shot subsets and base/new class splits, chosen on the label column alone: no image is ever decoded here."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+
+
+def sample_few_shot(
+    dataset: Dataset, shots: int, seed: int = 0, label_column: str = "label", allow_fewer: bool = False
+) -> Dataset:
+    """`shots` images of every class, drawn without replacement and grouped by class.
+
+    The draw of a class depends only on `seed` and on that class's own images, so adding images to one class leaves
+    the others' draws alone. Draws for growing `shots` under one seed need not nest. With `allow_fewer`, a class with
+    fewer images gives all that it has.
+
+    Source: the few-shot protocol of CoOp (Zhou et al., IJCV 2022, section 4.1): 1, 2, 4, 8 or 16 shots, three seeds.
+
+    Raises ValueError if `shots` < 1, if a class has fewer images than `shots` (unless `allow_fewer`), or if a label is
+    none of the ClassLabel's.
+    """
+    if shots < 1:
+        raise ValueError(f"`shots`={shots} but every class needs at least one image; choose 1 or more.")
+    labels = read_labels(dataset, label_column)
+    names = dataset.features[label_column].names
+    counts = np.bincount(labels, minlength=len(names)).tolist()
+    short = [(name, count) for name, count in zip(names, counts, strict=True) if count < shots]
+    if short and not allow_fewer:
+        listed = ", ".join(f"class '{name}' has {count} image{'s' * (count != 1)}" for name, count in short[:5])
+        if len(short) > 5:
+            listed += f" and {len(short) - 5} more classes have too few"
+        raise ValueError(f"`shots`={shots} but {listed}; lower `shots` or pass allow_fewer=True.")
+
+    chosen: list[int] = []
+    for label, count in enumerate(counts):
+        rows = np.flatnonzero(labels == label)
+        draw = np.random.default_rng([seed, label]).permutation(count)[:shots]
+        chosen += rows[np.sort(draw)].tolist()
+    return dataset.select(chosen)
+
+
+def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Dataset, Dataset]:
+    """The images of the base classes and those of the new ones, each half relabelled from 0 with its own class names.
+
+    Of c classes the first ceil(c / 2), in label order, are base. The ClassLabel decides, not the images at hand, so
+    the train and test splits of one dataset are cut alike.
+
+    Source: generalisation from base to new classes, CoCoOp (Zhou et al., CVPR 2022, section 4.1).
+
+    Raises ValueError if there are fewer than two classes or if a half has no images.
+    """
+    labels = read_labels(dataset, label_column)
+    names = dataset.features[label_column].names
+    if len(names) < 2:
+        raise ValueError(f"`{label_column}` has {len(names)} class(es) but base and new need one each; add classes.")
+    border = math.ceil(len(names) / 2)
+    halves = []
+    for half, (first, last) in {"base": (0, border), "new": (border, len(names))}.items():
+        rows = np.flatnonzero((first <= labels) & (labels < last))
+        if len(rows) == 0:
+            raise ValueError(
+                f"the {half} classes ({names[first]!r} to {names[last - 1]!r}) have no images; "
+                "pass a dataset with images of both halves."
+            )
+        # Relabelling comes first since it copies no pictures only while the dataset is unselected; the clipped labels
+        # are those of the rows that the selection drops.
+        relabelled = replace_labels(
+            dataset, np.clip(labels - first, 0, last - first - 1), names[first:last], label_column
+        )
+        halves.append(relabelled.select(rows))
+    return halves[0], halves[1]
+
+
+def read_labels(dataset: Dataset, label_column: str = "label") -> np.ndarray:
+    """The label column as (N,) integers, without touching any other column.
+
+    Raises ValueError if the column is missing or no ClassLabel, or if a label is outside its class names.
+    """
+    if label_column not in dataset.column_names:
+        raise ValueError(
+            f"`label_column`={label_column!r} is not a column; available: {', '.join(dataset.column_names)}."
+        )
+    feature = dataset.features[label_column]
+    if not isinstance(feature, ClassLabel):
+        raise ValueError(
+            f"`label_column`={label_column!r} holds {feature}, not class labels; "
+            f"call dataset.class_encode_column({label_column!r}) first."
+        )
+    values = dataset.select_columns(label_column).with_format("arrow")[:][label_column].to_pylist()
+    for row, value in enumerate(values):
+        if value is None or not 0 <= value < feature.num_classes:
+            raise ValueError(
+                f"`{label_column}`={value} in row {row} is outside the {feature.num_classes} class names "
+                f"(0 to {feature.num_classes - 1}); correct it or drop such rows with Dataset.filter."
+            )
+    return np.array(values, dtype=np.int64)
+
+
+def replace_labels(dataset: Dataset, labels: np.ndarray, names: list[str], label_column: str = "label") -> Dataset:
+    """The dataset with `labels`, (N,) integers into `names`, in its label column; the order of columns is kept."""
+    others = dataset.remove_columns(label_column)
+    replaced = others.add_column(label_column, labels.tolist(), feature=ClassLabel(names=names))
+    return replaced.select_columns(dataset.column_names)

@@ -1,0 +1,239 @@
+"""From a stored image to the pixel values of a CLIP vision tower, all randomness drawn from a given generator."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from transformers.image_processing_utils import BaseImageProcessor
+
+_CROP_TRIES = 10
+
+
+def decode_image(
+    record: PILImage.Image | str | os.PathLike | dict[str, Any], name_hint: str | None = None
+) -> PILImage.Image:
+    """An image as RGB, upright by its EXIF orientation, transparency on white, 16 bits scaled to 8.
+
+    `record` is a PIL image, a path, or the {"bytes", "path"} that `datasets.Image(decode=False)` gives. Raises
+    ValueError for what cannot be read, naming the path, else `name_hint`.
+    """
+    source, name = record, name_hint or "image in memory"
+    if isinstance(record, dict):
+        data, path = record.get("bytes"), record.get("path")
+        source, name = (io.BytesIO(data) if data is not None else path), path or name
+    elif isinstance(record, str | os.PathLike):
+        name = os.fspath(record)
+    if not isinstance(source, PILImage.Image | str | os.PathLike | io.BytesIO):
+        raise ValueError(
+            f"cannot read {name}: {type(source).__name__} is no image; pass a PIL image, a path or {{bytes, path}}."
+        )
+    try:
+        if isinstance(source, PILImage.Image):
+            return _to_rgb(source)
+        with PILImage.open(source) as image:
+            return _to_rgb(image)
+    except Exception as error:  # damaged files make Pillow raise nearly anything: OSError, SyntaxError, IndexError
+        raise ValueError(f"cannot read {name}: {error}; replace or remove this image.") from error
+
+
+def _to_rgb(image: PILImage.Image) -> PILImage.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: PILImage.Image) -> PILImage.Image:
+    """Scales wide pixels instead of clipping them as Pillow's own conversion would.
+
+    Integers are taken as 16 bits, floats as 0..1 or else 0..255; values outside are stretched from their own range.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    low, high = 0.0, 65535.0
+    if image.mode == "F":
+        high = 1.0 if values.max() <= 1 else 255.0
+    if values.min() < low or values.max() > high:
+        low, high = values.min(), values.max()
+    scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
+    return PILImage.fromarray(np.round(scaled).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """An RGB image to (3, size, size) normalised pixel values, augmented if `train`.
+
+    Training crops a random part of the image and flips it at random; evaluation resizes the shorter side, crops the
+    centre and equals the image processor that it was built from. It holds no state: all randomness comes from the
+    generator in the call, so that a resumed run sees the pictures that an unbroken one would.
+
+    Source: random resized crop and flip as in CoOp (Zhou et al., IJCV 2022, section 4.1).
+
+    Shapes and units: `size` and `shorter_side` (default: `size`) in pixels, `scale` in shares of the image's area,
+    `ratio` as width / height, `mean` and `std` per channel of pixels in 0..1.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    train: bool
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.5
+    shorter_side: int | None = None
+    resample: PILImage.Resampling = PILImage.Resampling.BICUBIC
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"`size`={self.size} but an image needs at least one pixel; choose 1 or more.")
+        if self.shorter_side is not None and self.shorter_side < self.size:
+            raise ValueError(
+                f"`shorter_side`={self.shorter_side} but the crop has `size`={self.size}; choose {self.size} or more."
+            )
+
+    @classmethod
+    def from_processor(cls, image_processor: BaseImageProcessor, train: bool) -> ImageTransform:
+        """Takes sizes, mean, std and resampling filter from a CLIPImageProcessor.
+
+        Raises ValueError for a crop that is not square and for steps that CLIP's recipe does not have.
+        """
+        for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+            if not getattr(image_processor, step):
+                raise ValueError(
+                    f"`{step}`=False but CLIP's preprocessing has this step; use a processor that takes it."
+                )
+        crop, size = image_processor.crop_size, image_processor.size
+        if crop["height"] != crop["width"]:
+            raise ValueError(
+                f"`crop_size`={crop['height']}x{crop['width']} is not square; use a processor with a square crop."
+            )
+        if not size.get("shortest_edge"):
+            raise ValueError(
+                f"`size`={dict(size)} names no shortest_edge; use a processor that keeps the aspect ratio."
+            )
+        return cls(
+            size=crop["height"],
+            mean=tuple(image_processor.image_mean),
+            std=tuple(image_processor.image_std),
+            train=train,
+            shorter_side=size["shortest_edge"],
+            resample=PILImage.Resampling(image_processor.resample),
+        )
+
+    def __call__(self, image: PILImage.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """`image` (RGB, any size) to float32 (3, size, size); `rng` is needed if `train` and unused otherwise."""
+        if image.mode != "RGB":
+            raise ValueError(f"`image` has mode {image.mode}, not RGB; pass it through decode_image first.")
+        if self.train and rng is None:
+            raise ValueError("`rng`=None but training crops and flips at random; pass a numpy Generator.")
+        cropped = self._random_crop(image, rng) if self.train else self._centre_crop(image)
+        pixels = np.asarray(cropped, dtype=np.float32) / 255  # (size, size, 3)
+        pixels = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # (3, size, size)
+
+    def _random_crop(self, image: PILImage.Image, rng: np.random.Generator) -> PILImage.Image:
+        left, top, width, height = self._random_box(*image.size, rng)
+        box = (left, top, left + width, top + height)
+        cropped = image.resize((self.size, self.size), self.resample, box=box)
+        return ImageOps.mirror(cropped) if rng.random() < self.flip_probability else cropped
+
+    def _random_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Left, top, width and height of a box of random area and shape, in pixels of the image."""
+        for _ in range(_CROP_TRIES):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 1 <= w <= width and 1 <= h <= height:
+                return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+        # Too elongated for any try to fit: the largest centred box whose shape is allowed.
+        w = max(1, min(width, round(height * self.ratio[1])))
+        h = max(1, min(height, round(width / self.ratio[0])))
+        return (width - w) // 2, (height - h) // 2, w, h
+
+    def _centre_crop(self, image: PILImage.Image) -> PILImage.Image:
+        short = min(image.size)
+        # Rounded down, as the image processor does: one pixel more would move the crop.
+        width, height = (int(side * (self.shorter_side or self.size) / short) for side in image.size)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        resized = image.resize((width, height), self.resample)
+        return resized.crop((left, top, left + self.size, top + self.size))
+
+
+class FewShotImages(torch.utils.data.Dataset):
+    """The rows of a dataset as {"pixel_values", "labels"[, "caption"]}, decoded and transformed when asked for.
+
+    The dataset has the columns `image`, `label` and, optionally, `caption`. The augmentation of a picture depends on
+    (`seed`, epoch, row) and on nothing else: neither on the number of workers nor on where a run was resumed.
+
+    Shapes: `pixel_values` (3, size, size) float32; `labels` an int, `caption` a string.
+
+    Raises ValueError for a missing column and, when a row is asked for, for an image that cannot be read.
+    """
+
+    def __init__(self, dataset: Dataset, transform: ImageTransform, seed: int = 0) -> None:
+        missing = [column for column in ("image", "label") if column not in dataset.column_names]
+        if missing:
+            raise ValueError(
+                f"`dataset` lacks the column {missing[0]!r}; available: {', '.join(dataset.column_names)}; rename one."
+            )
+        columns = [column for column in ("image", "label", "caption") if column in dataset.column_names]
+        # Undecoded, so that decode_image can name the file that it cannot read.
+        self.dataset = dataset.with_format(None).select_columns(columns).cast_column("image", Image(decode=False))
+        self.transform = transform
+        self.seed = seed
+        # Shared memory, so that persistent workers, which hold a copy of this object, see a new epoch too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the augmentations of this epoch; call it before iterating."""
+        self._epoch.fill_(epoch)
+
+    def check(self) -> None:
+        """Decodes every image once; raises ValueError naming the first that cannot be read."""
+        for row, record in enumerate(self.dataset):
+            decode_image(record["image"], name_hint=f"row {row}")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = range(len(self))[index]  # a negative index means the same picture as its positive one
+        record = self.dataset[row]
+        rng = np.random.default_rng([self.seed, int(self._epoch), row])
+        image = decode_image(record["image"], name_hint=f"row {row}")
+        item = {"pixel_values": self.transform(image, rng), "labels": record["label"]}
+        if "caption" in record:
+            item["caption"] = record["caption"]
+        return item
+
+
+class Collator:
+    """Makes a batch of images and labels and, given a tokenizer, of captions, padded and cut to `max_length` tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None = None, max_length: int | None = None):
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+        if self.tokenizer is not None:
+            captions = [row["caption"] for row in rows]
+            options = dict(padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+            batch["caption_ids"] = self.tokenizer(captions, **options).input_ids
+        return batch

@@ -1,0 +1,94 @@
+"""What a run leaves behind for people: results.json and a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .version import __version__
+
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets")
+
+
+def library_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "hf-tgpt": __version__} | {name: version(name) for name in _LIBRARIES}
+
+
+def peak_memory_bytes() -> int:
+    """The GPU's peak allocation, or without one the process's peak resident size."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def summarise(args, config, model, zero_shot: dict, adapted: dict, seconds: float) -> dict[str, Any]:
+    """The content of results.json: accuracies are fractions, on the test split."""
+    toy = args.model is None or args.dataset.startswith("toyworld")
+    return {
+        "method": args.method,
+        "base_model": args.model or "the toy CLIP of hf-tgpt",
+        "dataset": args.dataset,
+        "toy": toy,
+        "shots": args.shots,
+        "seed": config.seed,
+        "zero_shot_accuracy": zero_shot["accuracy"],
+        **{name: value for name, value in adapted.items() if name != "per_class_accuracy"},
+        "trainable_parameters": model.get_nb_trainable_parameters()[0],
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": library_versions(),
+    }
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Written whole or not at all."""
+    temporary = Path(path).with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def plot_run(
+    path: str | Path,
+    history: list[dict[str, float]],
+    class_names: list[str],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    most: int = 30,
+) -> None:
+    """A picture of the training curve and of the classes whose accuracy changed `most`, from metrics to metrics."""
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    change = [
+        (b - a, name)
+        for name, a, b in zip(class_names, before["per_class_accuracy"], after["per_class_accuracy"], strict=True)
+        if None not in (a, b)
+    ]
+    change = sorted(sorted(change, key=lambda entry: -abs(entry[0]))[:most])
+    figure = Figure(figsize=(11, max(4, 0.22 * len(change))), layout="constrained")
+    curve, bars = figure.subplots(1, 2)
+    steps = [row["step"] for row in history]
+    curve.plot(steps, [row["train_accuracy"] for row in history], label="training accuracy")
+    validated = [row for row in history if "validation_accuracy" in row]
+    if validated:
+        accuracies = [row["validation_accuracy"] for row in validated]
+        curve.plot([row["step"] for row in validated], accuracies, label="validation accuracy")
+    curve.set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02), title="training")
+    loss = curve.twinx()
+    loss.plot(steps, [row["loss"] for row in history], color="grey", linestyle=":", label="loss")
+    loss.set(ylabel="loss")
+    lines = curve.get_lines() + loss.get_lines()
+    curve.legend(lines, [line.get_label() for line in lines], loc="center right")
+    colours = ["tab:green" if value >= 0 else "tab:red" for value, _ in change]
+    bars.barh([name for _, name in change], [value for value, _ in change], color=colours)
+    bars.axvline(0, color="black", linewidth=0.8)
+    bars.tick_params(axis="y", labelsize=8)
+    bars.set(xlabel="accuracy, adapter minus zero-shot", title="change per class")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,254 @@
+"""The training loop, with Accelerate."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import PeftModel
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .checkpoint import adapter_checkpoints, load_checkpoint, load_weights, save_checkpoint, save_weights
+from .data import Collator, FewShotImages
+from .evaluation import evaluate, silent
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+@dataclass
+class TrainingConfig:
+    """How an adapter is trained; the papers' recipes are files of these fields in `examples/recipes`."""
+
+    optimizer: str = field(default="adamw", metadata={"help": "'sgd' (momentum 0.9) or 'adamw'."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Of the optimizer, on all adapter weights."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon. Ignored with sgd."})
+    batch_size: int = field(
+        default=8, metadata={"help": "Images per optimizer step, over all processes and accumulated batches together."}
+    )
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts a process computes its batch in."})
+    epochs: int = field(default=10, metadata={"help": "Passes over the training images. Ignored with max_steps."})
+    max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps in all (the papers' iterations)."})
+    warmup_steps: int = field(default=0, metadata={"help": "First steps, before the cosine starts."})
+    warmup_epochs: int = field(default=0, metadata={"help": "The same in epochs; both add up."})
+    warmup_learning_rate: float | None = field(
+        default=None, metadata={"help": "Constant rate of the warm-up. Default: a linear rise to the peak."}
+    )
+    max_grad_norm: float | None = field(default=None, metadata={"help": "Clips the adapter's gradient. Default: off."})
+    evaluate_every: int = field(
+        default=1, metadata={"help": "Epochs between validations, which choose the best adapter."}
+    )
+    save_every: int = field(default=1, metadata={"help": "Epochs between checkpoints to resume from; 0 for none."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode images, per training process."})
+    seed: int = field(
+        default=0, metadata={"help": "Of the draw of shots, the adapter's start, order and augmentation."}
+    )
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"`optimizer`={self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}.")
+        positive = ("learning_rate", "batch_size", "gradient_accumulation_steps", "epochs", "evaluate_every")
+        for name in positive if self.max_steps is None else (*positive, "max_steps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}`={getattr(self, name)} must be above 0.")
+
+
+@dataclass
+class Progress:
+    """What a resumed run has to know of the past; Accelerate saves it with each checkpoint."""
+
+    step: int = 0
+    best_accuracy: float = -1.0
+    best_step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict:
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+
+def train(
+    model: PeftModel,
+    images: FewShotImages,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    output_dir: str | os.PathLike,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    validation: DataLoader | None = None,
+    resume: bool = False,
+) -> list[dict[str, float]]:
+    """Trains the active adapter of `model` in place and returns the history, one row an epoch.
+
+    With a `validation` loader (prepared by the accelerator) the weights end up at the epoch of the best accuracy,
+    otherwise at the last. `tokenizer` is needed where the method reads captions. Checkpoints go to
+    `output_dir/checkpoint`; with `resume` the run goes on from there exactly as if it had never stopped.
+
+    Raises ValueError before the first step if labels, class names, batch size or checkpoint do not fit.
+    """
+    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
+    check_labels(images.dataset, model.active_peft_config.class_names)
+    folder, best = Path(output_dir) / "checkpoint", Path(output_dir) / "best_adapter.safetensors"
+    sampler = EpochSampler(len(images), config.seed)
+    reads_captions = model.get_base_model().learner.uses_captions and "caption" in images.dataset.column_names
+    if reads_captions and tokenizer is None:
+        raise ValueError("`tokenizer`=None but the images have captions that this method reads; pass CLIP's tokenizer.")
+    collate = Collator(tokenizer if reads_captions else None, model.config.text_config.max_position_embeddings)
+    loader = accelerator.prepare(train_loader(images, sampler, config, accelerator, collate))
+    steps_per_epoch = max(1, len(loader) // config.gradient_accumulation_steps)
+    steps = config.max_steps or config.epochs * steps_per_epoch
+    optimizer = make_optimizer(model, config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, steps_per_epoch, config))
+    accelerator.free_memory()  # of an earlier training with this accelerator
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    progress = Progress()
+    # The schedule is not prepared: Accelerate would step it once for each process.
+    with adapter_checkpoints(accelerator, model, progress=progress, schedule=schedule):
+        if resume:
+            load_checkpoint(accelerator, folder)
+        bar = tqdm(total=steps, initial=progress.step, desc="training", disable=silent(accelerator))
+        while progress.step < steps:
+            epoch, done = divmod(progress.step, steps_per_epoch)
+            sampler.set_epoch(epoch)
+            images.set_epoch(epoch)
+            batches = accelerator.skip_first_batches(loader, done * config.gradient_accumulation_steps)
+            last_step = min(steps, (epoch + 1) * steps_per_epoch)
+            row = train_epoch(wrapped, batches, last_step, optimizer, schedule, config, accelerator, progress, bar)
+            last, epoch = progress.step >= steps, epoch + 1
+            if validation is not None and (last or epoch % config.evaluate_every == 0):
+                model.eval()
+                accuracy = evaluate(wrapped, validation, accelerator, "validating")["accuracy"]
+                row["validation_accuracy"] = accuracy
+                bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{accuracy:.3f}")
+                if accuracy > progress.best_accuracy:
+                    progress.best_accuracy, progress.best_step = accuracy, progress.step
+                    save_weights(accelerator, model, best)
+            progress.history.append(row)
+            accelerator.log({name: value for name, value in row.items() if name != "step"}, step=progress.step)
+            if config.save_every and (last or epoch % config.save_every == 0):
+                save_checkpoint(accelerator, folder)
+        bar.close()
+
+    accelerator.wait_for_everyone()
+    if validation is not None:
+        load_weights(model, best)
+    model.eval()
+    return progress.history
+
+
+def train_epoch(model, batches, last_step, optimizer, schedule, config, accelerator, progress, bar) -> dict[str, float]:
+    """Trains up to `last_step` and returns the epoch's row of the history."""
+    model.train()
+    losses, hits, seen = [], 0, 0
+    for batch in batches:
+        if progress.step >= last_step:
+            continue  # an incomplete step's batches; the loader is read to its end, as Accelerate needs
+        with accelerator.accumulate(model):
+            output = model(**batch)
+            if not torch.isfinite(output.loss):
+                raise FloatingPointError(
+                    f"The loss is {output.loss.item()} at step {progress.step} (learning rate "
+                    f"{schedule.get_last_lr()[0]:.2g}); lower `learning_rate` or set `max_grad_norm`."
+                )
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients and config.max_grad_norm is not None:
+                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(output.loss.item())
+        hits += int((output.logits.argmax(-1) == batch["labels"]).sum())
+        seen += len(batch["labels"])
+        if accelerator.sync_gradients:
+            schedule.step()
+            progress.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{losses[-1]:.3f}", accuracy=f"{hits / seen:.3f}", refresh=False)
+    totals = accelerator.reduce(torch.tensor([sum(losses), len(losses), hits, seen], device=accelerator.device))
+    return {
+        "step": progress.step,
+        "loss": float(totals[0] / totals[1]),
+        "train_accuracy": float(totals[2] / totals[3]),
+        "learning_rate": schedule.get_last_lr()[0],
+    }
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+class EpochSampler(Sampler):
+    """A permutation of the images that depends on seed and epoch alone, so that a resumed epoch is the same epoch."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(torch.randperm(self.length, generator=generator).tolist())
+
+
+def train_loader(images, sampler, config: TrainingConfig, accelerator: Accelerator, collate) -> DataLoader:
+    """Batches such that the images of one optimizer step do not depend on the number of processes."""
+    parts = accelerator.num_processes * config.gradient_accumulation_steps
+    # As in the releases, an incomplete last batch is dropped, unless it is the only one.
+    batch_size = min(config.batch_size, len(images) // parts * parts)
+    if batch_size % parts or batch_size == 0:
+        raise ValueError(
+            f"`batch_size`={config.batch_size} with {len(images)} images cannot be shared by "
+            f"{accelerator.num_processes} processes x {config.gradient_accumulation_steps} accumulated parts; choose a multiple of {parts} and at "
+            "least as many images."
+        )
+    return DataLoader(
+        images,
+        batch_size=batch_size // parts,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        drop_last=True,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def check_labels(dataset: Dataset, class_names: list[str]) -> None:
+    """Raises ValueError unless the data set's labels are the adapter's classes."""
+    names = dataset.features["label"].names
+    if names != class_names:
+        first = next((i for i, pair in enumerate(zip(names, class_names, strict=False)) if pair[0] != pair[1]), None)
+        detail = f"label {first} is {names[first]!r} there" if first is not None else f"{len(names)} classes there"
+        raise ValueError(
+            f"`class_names` ({len(class_names)} classes) are not the data set's: {detail}. Use the data set's names in "
+            "their order, hf_tgpt.data.class_names(dataset)."
+        )
+
+
+# Optimisation --------------------------------------------------------------------------------------------------------
+
+
+def make_optimizer(model: PeftModel, config: TrainingConfig) -> torch.optim.Optimizer:
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    options = dict(lr=config.learning_rate, weight_decay=config.weight_decay)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(weights, momentum=0.9, **options)
+    return torch.optim.AdamW(weights, eps=config.adam_epsilon, **options)
+
+
+def rate(step: int, steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:
+    """The learning rate at a step, as a share of the peak: warm-up, then half a cosine down to 0."""
+    warmup = min(config.warmup_steps + config.warmup_epochs * steps_per_epoch, steps)
+    if step < warmup:
+        constant = config.warmup_learning_rate
+        return (step + 1) / warmup if constant is None else constant / config.learning_rate
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

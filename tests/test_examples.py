@@ -1,0 +1,176 @@
+"""The main command, as a newcomer runs it."""
+
+import argparse
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import METHODS
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from PIL import Image as PILImage
+from transformers import CLIPModel
+
+from hf_tgpt import TOY_CLIP, load_clip, methods
+from hf_tgpt.arguments import parse_arguments, read_recipe
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) runs examples/train.py in this process and returns what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def parse(*arguments, recipes=EXAMPLES / "recipes"):
+    """The arguments as an example with only --model and --dataset of its own would see them."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model")
+    parser.add_argument("--dataset", default="toyworld")
+    return parse_arguments(parser, recipes, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of pictures as people have them: splits, class folders, JPEG, one of them grey."""
+    folder = tmp_path_factory.mktemp("pictures")
+    colours = {"ripe_tomato": (210, 30, 20), "lime": (120, 200, 40)}
+    for split, count in (("train", 5), ("val", 2), ("test", 4)):
+        for name, colour in colours.items():
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = PILImage.new("RGB", (80 + i, 70), tuple(min(255, v + 5 * i) for v in colour))
+                (image.convert("L") if i == 4 else image).save(folder / split / name / f"{i}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_train_on_a_folder_of_pictures(method, pictures, tmp_path):
+    output = tmp_path / "run"
+    recipe = EXAMPLES / "recipes" / f"toy_{method}.json"
+    command = ["accelerate", "launch", EXAMPLES / "train.py", "--method", method, "--dataset", pictures, "--shots", "4",
+               "--epochs", "2", "--output_dir", output, "--config", recipe, "--batch_size", "4"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "The adapter, reloaded from disk, is equal." in done.stdout
+    results = json.loads((output / "results.json").read_text())
+    assert results["method"] == method
+    assert results["shots"] == 4
+    assert 0 <= results["zero_shot_accuracy"] <= 1
+    assert {"accuracy", "seed", "trainable_parameters", "seconds", "peak_memory_bytes", "versions"} <= results.keys()
+    assert ("wise_ft_accuracy" in results) == (method == "tgpt")
+    assert (output / "training.png").stat().st_size > 5_000
+    model = PeftModel.from_pretrained(load_clip(TOY_CLIP), output)
+    assert model.peft_config["default"].class_names == ["lime", "ripe tomato"]
+    card = ModelCard.load(output / "README.md")
+    assert card.data.library_name == "peft"
+    assert "lime, ripe tomato" in card.text
+    assert "None" not in card.text
+    assert "More Information Needed" not in card.text
+
+
+def test_a_run_is_not_overwritten(run, pictures, tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="already holds another run"):
+        run("--dataset", pictures, "--output_dir", tmp_path)
+
+
+def test_an_unreadable_picture_is_named_before_training(run, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    broken = tmp_path / "pictures" / "train" / "lime" / "2.jpg"
+    broken.write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=f"cannot read {broken}"):
+        run("--dataset", tmp_path / "pictures", "--shots", 5, "--output_dir", tmp_path / "run")
+
+
+def test_too_few_pictures_are_named_and_may_be_accepted(run, pictures, tmp_path):
+    arguments = ("--dataset", pictures, "--shots", 9, "--batch_size", 2, "--max_steps", 2,
+                 "--config", EXAMPLES / "recipes" / "toy_tgpt.json")  # fmt: skip
+    with pytest.raises(ValueError, match=r"`shots`=9 .*lime.*allow_fewer"):
+        run(*arguments, "--output_dir", tmp_path / "a")
+    with pytest.warns(UserWarning, match="TGP-T is trained without descriptions"):
+        run(*arguments, "--allow_fewer", "--output_dir", tmp_path / "b")
+
+
+def test_captions_are_asked_for_by_name(run, pictures, tmp_path):
+    with pytest.raises(ValueError, match="`caption_column`='text' is not a column"):
+        run("--dataset", pictures, "--caption_column", "text", "--output_dir", tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", methods())
+def test_help_explains_every_field_of_the_method(method, run, capsys):
+    with pytest.raises(SystemExit):
+        run("--method", method, "--help")
+    text = capsys.readouterr().out
+    for words in ("--shots", "--learning_rate", "--output_dir", "--initial_text"):
+        assert words in text
+    assert ("--prompt_depth" in text) == (method == "maple")
+    assert ("--wise_ft" in text) == (method == "tgpt")
+    assert "--inference_mode" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "lasso"], "`method`='lasso' is unknown; choose one of maple, tgpt"),
+        (["--prompt_dept", "3"], "unrecognized arguments: --prompt_dept 3"),
+        (["--config", "nowhere.json"], "`config`='nowhere.json' is no readable JSON file"),
+        (["--method", "maple", "--config", str(EXAMPLES / "recipes" / "tgpt.json")], "is a recipe of another method"),
+        (["--learning_rate", "0"], "`learning_rate`=0.0 must be above 0"),
+    ],
+)
+def test_bad_arguments_end_with_an_explanation(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(*arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "recipes").glob("*.json")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_names_its_source(path):
+    content = json.loads(path.read_text())
+    assert ("note" if path.stem.startswith("toy") else "source") in content
+    args = parse("--method", content["method"], "--config", path)
+    for name, value in content.items():
+        assert name in ("source", "note") or getattr(args, name) == value
+
+
+def test_the_command_line_overrides_the_recipe(tmp_path):
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(json.dumps({"method": "tgpt", "learning_rate": 0.5, "num_content_queries": 5}))
+    assert read_recipe(recipe, "tgpt") == {"learning_rate": 0.5, "num_content_queries": 5}
+    more = ["--learning_rate", "0.25", "--templates", "a {}.", "the {}.", "--initial_text", "none"]
+    args = parse("--config", recipe, *more)
+    assert args.training_config.learning_rate == 0.25
+    assert args.method_config["num_content_queries"] == 5
+    assert args.method_config["templates"] == ["a {}.", "the {}."]
+    assert args.method_config["initial_text"] is None
+    recipe.write_text(json.dumps({"learning_rat": 0.5}))
+    with pytest.raises(SystemExit, match="2"):
+        parse("--config", recipe)
+
+
+def test_the_toy_clip_loads_like_any_other():
+    clip = CLIPModel.from_pretrained(TOY_CLIP)
+    assert clip.dtype == torch.float32
+    assert sum(p.numel() for p in clip.parameters()) < 2_000_000
+    assert (TOY_CLIP / "model.safetensors").stat().st_size < 4_000_000
+    assert sum(file.stat().st_size for file in TOY_CLIP.iterdir()) < 4_200_000
+
+
+def test_a_folder_with_a_config_alone_gives_a_random_clip(tmp_path, clip_folders):
+    shutil.copy(Path(clip_folders["plain"]) / "config.json", tmp_path)
+    model = load_clip(tmp_path)
+    assert isinstance(model, CLIPModel)
+    assert model.name_or_path == str(tmp_path)

@@ -1,0 +1,258 @@
+"""The training loop: it learns, keeps the best, resumes exactly, and does the same in one process and in two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import METHODS
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from peft import get_peft_model, get_peft_model_state_dict
+from PIL import Image as PILImage
+from transformers import AutoTokenizer
+
+from hf_tgpt import training
+from hf_tgpt.checkpoint import prepare_output_dir
+from hf_tgpt.data import FewShotImages, ImageTransform
+from hf_tgpt.evaluation import evaluate, evaluation_loader
+from hf_tgpt.training import TrainingConfig, rate, train
+
+COLOURS = {"cat": (200, 30, 30), "forest": (30, 160, 40), "red circle": (40, 50, 220)}
+
+
+def coloured_squares(per_class, captions=False):
+    """Pictures that only differ by colour, in a handful of shades."""
+    rows = [(label, i) for label in range(len(COLOURS)) for i in range(per_class)]
+    values = list(COLOURS.values())
+    columns = {
+        "image": [
+            PILImage.new("RGB", (40, 36), tuple(min(255, v + 3 * i) for v in values[label])) for label, i in rows
+        ],
+        "label": [label for label, _ in rows],
+    }
+    features = {"image": Image(), "label": ClassLabel(names=list(COLOURS))}
+    if captions:
+        columns["caption"] = [f"a photo of a {list(COLOURS)[label]}." for label, _ in rows]
+        features["caption"] = Value("string")
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def images(per_class=8, train=False, captions=True, size=32):
+    transform = ImageTransform(size, (0.5,) * 3, (0.25,) * 3, train=train)
+    return FewShotImages(coloured_squares(per_class, captions), transform, seed=0)
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def run(load_clip, clip_folders, tmp_path, accelerator):
+    """run(method, ...) trains on coloured squares -> (model, history)."""
+
+    def run(method, folder="run", resume=False, validate=True, **fields):
+        torch.manual_seed(0)
+        model = get_peft_model(load_clip(), method.config(class_names=list(COLOURS)))
+        config = TrainingConfig(**(dict(learning_rate=0.02, batch_size=6, epochs=4) | fields))
+        validation = evaluation_loader(images(3), accelerator) if validate else None
+        tokenizer = AutoTokenizer.from_pretrained(clip_folders["plain"])
+        output_dir = tmp_path / folder
+        output_dir.mkdir(exist_ok=True)
+        options = dict(tokenizer=tokenizer, validation=validation, resume=resume)
+        return model, train(model, images(train=True), config, accelerator, output_dir, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_learns(method, run, accelerator, optimizer):
+    rates = {"sgd": 0.01, "adamw": 0.01}
+    model, history = run(method, optimizer=optimizer, learning_rate=rates[optimizer], epochs=12)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["train_accuracy"] > history[0]["train_accuracy"]
+    metrics = evaluate(model, evaluation_loader(images(5), accelerator), accelerator)
+    assert metrics["accuracy"] > 0.9
+    assert len(metrics["per_class_accuracy"]) == len(COLOURS)
+    assert ("wise_ft_accuracy" in metrics) == (not method.open)
+
+
+def test_the_best_epoch_is_kept(run, monkeypatch, tmp_path):
+    accuracies = iter([0.2, 0.9, 0.9, 0.1])
+    kept = []
+
+    def pretend(model, *args):
+        kept.append({name: value.clone() for name, value in get_peft_model_state_dict(model).items()})
+        return {"accuracy": next(accuracies)}
+
+    monkeypatch.setattr(training, "evaluate", pretend)
+    model, history = run(METHODS["maple"])
+    assert [row["validation_accuracy"] for row in history] == [0.2, 0.9, 0.9, 0.1]
+    final = get_peft_model_state_dict(model)
+    assert all(torch.equal(final[name], value) for name, value in kept[1].items())
+    assert not all(torch.equal(final[name], value) for name, value in kept[3].items())
+
+
+def test_without_validation_the_last_epoch_is_kept(run, tmp_path):
+    run(METHODS["maple"], validate=False)
+    assert not (tmp_path / "run" / "best_adapter.safetensors").exists()
+
+
+def test_a_stopped_run_resumes_exactly(method, run, monkeypatch):
+    whole, history = run(method, "whole")
+    save, saved = training.save_checkpoint, []
+
+    def stop_after_two(*args):
+        save(*args)
+        saved.append(args)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_checkpoint", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        run(method, "stopped")
+    monkeypatch.setattr(training, "save_checkpoint", save)
+    resumed, resumed_history = run(method, "stopped", resume=True)
+    assert resumed_history == history
+    weights = get_peft_model_state_dict(resumed)
+    assert all(torch.equal(value, weights[name]) for name, value in get_peft_model_state_dict(whole).items())
+
+
+def test_a_checkpoint_holds_no_frozen_weight(run, tmp_path):
+    model, _ = run(METHODS["maple"])
+    size = sum(file.stat().st_size for file in (tmp_path / "run" / "checkpoint").rglob("*"))
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert size < 6 * trained + 50_000  # weights, AdamW's two moments, random states
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_accumulated_batches_equal_one_batch(run):
+    whole, _ = run(METHODS["maple"], "whole", epochs=2, validate=False)
+    parts, _ = run(METHODS["maple"], "parts", epochs=2, validate=False, gradient_accumulation_steps=3)
+    weights = get_peft_model_state_dict(parts)
+    for name, value in get_peft_model_state_dict(whole).items():
+        torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_max_steps_may_end_within_an_epoch(run):
+    _, history = run(METHODS["maple"], max_steps=6)
+    assert [row["step"] for row in history] == [4, 6]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(run, monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda *args, **kwargs: args[0].sum() * float("nan"))
+    with pytest.raises(
+        FloatingPointError, match=r"The loss is nan at step 0 \(learning rate 0.02\); lower `learning_rate`"
+    ):
+        run(METHODS["maple"])
+
+
+def test_class_names_that_are_not_the_data_sets_are_refused(load_clip, accelerator, tmp_path):
+    swapped = ["forest", "cat", "red circle"]
+    model = get_peft_model(load_clip(), METHODS["maple"].config(class_names=swapped))
+    with pytest.raises(ValueError, match="are not the data set's: label 0 is 'cat' there"):
+        train(model, images(), TrainingConfig(), accelerator, tmp_path)
+
+
+def test_captions_need_a_tokenizer(load_clip, accelerator, tmp_path):
+    model = get_peft_model(load_clip(), METHODS["tgpt"].config(class_names=list(COLOURS)))
+    with pytest.raises(ValueError, match="`tokenizer`=None but the images have captions"):
+        train(model, images(), TrainingConfig(), accelerator, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(optimizer="lion"), "`optimizer`='lion' is unknown; choose one of sgd, adamw"),
+        (dict(learning_rate=0.0), "`learning_rate`=0.0 must be above 0"),
+        (dict(batch_size=0), "`batch_size`=0 must be above 0"),
+        (dict(epochs=-1), "`epochs`=-1 must be above 0"),
+    ],
+)
+def test_training_settings_have_ranges(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**fields)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(run):
+    with pytest.raises(ValueError, match="`batch_size`=6 with 24 images cannot be shared by 1 processes x 4"):
+        run(METHODS["maple"], gradient_accumulation_steps=4)
+
+
+def test_the_rate_warms_up_and_follows_a_cosine():
+    config = TrainingConfig(learning_rate=0.1, warmup_epochs=1, warmup_learning_rate=1e-3)
+    rates = [rate(step, 30, 10, config) for step in range(31)]
+    assert rates[:10] == [pytest.approx(0.01)] * 10
+    assert rates[10] == 1
+    assert rates[20] == pytest.approx(0.5)
+    assert rates[30] == pytest.approx(0)
+    linear = TrainingConfig(warmup_steps=4)
+    assert [rate(step, 10, 10, linear) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+class TestOutputDir:
+    settings = {"method": "maple", "seed": 0}  # noqa: RUF012
+
+    def test_another_run_is_not_overwritten(self, tmp_path, accelerator):
+        prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
+        with pytest.raises(ValueError, match="already holds another run"):
+            prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
+
+    def test_resume_needs_a_checkpoint_and_the_same_settings(self, tmp_path, accelerator):
+        with pytest.raises(ValueError, match="holds no checkpoint; start the run without it"):
+            prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)
+        prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
+        (tmp_path / "run" / "checkpoint").mkdir()
+        prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)
+        with pytest.raises(ValueError, match=r"`seed`=1 but the run in .* has 0"):
+            prepare_output_dir(tmp_path / "run", self.settings | {"seed": 1}, True, accelerator)
+
+
+# Run by test_two_processes_train_as_one in processes of its own.
+def _worker(folder: str, clip_folder: str) -> None:
+    from transformers import CLIPModel
+
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    method = METHODS["tgpt"]
+    model = get_peft_model(CLIPModel.from_pretrained(clip_folder), method.config(class_names=list(COLOURS)))
+    config = TrainingConfig(learning_rate=0.005, batch_size=6, epochs=2, optimizer="sgd")
+    tokenizer = AutoTokenizer.from_pretrained(clip_folder)
+    loader = evaluation_loader(images(3), accelerator, batch_size=4)  # 9 pictures: an uneven tail
+    output_dir = prepare_output_dir(Path(folder), {}, False, accelerator)
+    history = train(model, images(train=True), config, accelerator, output_dir, tokenizer, loader)
+    seen = []
+    metrics = evaluate(lambda p: seen.append(len(p)) or model(p), loader, accelerator)
+    if accelerator.is_main_process:
+        torch.save(get_peft_model_state_dict(model), output_dir / "weights.pt")
+        (output_dir / "outcome.json").write_text(json.dumps({"history": history, "metrics": metrics}))
+
+
+def test_two_processes_train_as_one(clip_folders, tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    outcomes, weights = [], []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        code = f"import test_training; test_training._worker({str(folder)!r}, {clip_folders['plain']!r})"
+        script = tmp_path / "worker.py"
+        script.write_text(code)
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        extra = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        subprocess.run([*launch, *extra, str(script)], env=environment, check=True, capture_output=True, timeout=300)
+        outcomes.append(json.loads((folder / "outcome.json").read_text()))
+        weights.append(torch.load(folder / "weights.pt", weights_only=True))
+    one, two = outcomes
+    for a, b in zip(one["history"], two["history"], strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+    assert one["metrics"].pop("per_class_accuracy") == two["metrics"].pop("per_class_accuracy")
+    assert one["metrics"] == pytest.approx(two["metrics"], abs=1e-5)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-4)

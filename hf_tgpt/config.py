@@ -11,6 +11,13 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 
+def documented(default, help: str):
+    """A config field with its help. A list as default is copied for each config."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
 class PromptMethod(str):
     """A PEFT type beside PEFT's own enum.
 
@@ -33,24 +40,17 @@ class PromptConfig(PeftConfig):
     # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.
     target_modules: ClassVar[tuple[str, ...]] = ("prompts",)
 
-    class_names: list[str] | None = field(
-        default=None,
-        metadata={"help": "The names of the classes in the order of their labels. Required."},
+    class_names: list[str] | None = documented(None, "The names of the classes in the order of their labels. Required.")
+    tokenizer_name_or_path: str | None = documented(
+        None, "Tokenizer of the class sentences; a Hub id or folder. Default: the base model's own."
     )
-    tokenizer_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Tokenizer of the class sentences; a Hub id or folder. Default: the base model's own."},
+    initial_text: str | None = documented(
+        "a photo of a",
+        "The class sentence is '{initial_text} {name}.'; learned tokens start from its words (CTX_INIT of the "
+        "releases). None: as many 'X' as learned tokens, and a random start.",
     )
-    initial_text: str | None = field(
-        default="a photo of a",
-        metadata={
-            "help": "The class sentence is '{initial_text} {name}.'; learned tokens start from its words "
-            "(CTX_INIT of the releases). 'none' in JSON null: as many 'X' as learned tokens and a random start."
-        },
-    )
-    base_model_dimensions: dict[str, int] | None = field(
-        default=None,
-        metadata={"help": "Filled in when the adapter is attached: the CLIP it fits. Checked when it is loaded."},
+    base_model_dimensions: dict[str, int] | None = documented(
+        None, "Filled in when the adapter is attached: the CLIP it fits. Checked when it is loaded."
     )
 
     def __post_init__(self):

@@ -28,7 +28,7 @@ def zero_shot_head(
     tokenizer = tokenizer or load_tokenizer(clip)
     features = []
     for template in templates:
-        sentences = [template.format(name) for name in class_names]
+        sentences = [template.replace("{}", name) for name in class_names]
         features.append(unit(encode_tokens(clip, *tokenize(tokenizer, sentences, clip, class_names))))
     return unit(torch.stack(features).mean(0))
 

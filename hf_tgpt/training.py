@@ -208,8 +208,8 @@ def train_loader(images, sampler, config: TrainingConfig, accelerator: Accelerat
     if batch_size % parts or batch_size == 0:
         raise ValueError(
             f"`batch_size`={config.batch_size} with {len(images)} images cannot be shared by "
-            f"{accelerator.num_processes} processes x {config.gradient_accumulation_steps} accumulated parts; choose a multiple of {parts} and at "
-            "least as many images."
+            f"{accelerator.num_processes} processes x {config.gradient_accumulation_steps} accumulated parts; choose a "
+            f"multiple of {parts} and at least as many images."
         )
     return DataLoader(
         images,

@@ -1,8 +1,8 @@
 """How a prompt learner sits on a plain `CLIPModel`, in PEFT's terms.
 
 `PromptTuner` adds one child, a `PromptSlot`, to the model and makes the model a `PromptedCLIPModel`, whose forward
-hands over to the slot's active learner. Nothing of CLIP is wrapped or replaced, so without an active adapter the forward is
-CLIP's own, bit for bit, and unloading is taking the child away. (torch's `fully_shard` swaps classes the same way.)
+hands over to the slot's active learner. Nothing of CLIP is wrapped or replaced, so without an active adapter the
+forward is CLIP's own, bit for bit, and unloading is taking the child away. (torch's `fully_shard` swaps classes so.)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PromptSlot(nn.Module, BaseTunerLayer):
         return self.learners[names[0]]
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT asks this after loading with low_cpu_mem_usage. A slot wraps no layer; a learner's ids lie on CLIP's device.
+        # PEFT asks this after loading with low_cpu_mem_usage. A slot wraps no layer; a learner's ids tell the device.
         learner = self.learners[adapter_name]
         learner.to(device or next(learner.buffers()).device)
 

@@ -5,7 +5,7 @@ Source: Khattak, Rasheed, Maaz, Khan, Khan: MaPLe: Multi-modal Prompt Learning, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPModel
 
 from ..classes import initial_prompts
-from ..config import PromptConfig
+from ..config import PromptConfig, documented
 from ..learner import OpenPromptLearner
 from ..registry import register
 from ..towers import after_bos, encode_image, encode_text, token_embeddings
@@ -27,16 +27,13 @@ class MaPLeConfig(PromptConfig):
         >>> config = MaPLeConfig(class_names=["cat", "dog"], prompt_length=2, prompt_depth=9)
     """
 
-    prompt_length: int = field(
-        default=2,
-        metadata={"help": "n, learned tokens in each tower (N_CTX of the release). Default: the paper's, section 4.1."},
+    prompt_length: int = documented(
+        2, "n, learned tokens in each tower (N_CTX of the release). Default: the paper's, section 4.1."
     )
-    prompt_depth: int = field(
-        default=9,
-        metadata={
-            "help": "J, the first layers of each tower that get prompts of their own, 1 to the shallower tower's "
-            "layers (PROMPT_DEPTH of the release). Default: the paper's for base to new; it takes 3 across data sets."
-        },
+    prompt_depth: int = documented(
+        9,
+        "J, the first layers of each tower that get prompts of their own, 1 to the shallower tower's layers "
+        "(PROMPT_DEPTH of the release). Default: the paper's for base to new; it takes 3 across data sets.",
     )
 
     def __post_init__(self):

@@ -7,7 +7,7 @@ arXiv 2312.06401, section 3.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..classes import PLACEHOLDER, tokenize, words
-from ..config import PromptConfig
+from ..config import PromptConfig, documented
 from ..learner import PromptLearner, classification_loss
 from ..registry import register
 from ..towers import encode_text, encode_tokens, eos_positions, pool_image, token_embeddings, unit, vision_tokens
@@ -34,33 +34,20 @@ class TGPTConfig(PromptConfig):
         >>> config = TGPTConfig(class_names=["cat", "dog"], templates=["a photo of a {}.", "a drawing of a {}."])
     """
 
-    num_category_queries: int = field(
-        default=32,
-        metadata={"help": "Tokens of the category prompt, Q_category. Default: the paper's, section 4.1."},
+    num_category_queries: int = documented(32, "Tokens of the category prompt, Q_category. Default: as released.")
+    num_content_queries: int = documented(64, "Tokens of the content prompt, Q_content. Default: as released.")
+    templates: list[str] = documented(
+        ["a photo of a {}."],
+        "Sentences with {} for the class name; their mean text feature is the zero-shot head, from which the "
+        "classifier W starts. The first also describes a picture that has no description.",
     )
-    num_content_queries: int = field(
-        default=64,
-        metadata={"help": "Tokens of the content prompt, Q_content. Default: the paper's, section 4.1."},
+    label_smoothing: float = documented(
+        0.1, "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: as released."
     )
-    templates: list[str] = field(
-        default_factory=lambda: ["a photo of a {}."],
-        metadata={
-            "help": "Sentences with {} for the class name; their mean text feature is the zero-shot head, from which "
-            "the classifier W starts. The first also describes a picture that has no description."
-        },
-    )
-    label_smoothing: float = field(
-        default=0.1,
-        metadata={
-            "help": "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: as released."
-        },
-    )
-    wise_ft: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the zero-shot head in the classifier's weights outside training, 0 (trained head alone) "
-            "to 1. The paper reports 0 and 0.5. Ignored in training."
-        },
+    wise_ft: float = documented(
+        0.0,
+        "Share of the zero-shot head in the classifier's weights outside training, 0 (trained head alone) to 1. "
+        "The paper reports 0 and 0.5. Ignored in training.",
     )
 
     def __post_init__(self):
@@ -132,8 +119,12 @@ class TGPT(PromptLearner):
         tokenizer = self.tokenizer(clip)
         names, templates = config.class_names, config.templates
         start = templates[0] if config.initial_text is None else config.initial_text + " {}."
-        category_ids, category_eos = tokenize(tokenizer, [start.format(name) for name in names], clip, names)
-        default_ids, _ = tokenize(tokenizer, [templates[0].format(name) for name in names], clip, names)
+
+        def sentences(template):
+            return tokenize(tokenizer, [template.replace("{}", name) for name in names], clip, names)
+
+        category_ids, category_eos = sentences(start)
+        default_ids, _ = sentences(templates[0])
         # The full stop as it follows a word; alone it may be another token.
         frame_ids = tokenize(tokenizer, [f"{PLACEHOLDER}."], clip)[0][:, [0, -2, -1]]
         self.register_buffer("category_ids", category_ids, persistent=False)  # (c, t)
@@ -163,9 +154,7 @@ class TGPT(PromptLearner):
             self.image_to_text = nn.Linear(width, text_width, bias=False)
             self.image_to_text.weight = nn.Parameter(clip.text_projection.weight.detach().float().T.clone())
 
-        head = torch.stack(
-            [encode_tokens(clip, *tokenize(tokenizer, [t.format(n) for n in names], clip, names)) for t in templates]
-        ).mean(0)  # (c, d)
+        head = torch.stack([encode_tokens(clip, *sentences(template)) for template in templates]).mean(0)  # (c, d)
         self.register_buffer("zero_shot_head", unit(torch.cat([head, head], dim=-1)), persistent=False)  # (c, 2d)
         self.head = nn.Parameter(self.zero_shot_head.clone())  # W (c, 2d)
 

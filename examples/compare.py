@@ -14,7 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+)
 parser.add_argument("--output_dir", type=Path, required=True)
 parser.add_argument("--methods", nargs="+", default=["maple", "tgpt"])
 parser.add_argument("--datasets", nargs="+", default=["toyworld:codes"])
@@ -25,7 +27,9 @@ args, for_train = parser.parse_known_args()
 for dataset in args.datasets:
     for method in args.methods:
         for seed in args.seeds:
-            folder = args.output_dir / dataset.strip("./").replace(":", "-").replace("/", "-") / method / f"seed-{seed}"
+            # Other arguments for train.py make another run.
+            name = "-".join([dataset.strip("./"), method, *for_train]).replace(":", "-").replace("/", "-")
+            folder = args.output_dir / name / f"seed-{seed}"
             if (folder / "results.json").exists():
                 continue
             command = ["accelerate", "launch", str(Path(__file__).with_name("train.py")), "--method", method]

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from peft import PeftModel, get_peft_model
-from transformers import AutoTokenizer, CLIPImageProcessor
+from peft import get_peft_model
+from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 import hf_tgpt
 from hf_tgpt.arguments import parse_arguments
@@ -30,11 +30,10 @@ from hf_tgpt.training import train
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False
 )
-parser.add_argument("--model", help="a CLIP: a Hub id or folder; a folder with only config files starts at random "
-                    "(default: the package's toy CLIP)")  # fmt: skip
+parser.add_argument("--model", help="a CLIP: a Hub id or folder; a folder with only config files starts at random; the "
+                    "recipe is METHOD.json (default: the package's toy CLIP, and toy_METHOD.json)")  # fmt: skip
 parser.add_argument("--dataset", default="toyworld:codes", help="toyworld:TASK[/DOMAIN], a folder of pictures or a Hub "
-                    "id; with the toy world and toy CLIP the recipe is toy_METHOD.json, else METHOD.json "
-                    "(default: %(default)s)")  # fmt: skip
+                    "id (default: %(default)s)")  # fmt: skip
 parser.add_argument("--shots", type=int, default=16, help="training images per class (default: %(default)s)")
 parser.add_argument("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
 for column in ("image", "label", "caption"):
@@ -47,12 +46,16 @@ args = parse_arguments(parser, recipes=Path(__file__).parent / "recipes")
 config = args.training_config
 
 # 2. Processes, seed and folder.
-accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.log_with, project_dir=args.output_dir)
 output_dir = args.output_dir or Path("runs") / f"{args.method}-{datetime.now():%Y%m%d-%H%M%S}"
+accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.log_with, project_dir=output_dir)
 output_dir = prepare_output_dir(output_dir, args.settings, args.resume, accelerator)
 accelerator.print(f"{args.method} on {args.dataset} by {args.config} -> {output_dir}")
 if args.log_with:
     accelerator.init_trackers("hf-tgpt", {name: str(value) for name, value in args.settings.items()})
+    if accelerator.is_main_process and not accelerator.trackers:
+        raise ValueError(
+            f"`log_with`={args.log_with!r} is no tracker that is installed here; install it or leave it out."
+        )
 set_seed(config.seed)
 start = time.perf_counter()
 
@@ -60,7 +63,7 @@ start = time.perf_counter()
 model_name = args.model or str(hf_tgpt.TOY_CLIP)
 clip = hf_tgpt.load_clip(model_name).to(accelerator.device).eval()
 tokenizer = AutoTokenizer.from_pretrained(args.method_config["tokenizer_name_or_path"] or model_name)
-processor = CLIPImageProcessor.from_pretrained(model_name)
+processor = CLIPImageProcessorPil.from_pretrained(model_name)
 
 # 4. The images: k per class for training, min(4, k) for validation, the whole test split.
 with accelerator.main_process_first():
@@ -75,6 +78,7 @@ validation = None
 if "validation" in splits:
     few = sample_few_shot(splits["validation"], min(4, args.shots), config.seed, allow_fewer=True)
     validation = evaluation_loader(FewShotImages(few, as_is), accelerator, config.num_workers)
+    validation.dataset.check()
 
 # 5. Zero-shot CLIP, to compare with.
 templates = args.method_config.get("templates", ["a photo of a {}."])
@@ -90,8 +94,10 @@ if accelerator.is_main_process:
     model.save_pretrained(output_dir)
     set_seed(config.seed + 1)
     fresh = hf_tgpt.load_clip(model_name).to(accelerator.device)
-    fresh = PeftModel.from_pretrained(fresh, output_dir, torch_device=str(accelerator.device))
-    batch = torch.stack([test.dataset[i]["pixel_values"] for i in range(8)]).to(accelerator.device)
+    fresh = hf_tgpt.load_adapter(fresh, output_dir, torch_device=str(accelerator.device))
+    batch = torch.stack([test.dataset[i]["pixel_values"] for i in range(min(8, len(test.dataset)))]).to(
+        accelerator.device
+    )
     with torch.no_grad(), accelerator.autocast():
         if not torch.equal(fresh(batch).logits.float(), model(batch).logits.float()):
             raise RuntimeError(f"The adapter reloaded from {output_dir} does not give the trained one's logits.")

@@ -3,8 +3,13 @@
 from .convert import convert_original_state_dict as convert_original_state_dict
 from .convert import convert_to_original_state_dict as convert_to_original_state_dict
 from .loading import TOY_CLIP as TOY_CLIP
+from .loading import load_adapter as load_adapter
 from .loading import load_clip as load_clip
+from .methods import CoCoOpConfig as CoCoOpConfig
+from .methods import CoOpConfig as CoOpConfig
+from .methods import IVLPConfig as IVLPConfig
 from .methods import MaPLeConfig as MaPLeConfig
+from .methods import MutualPromptConfig as MutualPromptConfig
 from .methods import TGPTConfig as TGPTConfig
 from .registry import config_class as config_class
 from .registry import methods as methods

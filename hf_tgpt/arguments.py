@@ -33,13 +33,15 @@ def parse_arguments(
     program with an explanation for an unknown method, field or value.
     """
     parser.add_argument("--method", default="tgpt", help=f"one of {', '.join(methods())} (default: %(default)s)")
-    parser.add_argument("--config", type=Path, help="a recipe, a JSON file of arguments (default: see --dataset)")
-    parser.add_argument("--help", action="help", help="show this help, with the fields of the method given, and exit")
+    parser.add_argument("--config", type=Path, help="a recipe, a JSON file of arguments (default: see --model)")
+    parser.add_argument(
+        "-h", "--help", action="help", help="show this help, with the fields of the method given, and exit"
+    )
     arguments = sys.argv[1:] if arguments is None else arguments
-    first, _ = parser.parse_known_args([argument for argument in arguments if argument != "--help"])
+    first, _ = parser.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
     try:
         config = config_class(first.method)
-        recipe_path = first.config or recipes / default_recipe(first.method, first.dataset, first.model)
+        recipe_path = first.config or recipes / default_recipe(first.method, first.model)
         recipe = read_recipe(recipe_path, first.method)
     except ValueError as error:
         parser.error(str(error))
@@ -52,7 +54,7 @@ def parse_arguments(
     ):
         hints = typing.get_type_hints(owner)
         for field in fields:
-            _add_field(group, field, hints[field.name])
+            _add_field(group, field, hints[field.name], recipe)
     known = {action.dest for action in parser._actions}
     unknown = sorted(set(recipe) - known - set(_RECIPE_NOTES))
     if unknown:
@@ -81,9 +83,9 @@ def parse_arguments(
     return result
 
 
-def default_recipe(method: str, dataset: str, model: str | None) -> str:
-    """The toy world has recipes of its own; everything else starts from the papers'."""
-    return f"toy_{method}.json" if dataset.startswith("toyworld") and model is None else f"{method}.json"
+def default_recipe(method: str, model: str | None) -> str:
+    """The toy CLIP has recipes of its own; every other one starts from the papers'."""
+    return f"toy_{method}.json" if model is None else f"{method}.json"
 
 
 def read_recipe(path: Path, method: str) -> dict:
@@ -99,13 +101,14 @@ def read_recipe(path: Path, method: str) -> dict:
     return recipe
 
 
-def _add_field(group, field: dataclasses.Field, hint) -> None:
-    options = {"help": field.metadata["help"].replace("%", "%%")}
+def _add_field(group, field: dataclasses.Field, hint, recipe: dict) -> None:
     default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-    options["default"] = default
-    options["help"] += f" (default: {default})".replace("%", "%%")
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if _is_optional(hint) else [hint]
-    kind = kinds[0]
+    default = recipe.get(field.name, default)
+    options = {"default": default, "help": field.metadata["help"].replace("%", "%%")}
+    if default is not None:
+        origin = ", by the recipe" if field.name in recipe else ""
+        options["help"] += f" (here: {default}{origin})".replace("%", "%%")
+    kind = typing.get_args(hint)[0] if _is_optional(hint) else hint
     if typing.get_origin(kind) is list:
         options |= {"nargs": "+", "type": typing.get_args(kind)[0]}
     elif _is_optional(hint):

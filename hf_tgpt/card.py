@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .config import PromptConfig
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
-# What PEFT writes for everything it does not know; a card with it was filled in by nobody.
-_EMPTY = "[More Information Needed]"
+# The heading of PEFT's empty form, which nobody keeps who fills it in.
+_EMPTY = "# Model Card for Model ID"
+_OURS = "<!-- Written by hf-tgpt, and again at every save; take this line out to keep your own words. -->"
 
 
 def write_card(folder: str | Path, config: PromptConfig, results: dict[str, Any] | None = None) -> None:
@@ -24,7 +26,7 @@ def write_card(folder: str | Path, config: PromptConfig, results: dict[str, Any]
         library_name="peft",
         pipeline_tag="image-classification",
         base_model=_public(config.base_model_name_or_path),
-        datasets=[_public(results["dataset"])] if _public(results.get("dataset")) else None,
+        datasets=[results["dataset"]] if _is_hub_dataset(results.get("dataset")) else None,
         tags=["hf-tgpt", config.method.lower(), "clip", "prompt-learning", "few-shot"],
         model_name=f"{config.method} adapter" if results else None,
         eval_results=_eval_results(results),
@@ -34,22 +36,34 @@ def write_card(folder: str | Path, config: PromptConfig, results: dict[str, Any]
         config_class=type(config).__name__,
         citation=config.learner_class.citation,
         base_model=_public(config.base_model_name_or_path),
-        results=results,
+        results=results | {"dataset": _dataset_name(results)},
+        mark=_OURS,
         has_picture=(Path(folder) / "training.png").exists(),
     )
     ModelCard.from_template(data, template_path=str(_TEMPLATE), **content).save(Path(folder) / "README.md")
 
 
 def replace_empty_card(folder: str | Path, config: PromptConfig) -> None:
-    """Puts our card where PEFT has just left its empty form; a card that somebody wrote stays."""
-    readme = Path(folder) / "README.md"
-    if not readme.exists() or _EMPTY in readme.read_text(encoding="utf-8"):
-        write_card(folder, config)
+    """Puts our card where PEFT has just left its empty form or changed our card; a card that somebody wrote stays."""
+    readme, results = Path(folder) / "README.md", Path(folder) / "results.json"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    if _EMPTY in text or _OURS in text:
+        write_card(folder, config, json.loads(results.read_text()) if results.exists() else None)
 
 
 def _public(name: str | None) -> str | None:
     """A Hub id; None for a path, which means nothing to anybody else."""
     return name if name and name.count("/") == 1 and not Path(name).exists() and ":" not in name else None
+
+
+def _is_hub_dataset(name: str | None) -> bool:
+    return bool(name) and ":" not in name and not Path(name).exists() and (name.count("/") == 0 or bool(_public(name)))
+
+
+def _dataset_name(results: dict[str, Any]) -> str | None:
+    """A path on somebody's disk is not for others to read."""
+    name = results.get("dataset")
+    return name if name is None or name.startswith("toyworld") or _is_hub_dataset(name) else "a local folder"
 
 
 def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
@@ -61,8 +75,8 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
     found = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=results["dataset"],
-            dataset_name=results["dataset"],
+            dataset_type=_dataset_name(results).replace(" ", "-"),
+            dataset_name=_dataset_name(results),
             metric_type="accuracy",
             metric_name=title,
             metric_value=round(results[name], 4),

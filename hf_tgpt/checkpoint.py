@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 
 def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool, accelerator: Accelerator) -> Path:
@@ -51,22 +52,34 @@ def find_checkpoint(folder: Path) -> Path | None:
     return next((path for path in (folder, folder.with_name("checkpoint.old")) if path.is_dir()), None)
 
 
-def save_weights(accelerator: Accelerator, model: PeftModel, path: Path) -> None:
-    """The adapter's weights alone, written whole or not at all."""
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: the active adapter, whatever its name."""
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def save_weights(accelerator: Accelerator, model: nn.Module, path: Path) -> None:
+    """The trained weights, written whole or not at all."""
     if accelerator.is_main_process:
         temporary = path.with_suffix(".tmp")
-        save_file(get_peft_model_state_dict(model), temporary)
+        save_file(trained_weights(model), temporary)
         os.replace(temporary, path)
     accelerator.wait_for_everyone()
 
 
-def load_weights(model: PeftModel, path: Path) -> None:
-    set_peft_model_state_dict(model, load_file(path))
+@torch.no_grad()
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Raises ValueError if the file holds other weights than the model trains."""
+    ours, saved = trained_weights(model), load_file(path)
+    if ours.keys() != saved.keys():
+        odd = sorted(ours.keys() ^ saved.keys())[0]
+        raise ValueError(f"{str(path)!r} does not hold the weights that this model trains: {odd!r} is in one alone.")
+    for name, value in saved.items():
+        ours[name].copy_(value)
 
 
 @contextmanager
-def adapter_checkpoints(accelerator: Accelerator, model: PeftModel, **states):
-    """Within, Accelerate's checkpoints hold the adapter's weights alone and `states`.
+def adapter_checkpoints(accelerator: Accelerator, model: nn.Module, **states):
+    """Within, Accelerate's checkpoints hold the trained weights alone and `states`.
 
     The frozen CLIP would be written anew each time. `states` are objects with a `state_dict` of plain values.
     """
@@ -74,7 +87,7 @@ def adapter_checkpoints(accelerator: Accelerator, model: PeftModel, **states):
     def save(models, weights, folder):
         weights.clear()
         if accelerator.is_main_process:
-            save_file(get_peft_model_state_dict(model), os.path.join(folder, "adapter.safetensors"))
+            save_file(trained_weights(model), os.path.join(folder, "adapter.safetensors"))
             content = {name: state.state_dict() for name, state in states.items()}
             Path(folder, "states.json").write_text(json.dumps(content))
 

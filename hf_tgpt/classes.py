@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
 from .config import check_class_names
+from .towers import eos_positions, token_embeddings
 
 PLACEHOLDER = "X"
 
@@ -43,20 +44,30 @@ def load_tokenizer(
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, sentences: list[str], clip: CLIPModel, names: list[str] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: list[str],
+    clip: CLIPModel,
+    names: list[str] | None = None,
+    extra: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sentences with BOS and EOS -> ids (s, longest), EOS positions (s,), on the model's device.
 
-    Raises ValueError for a sentence beyond the context, naming the class in `names` that it belongs to.
+    Raises ValueError for a sentence that with `extra` more tokens is beyond the context, naming the class in `names`
+    that it belongs to, and for a tokenizer that is not CLIP's kind.
     """
     rows = tokenizer(sentences)["input_ids"]
     context = clip.config.text_config.max_position_embeddings
     for i, row in enumerate(rows):
-        if len(row) > context:
+        if len(row) < 2 or int(eos_positions(clip, torch.tensor([row]))) != len(row) - 1:
+            raise ValueError(
+                f"`tokenizer_name_or_path`: the tokenizer makes {row} of {sentences[i]!r}, which does not end with the "
+                "text tower's EOS token; use the tokenizer that the base model was trained with."
+            )
+        if len(row) + extra > context:
             culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
             raise ValueError(
-                f"{culprit} makes a sentence of {len(row)} tokens but the text tower's context holds {context}; "
-                "shorten it, or use fewer learned tokens."
+                f"{culprit} makes a sentence of {len(row) + extra} tokens but the text tower's context holds {context};"
+                " shorten it, or use fewer learned tokens."
             )
     eos = torch.tensor([len(row) - 1 for row in rows])
     # What follows EOS is never seen; any id does.
@@ -71,11 +82,21 @@ def words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text)["input_ids"][1:-1]
 
 
-def class_sentences(class_names: list[str], initial_text: str | None, prompt_length: int) -> list[str]:
-    """ "{initial_text} {name}." for every class; without initial text one placeholder for each learned token."""
-    check_class_names(class_names)
-    start = " ".join([PLACEHOLDER] * prompt_length) if initial_text is None else initial_text
-    return [f"{start} {name}." for name in class_names]
+def class_tokens(
+    tokenizer: PreTrainedTokenizerBase, names: list[str], initial_text: str | None, prompt_length: int, clip: CLIPModel
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ "{initial_text} {name}." for every class -> ids (c, longest), EOS positions (c,).
+
+    Without initial text, `prompt_length` placeholder tokens stand for it. Raises ValueError for names that are empty,
+    double or do not fit.
+    """
+    check_class_names(names)
+    if initial_text is not None:
+        return tokenize(tokenizer, [f"{initial_text} {name}." for name in names], clip, names)
+    ids, eos = tokenize(tokenizer, [f"{name}." for name in names], clip, names, prompt_length)
+    # By id: a tokenizer may make more than one token of a placeholder's letter.
+    placeholder = ids.new_tensor(words(tokenizer, PLACEHOLDER)[:1]).expand(len(ids), prompt_length)
+    return torch.cat([ids[:, :1], placeholder, ids[:, 1:]], dim=1), eos + prompt_length
 
 
 def initial_prompts(
@@ -91,6 +112,4 @@ def initial_prompts(
             f"`initial_text`={initial_text!r} has {len(ids)} tokens but `prompt_length`={prompt_length} are to start "
             "from it; use a longer text, fewer tokens, or initial_text=None."
         )
-    embedding = clip.text_model.embeddings.token_embedding
-    with torch.no_grad():
-        return embedding(torch.tensor(ids[:prompt_length], device=clip.device)).float().clone()
+    return token_embeddings(clip)[torch.tensor(ids[:prompt_length], device=clip.device)].detach().float()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 
@@ -47,7 +47,12 @@ class PromptConfig(PeftConfig):
     initial_text: str | None = documented(
         "a photo of a",
         "The class sentence is '{initial_text} {name}.'; learned tokens start from its words (CTX_INIT of the "
-        "releases). None: as many 'X' as learned tokens, and a random start.",
+        "releases). None: as many 'X' as learned tokens, and a random start. Default: as released.",
+    )
+    text_chunk_size: int = documented(
+        256,
+        "Class sentences whose activations are held at a time. More are computed chunk by chunk, and in training once "
+        "again in the backward pass: the same numbers in less memory.",
     )
     base_model_dimensions: dict[str, int] | None = documented(
         None, "Filled in when the adapter is attached: the CLIP it fits. Checked when it is loaded."
@@ -58,6 +63,8 @@ class PromptConfig(PeftConfig):
         self.peft_type = PromptMethod(self.method)
         check_class_names(self.class_names)
         self.class_names = list(self.class_names)
+        self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
+        self.require("text_chunk_size", self.text_chunk_size >= 1, "hold at least 1 sentence.")
 
     def require(self, name: str, valid: bool, remedy: str) -> None:
         """Raises a ValueError that names the field, its value and the remedy unless `valid`."""
@@ -96,21 +103,24 @@ def check_class_names(class_names: list[str] | None) -> None:
             raise ValueError(f"`class_names[{label}]`={name!r} is not a name; give every class a word or more.")
     seen: dict[str, int] = {}
     for label, name in enumerate(class_names):
-        if name in seen:
+        text = " ".join(name.lower().split())  # CLIP's tokenizer sees no case and no spaces
+        if text in seen:
             raise ValueError(
-                f"`class_names` holds {name!r} twice, as labels {seen[name]} and {label}; two classes of one name "
+                f"`class_names` holds {name!r} twice, as labels {seen[text]} and {label}; two classes of one name "
                 "cannot be told apart by text, rename one."
             )
-        seen[name] = label
+        seen[text] = label
 
 
 def check_weights_file(path: str) -> None:
     """Raises ValueError unless `path` is a readable safetensors file."""
     folder = os.path.dirname(path)
+    if os.path.isfile(os.path.join(folder, WEIGHTS_NAME)):  # saved with safe_serialization=False
+        return
     if not os.path.isfile(path):
         raise ValueError(
             f"The adapter folder {folder!r} has no {os.path.basename(path)}: it was not written to the end; save the "
-            "adapter again."
+            "adapter again. (PeftConfig.from_pretrained reads a config that is alone on purpose.)"
         )
     try:
         with safe_open(path, framework="pt") as weights:

@@ -64,7 +64,7 @@ def evaluate(
     `loader` must be prepared by `accelerator`; every picture counts once, however many processes share the work. Where
     the output carries `zero_shot_logits` (TGP-T), `wise_ft_accuracy` is the accuracy at equal shares of both heads.
     """
-    logits, zero_shot, labels = [], [], []
+    logits, mixed, labels = [], [], []
     progress = tqdm(loader, desc=description, leave=False, disable=silent(accelerator))
     for batch in progress:
         with accelerator.autocast():
@@ -73,12 +73,12 @@ def evaluate(
         logits.append(gathered[0].cpu())
         labels.append(gathered[1].cpu())
         if output.get("zero_shot_logits") is not None:
-            zero_shot.append(accelerator.gather_for_metrics(output.zero_shot_logits.float()).cpu())
+            both = (output.head_logits + output.zero_shot_logits).float()
+            mixed.append(accelerator.gather_for_metrics(both).cpu())
     labels = torch.cat(labels).numpy()
     metrics = classification_metrics(torch.cat(logits).numpy(), labels)
-    if zero_shot:
-        mixed = (torch.cat(logits) + torch.cat(zero_shot)) / 2
-        metrics["wise_ft_accuracy"] = float(np.mean(mixed.argmax(-1).numpy() == labels))
+    if mixed:
+        metrics["wise_ft_accuracy"] = float(np.mean(torch.cat(mixed).argmax(-1).numpy() == labels))
     return metrics
 
 

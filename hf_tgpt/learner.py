@@ -15,9 +15,9 @@ from transformers import CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
 
-from .classes import class_sentences, load_tokenizer, tokenize
+from .classes import class_tokens, load_tokenizer
 from .config import PromptConfig
-from .towers import logit_scale, trim, unit
+from .towers import in_chunks, logit_scale, text_parameters, trim, unit
 
 
 class PromptLearner(nn.Module):
@@ -75,8 +75,10 @@ class OpenPromptLearner(PromptLearner):
 
     def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
         """Other classes from now on, without training. Raises ValueError for empty, duplicate or too long names."""
-        sentences = class_sentences(class_names, self.config.initial_text, self.config.prompt_length)
-        ids, eos = tokenize(self.tokenizer(clip), sentences, clip, class_names)
+        with torch.inference_mode(False):
+            ids, eos = class_tokens(
+                self.tokenizer(clip), class_names, self.config.initial_text, self.config.prompt_length, clip
+            )
         self.register_buffer("class_ids", ids, persistent=False)  # (c, t)
         self.register_buffer("class_eos", eos, persistent=False)  # (c,)
         self.config.class_names = list(class_names)
@@ -91,16 +93,32 @@ class OpenPromptLearner(PromptLearner):
 
     @torch.compiler.disable  # the cache reads version counters, which a compiled graph has none of
     def class_features(self, clip: CLIPModel) -> torch.Tensor:
-        """The classes' unit features (c, d); in evaluation computed once and kept while what they rest on stays."""
+        """The classes' unit features (c, d); in evaluation computed once and kept while what they rest on stays.
+
+        Every change that torch counts is seen: training, loading, casts, moves, another adapter, other class names. A
+        write through `.data` is not counted; call train() or eval() after one.
+        """
         owned = list(self.parameters())
         if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in owned)):
-            return unit(self.text_features(clip, self.class_ids, self.class_eos))
-        rests_on = [*owned, *clip.text_model.parameters(), *clip.text_projection.parameters()]
-        state = [(p, p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in rests_on]
+            return self._encode_classes(clip)
+        rests_on = [*owned, *text_parameters(clip)]
+        if any(p.is_inference() for p in rests_on):  # such tensors do not count their changes
+            return self._encode_classes(clip)
+        device = clip.device.type
+        precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        state = [(p, p.data_ptr(), p._version, p.dtype, precision) for p in rests_on]
         if self._cache is None or not _same(self._cache[0], state):
             with torch.inference_mode(False), torch.no_grad():
-                self._cache = state, unit(self.text_features(clip, self.class_ids, self.class_eos))
+                self._cache = state, self._encode_classes(clip)
         return self._cache[1]
+
+    def _encode_classes(self, clip: CLIPModel) -> torch.Tensor:
+        count, size = len(self.class_ids), self.config.text_chunk_size
+        return unit(in_chunks(lambda part: self.class_chunk(clip, part), count, size))
+
+    def class_chunk(self, clip: CLIPModel, part: slice) -> torch.Tensor:
+        """T of a slice of the classes, (part, d), not normalised. To override where prompts differ by class."""
+        return self.text_features(clip, self.class_ids[part], self.class_eos[part])
 
     def train(self, mode: bool = True):
         self._cache = None
@@ -147,7 +165,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> to
             raise ValueError(
                 f"`labels` holds {int(outside[0])} but there are {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}."
             )
-    return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels.long())
 
 
 def _same(old: list, new: list) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ def peak_memory_bytes() -> int:
     """The GPU's peak allocation, or without one the process's peak resident size."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
 

@@ -9,10 +9,11 @@ Gradient checkpointing, attention backends and autocast therefore work as the mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.masking_utils import create_causal_mask
 
@@ -31,6 +32,12 @@ def dimensions(clip: CLIPModel) -> dict[str, int]:
         "patch_size": vision.patch_size,
         "projection_width": clip.config.projection_dim,
     }
+
+
+def text_parameters(clip: CLIPModel) -> Iterator[torch.nn.Parameter]:
+    """All that T rests on."""
+    yield from clip.text_model.parameters()
+    yield from clip.text_projection.parameters()
 
 
 def token_embeddings(clip: CLIPModel) -> torch.Tensor:
@@ -99,11 +106,25 @@ def encode_text(
     return clip.text_projection(text.final_layer_norm(ends))  # (s, d)
 
 
+def in_chunks(encode: Callable[[slice], torch.Tensor], count: int, size: int) -> torch.Tensor:
+    """`encode(slice)` gives the rows of a slice; all `count` rows, with activations held for `size` rows at a time.
+
+    Exact: in training a chunk's activations are dropped and computed again in its backward pass, so memory hardly
+    grows with `count`, at the price of a second forward pass. With `count` up to `size` nothing is dropped.
+    """
+    if count <= size:
+        return encode(slice(0, count))
+    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+    return torch.cat([encode(part) for part in parts])
+
+
+@torch.no_grad()
 def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, chunk: int = 256) -> torch.Tensor:
     """Plain CLIP text features without gradient: ids (s, t), EOS positions (s,) -> (s, d), `chunk` at once."""
-    with torch.no_grad():
-        parts = zip(input_ids.split(chunk), eos.split(chunk), strict=True)
-        return torch.cat([encode_text(clip, clip.text_model.embeddings.token_embedding(i), e) for i, e in parts])
+    embed = clip.text_model.embeddings.token_embedding
+    return in_chunks(lambda part: encode_text(clip, embed(input_ids[part]), eos[part]), len(input_ids), chunk)
 
 
 def vision_tokens(
@@ -139,6 +160,11 @@ def vision_tokens(
 def pool_image(clip: CLIPModel, hidden: torch.Tensor) -> torch.Tensor:
     """The picture's own feature: hidden states (b, p + n, d_v) -> (b, d), not normalised."""
     return clip.visual_projection(clip.vision_model.post_layernorm(hidden[:, 0]))
+
+
+def project_image(clip: CLIPModel, hidden: torch.Tensor) -> torch.Tensor:
+    """All tokens in the joint space, without `post_layernorm`: (b, p + n, d_v) -> (b, p + n, d)."""
+    return clip.visual_projection(hidden)
 
 
 def encode_image(clip: CLIPModel, pixel_values: torch.Tensor, prompts: Sequence[torch.Tensor] = (), **kwargs):

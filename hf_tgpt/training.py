@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from peft import PeftModel
+from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -55,9 +55,12 @@ class TrainingConfig:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer`={self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}.")
         positive = ("learning_rate", "batch_size", "gradient_accumulation_steps", "epochs", "evaluate_every")
-        for name in positive if self.max_steps is None else (*positive, "max_steps"):
-            if not getattr(self, name) > 0:
+        for name in (*positive, "max_steps", "max_grad_norm"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}`={getattr(self, name)} must be above 0.")
+        for name in ("weight_decay", "warmup_steps", "warmup_epochs", "save_every", "num_workers", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}`={getattr(self, name)} must be 0 or more.")
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Progress:
 
 
 def train(
-    model: PeftModel,
+    model: nn.Module,
     images: FewShotImages,
     config: TrainingConfig,
     accelerator: Accelerator,
@@ -86,22 +89,25 @@ def train(
     validation: DataLoader | None = None,
     resume: bool = False,
 ) -> list[dict[str, float]]:
-    """Trains the active adapter of `model` in place and returns the history, one row an epoch.
+    """Trains the active adapter of a PeftModel in place and returns the history, one row an epoch.
 
-    With a `validation` loader (prepared by the accelerator) the weights end up at the epoch of the best accuracy,
-    otherwise at the last. `tokenizer` is needed where the method reads captions. Checkpoints go to
-    `output_dir/checkpoint`; with `resume` the run goes on from there exactly as if it had never stopped.
+    `model` may be any module that answers model(pixel_values, labels) with a loss and logits and has `class_names` and
+    `uses_captions`, such as those of `hf_tgpt.references`. With a `validation` loader (prepared by the accelerator) the
+    weights end up at the epoch of the best accuracy, otherwise at the last. `tokenizer` is needed where the method
+    reads captions. Checkpoints go to `output_dir/checkpoint`; with `resume` the run goes on from there exactly as if it
+    had never stopped.
 
     Raises ValueError before the first step if labels, class names, batch size or checkpoint do not fit.
     """
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
-    check_labels(images.dataset, model.active_peft_config.class_names)
+    check_labels(images.dataset, model.class_names)
     folder, best = Path(output_dir) / "checkpoint", Path(output_dir) / "best_adapter.safetensors"
     sampler = EpochSampler(len(images), config.seed)
-    reads_captions = model.get_base_model().learner.uses_captions and "caption" in images.dataset.column_names
-    if reads_captions and tokenizer is None:
-        raise ValueError("`tokenizer`=None but the images have captions that this method reads; pass CLIP's tokenizer.")
-    collate = Collator(tokenizer if reads_captions else None, model.config.text_config.max_position_embeddings)
+    collate = Collator()
+    if model.uses_captions and "caption" in images.dataset.column_names:
+        if tokenizer is None:
+            raise ValueError("`tokenizer`=None but this method reads the images' captions; pass CLIP's tokenizer.")
+        collate = Collator(tokenizer, model.config.text_config.max_position_embeddings)
     loader = accelerator.prepare(train_loader(images, sampler, config, accelerator, collate))
     steps_per_epoch = max(1, len(loader) // config.gradient_accumulation_steps)
     steps = config.max_steps or config.epochs * steps_per_epoch
@@ -140,7 +146,8 @@ def train(
     accelerator.wait_for_everyone()
     if validation is not None:
         load_weights(model, best)
-    model.eval()
+    # Mixed precision wraps the forward; the model leaves as it came.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).eval()
     return progress.history
 
 
@@ -237,7 +244,7 @@ def check_labels(dataset: Dataset, class_names: list[str]) -> None:
 # Optimisation --------------------------------------------------------------------------------------------------------
 
 
-def make_optimizer(model: PeftModel, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = dict(lr=config.learning_rate, weight_decay=config.weight_decay)
     if config.optimizer == "sgd":

@@ -50,11 +50,24 @@ class PromptSlot(nn.Module, BaseTunerLayer):
 class PromptedCLIPModel(CLIPModel):
     """A `CLIPModel` with a prompt slot. Also CLIP itself wherever no adapter is active."""
 
+    # Tells transformers' Trainer to leave its own arguments out of the forward.
+    accepts_loss_kwargs = False
+
     @property
     def learner(self) -> PromptLearner | None:
         """The active adapter's learner, or None."""
         slot = self._modules.get(SLOT)
         return None if slot is None else slot.active_learner()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The active adapter's classes in the order of the logits."""
+        return self.learner.config.class_names
+
+    @property
+    def uses_captions(self) -> bool:
+        """Whether training the active adapter profits from `caption_ids`."""
+        return self.learner.uses_captions
 
     def set_class_names(self, class_names: list[str]) -> None:
         """Gives the active adapter other classes, without training. Raises ValueError where that cannot be."""
@@ -100,11 +113,27 @@ class PromptedCLIPModel(CLIPModel):
                 **given,
                 **kwargs,
             )
+        kwargs = {name: value for name, value in kwargs.items() if value is not None and value is not False}
+        for name in kwargs.keys() - {"caption_ids"} if input_ids is None else kwargs:
+            raise ValueError(f"`{name}` is no argument of {learner.config.method}; leave it out.")
+        if pixel_values is None:
+            raise ValueError("`pixel_values` is missing; pass pictures (b, 3, h, w).")
         if interpolate_pos_encoding:
             kwargs["interpolate_pos_encoding"] = True
-        if input_ids is None:
-            return learner(self, pixel_values, labels=labels, **kwargs)
-        return learner.compare(self, input_ids, pixel_values, return_loss=bool(return_loss), **kwargs)
+        if input_ids is not None:
+            if labels is not None:
+                raise ValueError("`labels` belong to model(pixel_values, labels); with `input_ids` pass return_loss.")
+            return learner.compare(self, input_ids, pixel_values, return_loss=bool(return_loss), **kwargs)
+        self._name_labels(learner)
+        return learner(self, pixel_values, labels=labels, **kwargs)
+
+    def _name_labels(self, learner: PromptLearner) -> None:
+        """Keeps the config's id2label, which transformers' pipelines show, those of the adapter that answers."""
+        names = learner.config.class_names
+        if not torch.compiler.is_compiling() and getattr(self, "_named", None) is not names:
+            self._named = names
+            self.config.id2label = dict(enumerate(names))
+            self.config.label2id = {name: label for label, name in enumerate(names)}
 
     @can_return_tuple
     def get_text_features(self, input_ids: torch.Tensor, *args, **kwargs):
@@ -140,9 +169,14 @@ class PromptTuner(BaseTuner):
             )
         _check_dimensions(peft_config, model)
         if SLOT not in model._modules:
+            slot = PromptSlot()
+            slot.before = dict(
+                trained=[parameter for parameter in model.parameters() if parameter.requires_grad],
+                labels={name: getattr(model.config, name) for name in ("id2label", "label2id")},
+            )
             # PEFT freezes the base model at a first injection, which it tells by there being no tuner layer yet.
             model.requires_grad_(False)
-            model.add_module(SLOT, PromptSlot())
+            model.add_module(SLOT, slot)
             model.__class__ = PromptedCLIPModel
 
     @staticmethod
@@ -150,13 +184,18 @@ class PromptTuner(BaseTuner):
         return key == SLOT
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
+        for name in target.learners:
+            _check_adapter_name(adapter_name, target.learners[name])
         # A copy, because it will hold what this adapter learns of this model; the user's config may serve again.
         config = copy.deepcopy(peft_config)
         config.base_model_dimensions = dimensions(parent)
         try:
             learner = config.learner_class(config, parent)
+            _check_adapter_name(adapter_name, learner)
         except Exception:
             if not target.learners:
+                for parameter in target.before["trained"]:
+                    parameter.requires_grad_(True)
                 _detach(parent)
             raise
         if not any(parameter.is_meta for parameter in learner.parameters()):  # low_cpu_mem_usage: weights are to come
@@ -200,10 +239,22 @@ class PromptTuner(BaseTuner):
 
 def _detach(model: PromptedCLIPModel) -> None:
     """Makes it a plain CLIPModel again."""
-    del model._modules[SLOT]
+    slot = model._modules.pop(SLOT)
     model.__class__ = CLIPModel
-    for leftover in ("peft_config", "_hf_peft_config_loaded"):  # the second is transformers' mark of load_adapter
+    for name, value in slot.before["labels"].items():
+        setattr(model.config, name, value)
+    for leftover in ("peft_config", "_named", "_hf_peft_config_loaded"):  # the last is transformers' load_adapter's
         model.__dict__.pop(leftover, None)
+
+
+def _check_adapter_name(adapter_name: str, learner: PromptLearner) -> None:
+    """PEFT drops a key from a file if any part of it is another adapter's name, so names must not look like parts."""
+    parts = {part for key in learner.state_dict() for part in key.split(".")}
+    if adapter_name in parts | {SLOT, PromptTuner.prefix, "base_model", "model"}:
+        raise ValueError(
+            f"`adapter_name`={adapter_name!r} is also the name of a part of the model, which PEFT would mix up when it "
+            "saves; choose another one."
+        )
 
 
 def _check_dimensions(config: PromptConfig, clip: CLIPModel) -> None:

@@ -8,7 +8,7 @@ import torch
 from peft import PeftConfig, get_peft_model
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from hf_tgpt import MaPLeConfig, TGPTConfig
+from hf_tgpt import CoCoOpConfig, CoOpConfig, IVLPConfig, MaPLeConfig, MutualPromptConfig, TGPTConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 CLASS_NAMES = ["cat", "red circle", "blue striped square", "forest"]
@@ -30,6 +30,10 @@ class Method:
 METHODS = {
     "maple": Method(MaPLeConfig, {"prompt_depth": 2}, parameters=6),
     "tgpt": Method(TGPTConfig, {"num_category_queries": 6, "num_content_queries": 8}, parameters=39, open=False),
+    "coop": Method(CoOpConfig, {"prompt_length": 1, "initial_text": "a photo of a"}, parameters=1),
+    "cocoop": Method(CoCoOpConfig, {}, parameters=5),
+    "mutual_prompt": Method(MutualPromptConfig, {"top_k": 2}, parameters=10),
+    "ivlp": Method(IVLPConfig, {"text_prompt_depth": 2, "vision_prompt_depth": 2}, parameters=4),
 }
 
 # Widths, depths, context, patch, projection: no two alike.

@@ -13,12 +13,45 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from hf_tgpt import MaPLeConfig, TGPTConfig, convert_original_state_dict, convert_to_original_state_dict
+from hf_tgpt import config_class, convert_original_state_dict, convert_to_original_state_dict
 from hf_tgpt.evaluation import zero_shot_head
 from hf_tgpt.towers import encode_image, logit_scale, unit
 
 TOLERANCE = dict(atol=5e-5, rtol=0)
-CASES = ["maple_ctx2_depth1", "maple_ctx2_depth3", "maple_ctx4_depth2", "tgpt_cat8_con12", "tgpt_cat32_con64"]
+CASES = [
+    "maple_ctx2_depth1",
+    "maple_ctx2_depth3",
+    "maple_ctx4_depth2",
+    "tgpt_cat8_con12",
+    "tgpt_cat32_con64",
+    "coop_ctx4",
+    "coop_ctx8",
+    "coop_ctx4_csc",
+    "coop_ctx4_front",
+    "coop_ctx4_middle",
+    "ivlp_ctx2_depth3",
+]
+# From a case's metadata, which is the release's config, to our fields.
+FIELDS = {
+    "maple": lambda case: dict(prompt_length=int(case["n_ctx"]), prompt_depth=int(case["depth"])),
+    "tgpt": lambda case: dict(
+        templates=case["templates"],
+        num_category_queries=int(case["n_category"]),
+        num_content_queries=int(case["n_content"]),
+    ),
+    "coop": lambda case: dict(
+        prompt_length=int(case["n_ctx"]),
+        initial_text=case.get("ctx_init"),
+        class_specific=case.get("csc", False),
+        class_position=case.get("pos", "end"),
+    ),
+    "ivlp": lambda case: dict(
+        text_prompt_length=int(case["n_ctx"]),
+        vision_prompt_length=int(case["n_ctx_vision"]),
+        text_prompt_depth=int(case["depth"]),
+        vision_prompt_depth=int(case["depth"]),
+    ),
+}
 
 
 class Case:
@@ -37,16 +70,8 @@ class Case:
         return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
 
     def config(self):
-        names = self.metadata["class_names"]
-        if self.method == "maple":
-            length, depth = int(self.metadata["n_ctx"]), int(self.metadata["depth"])
-            return MaPLeConfig(class_names=names, prompt_length=length, prompt_depth=depth)
-        return TGPTConfig(
-            class_names=names,
-            templates=self.metadata["templates"],
-            num_category_queries=int(self.metadata["n_category"]),
-            num_content_queries=int(self.metadata["n_content"]),
-        )
+        fields = FIELDS[self.method](self.metadata)
+        return config_class(self.method)(class_names=self.metadata["class_names"], **fields)
 
     def model(self):
         """The golden CLIP with this case's adapter and the release's weights in it."""
@@ -125,5 +150,5 @@ def test_class_dependent_buffers_of_a_release_are_left_out():
 def test_a_checkpoint_of_another_method_is_refused():
     with pytest.raises(ValueError, match="has no tensor of a released tgpt checkpoint"):
         convert_original_state_dict({"something.weight": torch.zeros(1)}, "tgpt")
-    with pytest.raises(ValueError, match="`method`='mapel' is unknown; choose one of maple, tgpt"):
+    with pytest.raises(ValueError, match=r"`method`='mapel' is unknown; choose one of .*maple.*tgpt"):
         convert_original_state_dict({}, "mapel")

@@ -20,7 +20,16 @@ from ..classes import PLACEHOLDER, tokenize, words
 from ..config import PromptConfig, documented
 from ..learner import PromptLearner, classification_loss
 from ..registry import register
-from ..towers import encode_text, encode_tokens, eos_positions, pool_image, token_embeddings, unit, vision_tokens
+from ..towers import (
+    encode_text,
+    encode_tokens,
+    eos_positions,
+    pool_image,
+    project_image,
+    token_embeddings,
+    unit,
+    vision_tokens,
+)
 
 NUM_HEADS = 8
 LOGIT_SCALE = 100.0
@@ -30,16 +39,24 @@ LOGIT_SCALE = 100.0
 class TGPTConfig(PromptConfig):
     """Configuration of TGP-T.
 
+    The prompts have the width of the text tower. Where a CLIP's joint space is of another width, a trained linear map,
+    which starts as the transpose of CLIP's text projection, brings the image tokens to it.
+
     Example:
         >>> config = TGPTConfig(class_names=["cat", "dog"], templates=["a photo of a {}.", "a drawing of a {}."])
     """
 
+    initial_text: str | None = documented(
+        "a photo of a",
+        "The category sentence is '{initial_text} {name}.', and the first category queries start from its words. None: "
+        "the first of templates, and a random start. Default: as released.",
+    )
     num_category_queries: int = documented(32, "Tokens of the category prompt, Q_category. Default: as released.")
     num_content_queries: int = documented(64, "Tokens of the content prompt, Q_content. Default: as released.")
     templates: list[str] = documented(
         ["a photo of a {}."],
         "Sentences with {} for the class name; their mean text feature is the zero-shot head, from which the "
-        "classifier W starts. The first also describes a picture that has no description.",
+        "classifier W starts. The first also describes a picture that has no description. Default: CLIP's plainest.",
     )
     label_smoothing: float = documented(
         0.1, "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: as released."
@@ -64,13 +81,14 @@ class TGPTConfig(PromptConfig):
 class TGPTOutput(ImageClassifierOutput):
     """ImageClassifierOutput with TGP-T's parts.
 
-    `zero_shot_logits` (b, c) are those of the zero-shot head on the same features: the logits of WiSE-FT at any share a
-    are (1 - a) * logits + a * zero_shot_logits when `wise_ft` is 0.
+    `head_logits` and `zero_shot_logits` (b, c) are those of the trained and of the zero-shot head alone, on the same
+    features. WiSE-FT at any share a is (1 - a) * head_logits + a * zero_shot_logits; `logits` have a = `wise_ft`.
     """
 
     loss_classification: torch.Tensor | None = None
     loss_category: torch.Tensor | None = None
     loss_content: torch.Tensor | None = None
+    head_logits: torch.Tensor | None = None
     zero_shot_logits: torch.Tensor | None = None
 
 
@@ -154,7 +172,9 @@ class TGPT(PromptLearner):
             self.image_to_text = nn.Linear(width, text_width, bias=False)
             self.image_to_text.weight = nn.Parameter(clip.text_projection.weight.detach().float().T.clone())
 
-        head = torch.stack([encode_tokens(clip, *sentences(template)) for template in templates]).mean(0)  # (c, d)
+        head = torch.stack(
+            [encode_tokens(clip, *sentences(template), chunk=config.text_chunk_size) for template in templates]
+        ).mean(0)  # (c, d)
         self.register_buffer("zero_shot_head", unit(torch.cat([head, head], dim=-1)), persistent=False)  # (c, 2d)
         self.head = nn.Parameter(self.zero_shot_head.clone())  # W (c, 2d)
 
@@ -172,7 +192,7 @@ class TGPT(PromptLearner):
         evaluation without them it is the classification loss alone. Raises ValueError for a description without EOS.
         """
         hidden = vision_tokens(clip, pixel_values, **kwargs)  # (b, p, d_v)
-        image_tokens = clip.visual_projection(hidden)  # X (b, p, d), without post_layernorm
+        image_tokens = project_image(clip, hidden)  # X (b, p, d)
         image_tokens = self.image_to_text(image_tokens.to(self.head.dtype))  # (b, p, d_t)
         image_features = pool_image(clip, hidden)  # v (b, d)
 
@@ -181,17 +201,21 @@ class TGPT(PromptLearner):
         text_features = (self.read(clip, category) + self.read(clip, content)) / 2  # t (b, d)
         features = unit(torch.cat([image_features, text_features], dim=-1))  # (b, 2d)
 
-        zero_shot_logits = LOGIT_SCALE * features @ self.zero_shot_head.T  # (b, c)
-        logits = LOGIT_SCALE * features @ self.head.T  # (b, c)
+        zero_shot_logits = LOGIT_SCALE * features @ self.zero_shot_head.to(features.dtype).T  # (b, c)
+        logits = head_logits = LOGIT_SCALE * features @ self.head.to(features.dtype).T  # (b, c)
         if not self.training:  # linear in the weights, so mixing logits is mixing heads
             logits = torch.lerp(logits, zero_shot_logits, self.config.wise_ft)
-        output = TGPTOutput(logits=logits, zero_shot_logits=zero_shot_logits)
+        output = TGPTOutput(logits=logits, head_logits=head_logits, zero_shot_logits=zero_shot_logits)
         output.loss = output.loss_classification = classification_loss(logits, labels)
         if labels is not None and (self.training or caption_ids is not None):
             ids, ends = self.category_ids[labels], self.category_eos[labels]
             output.loss_category = self.sentence_loss(clip, category, ids, ends)
             if caption_ids is None:
                 caption_ids = self._default_captions(labels)
+            if len(caption_ids) != len(labels):
+                raise ValueError(
+                    f"`caption_ids` holds {len(caption_ids)} sentences for {len(labels)} pictures; pass one each."
+                )
             ends = eos_positions(clip, caption_ids)
             output.loss_content = self.sentence_loss(clip, content, caption_ids, ends)
             output.loss = output.loss_classification + output.loss_category + output.loss_content

@@ -1,0 +1,82 @@
+"""What methods with image-conditioned text prompts share: a class text for every pair of image and class.
+
+Letters as in `towers.py`, and n prompt tokens. b images and s sentences make b * s text sequences; they are encoded in
+chunks of `text_chunk_size`, so memory does not grow with the number of classes beyond the features themselves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import CLIPModel
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
+
+from .learner import OpenPromptLearner, classification_loss
+from .towers import after_bos, encode_image, encode_text, in_chunks, logit_scale, token_embeddings, trim, unit
+
+
+class ImageConditionedLearner(OpenPromptLearner):
+    """A learner whose text prompts depend on the image. A method gives `prompts`, and may give `see`."""
+
+    def prompts(self, image_features: torch.Tensor) -> torch.Tensor:
+        """x0 (b, d), unit features of the plain image tower -> text prompts (b, n, d_t)."""
+        raise NotImplementedError
+
+    def see(self, clip: CLIPModel, pixel_values, image_features: torch.Tensor, text_features: torch.Tensor, **kwargs):
+        """f(x): x0 (b, d) and the image's class texts (b, s, d) -> the image features to compare, (b, d), unit."""
+        return image_features
+
+    def match(self, clip: CLIPModel, pixel_values: torch.Tensor, input_ids: torch.Tensor, eos: torch.Tensor, **kwargs):
+        """Pictures (b, 3, h, w), sentences (s, t) -> logits (b, s), image features (b, d), text features (b, s, d)."""
+        with torch.no_grad():
+            image_features = unit(encode_image(clip, pixel_values, **kwargs))  # x0 (b, d)
+        text_features = self.describe(clip, image_features, input_ids, eos)  # w (b, s, d)
+        seen = self.see(clip, pixel_values, image_features, text_features, **kwargs)  # f (b, d)
+        logits = logit_scale(clip) * torch.einsum("bd,bsd->bs", seen, text_features)
+        return logits, seen, text_features
+
+    def describe(self, clip: CLIPModel, image_features: torch.Tensor, input_ids: torch.Tensor, eos: torch.Tensor):
+        """x0 (b, d), sentences (s, t) -> unit text features of every pair, (b, s, d)."""
+        count, sentences = len(image_features), len(input_ids)
+        device = input_ids.device
+        images = torch.arange(count, device=device).repeat_interleave(sentences)
+        classes = torch.arange(sentences, device=device).repeat(count)
+        pairs = self.encode_pairs(clip, self.prompts(image_features), input_ids, eos, images, classes)
+        return pairs.unflatten(0, (count, sentences))
+
+    def encode_pairs(self, clip, prompts: torch.Tensor, input_ids, eos, images, classes) -> torch.Tensor:
+        """prompts (b, n, d_t), sentences (s, t), pairs as indices (m,) and (m,) -> unit features (m, d)."""
+
+        def encode(part: slice) -> torch.Tensor:
+            words = nn.functional.embedding(input_ids[classes[part]], token_embeddings(clip))  # (m, t, d_t)
+            return encode_text(clip, after_bos(words, prompts[images[part]]), eos[classes[part]])
+
+        return unit(in_chunks(encode, len(images), self.config.text_chunk_size))
+
+    def forward(self, clip: CLIPModel, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs):
+        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
+        logits, _, _ = self.match(clip, pixel_values, self.class_ids, self.class_eos, **kwargs)
+        return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)
+
+    def compare(
+        self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False, **kwargs
+    ):
+        """CLIP's own call; `text_embeds` (b, s, d) has one row for each image, which its text prompts depend on."""
+        logits, image_embeds, text_embeds = self.match(clip, pixel_values, *trim(clip, input_ids), **kwargs)
+        return CLIPOutput(
+            loss=image_text_contrastive_loss(logits.T) if return_loss else None,
+            logits_per_image=logits,
+            logits_per_text=logits.T,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+        )
+
+    def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
+        raise ValueError(
+            f"{self.config.method} has no text features apart from an image, on which its prompts depend; call "
+            "model(input_ids=..., pixel_values=...)."
+        )
+
+    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        return encode_image(clip, pixel_values, **kwargs)

@@ -1,0 +1,136 @@
+"""CoOp: learned tokens in the class sentence, shared by all classes or one set for each.
+
+Source: Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models, IJCV 2022, arXiv 2109.01134, section 3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import CLIPModel
+
+from ..classes import PLACEHOLDER, initial_prompts, words
+from ..config import PromptConfig, documented
+from ..learner import OpenPromptLearner
+from ..registry import register
+from ..towers import after_bos, encode_image, encode_text, token_embeddings
+
+POSITIONS = ("end", "front", "middle")
+
+
+@dataclass
+class CoOpConfig(PromptConfig):
+    """Configuration of CoOp.
+
+    Example:
+        >>> config = CoOpConfig(class_names=["cat", "dog"], prompt_length=4, initial_text="a photo of a")
+    """
+
+    initial_text: str | None = documented(
+        None,
+        "The class sentence is '{initial_text} {name}.'; learned tokens start from its words (CTX_INIT of the "
+        "release). None, the paper's main setting: as many 'X' as learned tokens, and a random start.",
+    )
+    prompt_length: int = documented(16, "M, learned tokens in a class sentence (N_CTX of the release). Default: paper.")
+    class_specific: bool = documented(
+        False,
+        "Whether each class learns tokens of its own (CSC of the release); the class list is then fixed. "
+        "Default: the paper's unified context.",
+    )
+    class_position: str = documented(
+        "end",
+        "Where the class name stands: 'end' behind the learned tokens, 'front' before them, 'middle' with half of them "
+        "on each side (CLASS_TOKEN_POSITION of the release).",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require("prompt_length", self.prompt_length >= 1, "learn at least 1 token.")
+        self.require("class_position", self.class_position in POSITIONS, f"choose one of {', '.join(POSITIONS)}.")
+
+
+class CoOp(OpenPromptLearner):
+    """The text prompts, (n, d_t), or (c, n, d_t) where they are class-specific."""
+
+    citation = """@article{zhou2022learning,
+  title = {Learning to Prompt for Vision-Language Models},
+  author = {Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei},
+  journal = {International Journal of Computer Vision},
+  year = {2022}
+}"""
+    # The release saves its prompt learner alone, so in its files the name has no prefix.
+    original_names: ClassVar = {"ctx": "text_prompts", "prompt_learner.ctx": "text_prompts"}
+
+    def __init__(self, config: CoOpConfig, clip: CLIPModel):
+        super().__init__(config, clip)
+        tokenizer = self.tokenizer(clip)
+        # The full stop as it follows a word; alone it may be another token.
+        self.full_stop = words(tokenizer, f"{PLACEHOLDER}.")[-1]
+        # Departs from the release: with initial text, it ignores that prompts are to be class-specific.
+        sets = [
+            initial_prompts(tokenizer, clip, config.initial_text, config.prompt_length)
+            for _ in (config.class_names if config.class_specific else [None])
+        ]
+        self.text_prompts = nn.Parameter(torch.stack(sets) if config.class_specific else sets[0])
+
+    def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
+        """Other classes from now on. Raises ValueError where the prompts belong to the present ones."""
+        if self.config.class_specific and class_names != self.config.class_names:
+            raise ValueError(f"`class_specific`=True: {self._closed()}")
+        super().set_class_names(clip, class_names)
+
+    def class_chunk(self, clip: CLIPModel, part: slice) -> torch.Tensor:
+        prompts = self.text_prompts[part] if self.config.class_specific else self.text_prompts
+        return self.text_features(clip, self.class_ids[part], self.class_eos[part], prompts)
+
+    def text_features(
+        self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, prompts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Class sentences "{initial_text} {name}.", ids (s, t), EOS positions (s,) -> (s, d), not normalised.
+
+        `prompts` are the classes'; without, the texts are a user's. Raises ValueError for a user's text that is too
+        short to hold the prompts, and for every one where prompts are class-specific.
+        """
+        if prompts is None:
+            self.check_texts(eos)
+            prompts = self.text_prompts
+        embeddings = nn.functional.embedding(input_ids, token_embeddings(clip))  # (s, t, d_t)
+        sentences = after_bos(embeddings, prompts)  # (s, t, d_t): BOS, prompts, name, full stop, EOS
+        order = self.order(input_ids, eos)  # (s, t)
+        return encode_text(clip, sentences.take_along_dim(order[..., None], dim=1), eos)  # (s, d)
+
+    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        return encode_image(clip, pixel_values, **kwargs)  # (b, d), plain CLIP
+
+    def order(self, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
+        """The token that belongs at each place: ids (s, t), EOS positions (s,) -> (s, t).
+
+        The name is what stands between the learned tokens and the full stop, or EOS where there is none.
+        """
+        n = self.config.prompt_length
+        before = {"end": n, "middle": n // 2, "front": 0}[self.config.class_position]  # prompts before the name
+        last = eos[:, None] - 1  # (s, 1)
+        stops = (input_ids.gather(1, last) == self.full_stop).long()  # (s, 1)
+        length = (last - stops - n).clamp(min=0)  # (s, 1), tokens of the name
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)  # (t,)
+        name = (place > before) & (place <= before + length)  # (s, t)
+        prompts_after = (place > before + length) & (place <= n + length)  # (s, t)
+        return place + name * (n - before) - prompts_after * length  # (s, t)
+
+    def check_texts(self, eos: torch.Tensor) -> None:
+        """Raises ValueError unless texts of a user's, with EOS at (s,), can hold the prompts."""
+        if self.config.class_specific:
+            raise ValueError(f"`class_specific`=True: {self._closed()}")
+        n, shortest = self.config.prompt_length, int(eos.min())
+        if shortest <= n:
+            like = f"{self.config.initial_text or ' '.join([PLACEHOLDER] * n)} cat."
+            raise ValueError(
+                f"`input_ids` holds a text of {shortest - 1} tokens beside BOS and EOS, but the first {n} are learned; "
+                f"pass class sentences like {like!r}."
+            )
+
+
+register("COOP", CoOpConfig, CoOp)

@@ -1,0 +1,130 @@
+"""IVLP: deep prompts in both towers, learned independently. Vision only is VPT, text only a deep CoOp.
+
+Source: the independent V-L prompting that MaPLe is compared with in Khattak, Rasheed, Maaz, Khan, Khan: MaPLe:
+Multi-modal Prompt Learning, CVPR 2023, arXiv 2210.03117, section 4.2, and in its release. Vision prompts: Jia, Tang,
+Chen, Cardie, Belongie, Hariharan, Lim: Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119 (VPT-Deep).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import CLIPModel
+
+from ..classes import initial_prompts, words
+from ..config import PromptConfig, documented
+from ..learner import OpenPromptLearner
+from ..registry import register
+from ..towers import after_bos, encode_image, encode_text, token_embeddings
+
+
+@dataclass
+class IVLPConfig(PromptConfig):
+    """Configuration of independent vision-language prompting.
+
+    Example:
+        >>> config = IVLPConfig(class_names=["cat", "dog"], text_prompt_length=0, vision_prompt_length=8)  # VPT
+    """
+
+    text_prompt_length: int = documented(
+        2,
+        "Learned tokens in the text tower (N_CTX_TEXT of the release). Default: as released. 0: none, and plain class "
+        "sentences; initial_text None then means 'a photo of a'.",
+    )
+    vision_prompt_length: int = documented(
+        2, "Learned tokens in the vision tower (N_CTX_VISION of the release). Default: as released. 0: none."
+    )
+    text_prompt_depth: int = documented(
+        9,
+        "First layers of the text tower with prompts of their own, 0 (none) to its layers (PROMPT_DEPTH_TEXT of the "
+        "release, 12 there). Default: MaPLe's. Ignored if text_prompt_length is 0.",
+    )
+    vision_prompt_depth: int = documented(
+        9,
+        "First layers of the vision tower with prompts of their own, 0 (none) to its layers (PROMPT_DEPTH_VISION of "
+        "the release, 12 there). Default: MaPLe's. Ignored if vision_prompt_length is 0.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        fields = [f"{tower}_prompt_{size}" for tower in ("text", "vision") for size in ("length", "depth")]
+        for name in fields:
+            self.require(name, getattr(self, name) >= 0, "choose 0 (no prompts in this tower) or more.")
+        if not self.depth("text") and not self.depth("vision"):
+            values = ", ".join(f"`{name}`={getattr(self, name)}" for name in fields)
+            raise ValueError(f"{values}: nothing would be learned; give one tower a length and a depth of 1 or more.")
+        if not self.depth("text") and self.initial_text is None:
+            self.initial_text = "a photo of a"
+
+    def depth(self, tower: str) -> int:
+        """Layers of the "text" or "vision" tower that get prompts, 0 where they are switched off."""
+        return getattr(self, f"{tower}_prompt_depth") if getattr(self, f"{tower}_prompt_length") else 0
+
+    @property
+    def prompt_length(self) -> int:
+        """Learned tokens of a class sentence, under the name that they have in the other methods."""
+        return self.text_prompt_length
+
+
+class IVLP(OpenPromptLearner):
+    """Text prompts, each (n, d_t), and vision prompts, each (n, d_v), one per depth; none in a tower that is off."""
+
+    citation = """@inproceedings{khattak2023maple,
+  title = {MaPLe: Multi-modal Prompt Learning},
+  author = {Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year = {2023}
+}
+
+@inproceedings{jia2022visual,
+  title = {Visual Prompt Tuning},
+  author = {Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge and
+            Hariharan, Bharath and Lim, Ser-Nam},
+  booktitle = {European Conference on Computer Vision},
+  year = {2022}
+}"""
+    original_names: ClassVar = {
+        "prompt_learner.ctx": "text_prompts.0",
+        "image_encoder.VPT": "vision_prompts.0",
+        **{
+            f"{tower}_encoder.transformer.resblocks.{i}.VPT_shallow": f"{prompts}.{i}"
+            for tower, prompts in (("text", "text_prompts"), ("image", "vision_prompts"))
+            for i in range(1, 100)
+        },
+    }
+
+    def __init__(self, config: IVLPConfig, clip: CLIPModel):
+        for tower in ("text", "vision"):
+            layers = getattr(clip.config, f"{tower}_config").num_hidden_layers
+            remedy = f"the {tower} tower has {layers} layers; choose 0 to {layers}."
+            config.require(f"{tower}_prompt_depth", config.depth(tower) <= layers, remedy)
+        super().__init__(config, clip)
+        self.text_prompts, self.vision_prompts = (random_prompts(config, clip, tower) for tower in ("text", "vision"))
+        if len(self.text_prompts):
+            tokenizer, text, length = self.tokenizer(clip), config.initial_text, config.prompt_length
+            found = length if text is None else len(words(tokenizer, text))
+            remedy = f"`initial_text`={text!r} has {found} tokens to start from; use fewer, or initial_text=None."
+            config.require("text_prompt_length", length <= found, remedy)
+            self.text_prompts[0] = initial_prompts(tokenizer, clip, text, length)
+
+    def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
+        embeddings = nn.functional.embedding(input_ids, token_embeddings(clip))  # (s, t, d_t)
+        if len(self.text_prompts):
+            embeddings = after_bos(embeddings, self.text_prompts[0])  # (s, t, d_t)
+        return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:])  # (s, d)
+
+    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        return encode_image(clip, pixel_values, list(self.vision_prompts), **kwargs)  # (b, d)
+
+
+def random_prompts(config: IVLPConfig, clip: CLIPModel, tower: str) -> nn.ParameterList:
+    """N(0, 0.02) for every layer of the "text" or "vision" tower that gets prompts."""
+    length, width = getattr(config, f"{tower}_prompt_length"), getattr(clip.config, f"{tower}_config").hidden_size
+    prompts = (torch.empty(length, width, device=clip.device).normal_(std=0.02) for _ in range(config.depth(tower)))
+    return nn.ParameterList(prompts)
+
+
+register("IVLP", IVLPConfig, IVLP)

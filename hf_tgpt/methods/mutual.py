@@ -1,0 +1,164 @@
+"""Mutual prompt learning: fine-grained text prompts from the image (FTP), visual prompts from the class texts (TVP).
+
+Source: Long, Zhao, Yuan, Tan, Liu, Feng, Wang, Wang: Mutual Prompt Leaning for Vision Language Models, IJCV 2024, doi
+10.1007/s11263-024-02243-z, and its forerunner at ICCV 2023, arXiv 2303.17169.
+
+A RECONSTRUCTION. No code was ever released, and what is known to us are the two abstracts. They say: CoCoOp puts the
+same image feature into every text token, while FTP "decomposes the single global image feature into several
+finer-grained semantics and incorporates them into corresponding text prompt tokens"; texts contain "redundant and
+negative category semantics", so TVP "reorganizes the text descriptions of the current image to construct the visual
+prompt, guiding the image branch to attend to class-related representations"; a contrastive loss aligns both. All else
+below is our choice, and each choice is a field of the config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import CLIPModel
+
+from ..classes import initial_prompts
+from ..conditioned import ImageConditionedLearner
+from ..config import PromptConfig, documented
+from ..registry import register
+from ..towers import encode_image, encode_tokens, unit
+
+HEADS = ("per_token", "shared", "none")
+
+
+@dataclass
+class MutualPromptConfig(PromptConfig):
+    """Configuration of mutual prompt learning; the quoted words are those of the abstracts that a field answers.
+
+    Example:
+        >>> config = MutualPromptConfig(class_names=["cat", "dog"], vision_prompt_length=4, top_k=10)
+    """
+
+    prompt_length: int = documented(4, "n, learned text tokens, the 'text prompt tokens'. Default: CoCoOp's.")
+    text_heads: str = documented(
+        "per_token",
+        "How the image enters the text tokens: 'per_token' is FTP, a head U_m of its own for each token's "
+        "'finer-grained semantics'; 'shared' is one head for all, as in CoCoOp; 'none' leaves the image out.",
+    )
+    reduction: int = documented(
+        16, "d over the width of the bottlenecks, in which FTP 'decomposes' the image and TVP makes prompts. CoCoOp's."
+    )
+    vision_prompt_length: int = documented(
+        4, "n_v, tokens of the 'visual prompt' (TVP) in each layer that has one; 0 switches TVP off."
+    )
+    vision_prompt_depth: int = documented(
+        1, "J, the vision tower's first layers that get visual prompts. Ignored without TVP."
+    )
+    top_k: int = documented(
+        10,
+        "K, the most relevant classes that 'reorganizes' takes part in; the rest is 'redundant'. Ignored without TVP.",
+    )
+    temperature: float = documented(
+        0.01, "tau of the softmax over the relevances of the K classes. Default: CLIP's own scale. Ignored without TVP."
+    )
+    relevance_weighting: bool = documented(
+        True, "Off: all classes take part alike, 'redundant and negative' ones too. Ignored without TVP."
+    )
+    conditioned_texts: bool = documented(
+        True,
+        "The 'text descriptions of the current image': the image-conditioned class texts, or, if off, CLIP's own. "
+        "Ignored without TVP.",
+    )
+    shortlist: int | None = documented(
+        None,
+        "K', an APPROXIMATION: only the K' classes nearest to the image get image-conditioned texts, the others keep "
+        "the unconditioned one. None: all of them, exact.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("prompt_length", "reduction", "vision_prompt_depth", "top_k"):
+            self.require(name, getattr(self, name) >= 1, "choose 1 or more.")
+        self.require("text_heads", self.text_heads in HEADS, f"choose one of {', '.join(HEADS)}.")
+        self.require("vision_prompt_length", self.vision_prompt_length >= 0, "choose 0 or more.")
+        self.require("temperature", self.temperature > 0, "choose a number above 0.")
+        self.require("shortlist", self.shortlist is None or self.shortlist >= 1, "choose 1 or more, or None.")
+
+
+class MutualPrompt(ImageConditionedLearner):
+    """FTP: v (n, d_t), W_1 and the heads U. TVP: Q_0 (J, n_v, d_v) and an MLP from the reorganised text to Q - Q_0."""
+
+    citation = """@article{long2024mutual,
+  title = {Mutual Prompt Leaning for Vision Language Models},
+  author = {Long, Sifan and Zhao, Zhen and Yuan, Junkun and Tan, Zichang and Liu, Jiangjiang and Feng, Jingyuan and
+            Wang, Shengsheng and Wang, Jingdong},
+  journal = {International Journal of Computer Vision},
+  year = {2024},
+  doi = {10.1007/s11263-024-02243-z}
+}"""
+
+    def __init__(self, config: MutualPromptConfig, clip: CLIPModel):
+        vision = clip.config.vision_config
+        config.require(
+            "vision_prompt_depth",
+            config.vision_prompt_depth <= vision.num_hidden_layers,
+            f"the vision tower has {vision.num_hidden_layers} layers; choose 1 to {vision.num_hidden_layers}.",
+        )
+        super().__init__(config, clip)
+        text_width, width = clip.config.text_config.hidden_size, clip.config.projection_dim
+        narrow = max(1, width // config.reduction)
+        self.text_prompts = nn.Parameter(
+            initial_prompts(self.tokenizer(clip), clip, config.initial_text, config.prompt_length)
+        )
+        if config.text_heads != "none":
+            heads = config.prompt_length if config.text_heads == "per_token" else 1
+            self.decompose = nn.Sequential(nn.Linear(width, narrow), nn.ReLU(), nn.Linear(narrow, heads * text_width))
+        if config.vision_prompt_length:
+            shape = (config.vision_prompt_depth, config.vision_prompt_length, vision.hidden_size)
+            self.vision_prompts = nn.Parameter(torch.empty(shape, device=clip.device).normal_(std=0.02))
+            last = nn.Linear(narrow, self.vision_prompts.numel())
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.guide = nn.Sequential(nn.Linear(width, narrow), nn.ReLU(), last)
+
+    def prompts(self, image_features: torch.Tensor) -> torch.Tensor:
+        """FTP: v_m + U_m ReLU(W_1 x0). x0 (b, d) -> (b, n, d_t)."""
+        prompts = self.text_prompts.expand(len(image_features), -1, -1)  # (b, n, d_t)
+        if self.config.text_heads == "none":
+            return prompts
+        return prompts + self.decompose(image_features).unflatten(-1, (-1, prompts.shape[-1]))  # (b, n or 1, d_t)
+
+    def describe(self, clip: CLIPModel, image_features: torch.Tensor, input_ids, eos) -> torch.Tensor:
+        shortlist = self.config.shortlist
+        if shortlist is None or shortlist >= len(input_ids) or self.config.text_heads == "none":
+            return super().describe(clip, image_features, input_ids, eos)
+        count, device = len(image_features), input_ids.device
+        everyone = torch.arange(len(input_ids), device=device)
+        plain = self.encode_pairs(clip, self.text_prompts[None], input_ids, eos, torch.zeros_like(everyone), everyone)
+        nearest = (image_features @ plain.detach().T).topk(shortlist).indices  # (b, K')
+        images = torch.arange(count, device=device).repeat_interleave(shortlist)
+        pairs = self.encode_pairs(clip, self.prompts(image_features), input_ids, eos, images, nearest.flatten())
+        return plain.expand(count, -1, -1).clone().index_put((images, nearest.flatten()), pairs)  # (b, s, d)
+
+    def see(self, clip, pixel_values, image_features, text_features, **kwargs) -> torch.Tensor:
+        """TVP: f(x) = V(x; Q(x)), unit, (b, d)."""
+        if not self.config.vision_prompt_length:
+            return image_features
+        if not self.config.conditioned_texts:
+            plain = unit(encode_tokens(clip, self.class_ids, self.class_eos, chunk=self.config.text_chunk_size))
+            text_features = plain.expand(len(image_features), -1, -1)
+        relevance = self.relevance(image_features, text_features)  # a (b, s)
+        description = torch.einsum("bs,bsd->bd", relevance, text_features)  # r (b, d)
+        prompts = self.vision_prompts + self.guide(description).unflatten(-1, self.vision_prompts.shape)
+        return unit(encode_image(clip, pixel_values, list(prompts.unbind(1)), **kwargs))  # J of (b, n_v, d_v)
+
+    def relevance(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+        """a: the softmax over the K most relevant classes; classes of negative relevance get nothing. -> (b, s)."""
+        cosines = torch.einsum("bd,bsd->bs", image_features, text_features)
+        if not self.config.relevance_weighting:
+            return torch.full_like(cosines, 1 / cosines.shape[1])
+        top = cosines.topk(min(self.config.top_k, cosines.shape[1])).indices
+        chosen = torch.zeros_like(cosines, dtype=torch.bool).scatter(1, top, True) & (cosines > 0)
+        scores = (cosines / self.config.temperature).masked_fill(~chosen, float("-inf"))
+        # An image to which no class is relevant is described by nothing.
+        return torch.where(chosen.any(1, keepdim=True), scores, 0.0).softmax(-1) * chosen
+
+
+register("MUTUAL_PROMPT", MutualPromptConfig, MutualPrompt)

@@ -42,8 +42,13 @@ class ImageConditionedLearner(OpenPromptLearner):
         device = input_ids.device
         images = torch.arange(count, device=device).repeat_interleave(sentences)
         classes = torch.arange(sentences, device=device).repeat(count)
-        pairs = self.encode_pairs(clip, self.prompts(image_features), input_ids, eos, images, classes)
+        prompts = self.prompts(self.as_weights(image_features))  # (b, n, d_t)
+        pairs = self.encode_pairs(clip, prompts, input_ids, eos, images, classes)
         return pairs.unflatten(0, (count, sentences))
+
+    def as_weights(self, features: torch.Tensor) -> torch.Tensor:
+        """Features in the dtype of this learner's weights, which a user may have cast."""
+        return features.to(next(self.parameters()).dtype)
 
     def encode_pairs(self, clip, prompts: torch.Tensor, input_ids, eos, images, classes) -> torch.Tensor:
         """prompts (b, n, d_t), sentences (s, t), pairs as indices (m,) and (m,) -> unit features (m, d)."""

@@ -114,8 +114,9 @@ class PromptedCLIPModel(CLIPModel):
                 **kwargs,
             )
         kwargs = {name: value for name, value in kwargs.items() if value is not None and value is not False}
-        for name in kwargs.keys() - {"caption_ids"} if input_ids is None else kwargs:
-            raise ValueError(f"`{name}` is no argument of {learner.config.method}; leave it out.")
+        allowed = {"caption_ids"} if input_ids is None and learner.uses_captions else set()
+        for name in kwargs.keys() - allowed:
+            raise ValueError(f"`{name}`={kwargs[name]!r} is no argument of {learner.config.method}; leave it out.")
         if pixel_values is None:
             raise ValueError("`pixel_values` is missing; pass pictures (b, 3, h, w).")
         if interpolate_pos_encoding:

@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from hf_tgpt import CoCoOpConfig, CoOpConfig, IVLPConfig, MaPLeConfig, MutualPromptConfig, TGPTConfig
 
+torch.set_num_threads(1)  # the models are so small that threads only wait for each other
+
 GOLDEN = Path(__file__).parent / "golden"
 CLASS_NAMES = ["cat", "red circle", "blue striped square", "forest"]
 
@@ -22,6 +24,7 @@ class Method:
     fields: dict = field(default_factory=dict)
     parameters: int = 0  # tensors in a saved adapter on the "plain" shape
     open: bool = True  # answers CLIP's own call and takes new class names
+    conditioned: bool = False  # has text features for each image only
 
     def config(self, class_names=CLASS_NAMES, **fields):
         return self.config_class(class_names=class_names, **(self.fields | fields))
@@ -31,8 +34,8 @@ METHODS = {
     "maple": Method(MaPLeConfig, {"prompt_depth": 2}, parameters=6),
     "tgpt": Method(TGPTConfig, {"num_category_queries": 6, "num_content_queries": 8}, parameters=39, open=False),
     "coop": Method(CoOpConfig, {"prompt_length": 1, "initial_text": "a photo of a"}, parameters=1),
-    "cocoop": Method(CoCoOpConfig, {}, parameters=5),
-    "mutual_prompt": Method(MutualPromptConfig, {"top_k": 2}, parameters=10),
+    "cocoop": Method(CoCoOpConfig, {"reduction": 2}, parameters=5, conditioned=True),
+    "mutual_prompt": Method(MutualPromptConfig, {"top_k": 2, "reduction": 2}, parameters=10, conditioned=True),
     "ivlp": Method(IVLPConfig, {"text_prompt_depth": 2, "vision_prompt_depth": 2}, parameters=4),
 }
 

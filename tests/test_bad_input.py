@@ -9,7 +9,7 @@ from conftest import CLASS_NAMES, METHODS, pixels
 from peft import PeftModel, get_peft_model
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from hf_tgpt import MaPLeConfig, TGPTConfig, config_class, load_clip
+from hf_tgpt import MaPLeConfig, TGPTConfig, config_class, load_adapter, load_clip
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ from hf_tgpt import MaPLeConfig, TGPTConfig, config_class, load_clip
         (["cat", " "], r"`class_names\[1\]`=' ' is not a name"),
         (["cat", 3], r"`class_names\[1\]`=3 is not a name"),
         (["cat", "dog", "cat"], "holds 'cat' twice, as labels 0 and 2"),
+        (["blue  jay", "dog", "Blue Jay "], "holds 'Blue Jay ' twice, as labels 0 and 2"),
     ],
 )
 def test_class_names_must_be_distinct_names(method, class_names, message):
@@ -161,6 +162,16 @@ class TestAdapterFolder:
     def test_missing(self, load_clip, tmp_path):
         with pytest.raises(ValueError, match=r"Can't find 'adapter_config.json' at '.*nowhere'"):
             PeftModel.from_pretrained(load_clip(), tmp_path / "nowhere")
+
+    def test_our_own_loader_names_what_is_wrong(self, folder, load_clip, tmp_path):
+        (folder / "nowhere").mkdir()
+        assert load_adapter(load_clip(), folder).learner.config.class_names == CLASS_NAMES
+        with pytest.raises(ValueError, match=r"There is no adapter in '.*nowhere': adapter_config.json is missing"):
+            load_adapter(load_clip(), folder / "nowhere")
+        for content, message in (("", "is damaged"), ("{}", "is damaged"), ('{"peft_type": "LORA"}', "method 'LORA'")):
+            (folder / "adapter_config.json").write_text(content)
+            with pytest.raises(ValueError, match=message):
+                load_adapter(load_clip(), folder)
 
     def test_half_written(self, folder, load_clip):
         (folder / "adapter_model.safetensors").unlink()

@@ -61,6 +61,24 @@ def test_a_toy_is_called_a_toy(tmp_path):
     assert "**This is a toy.**" in (tmp_path / "README.md").read_text()
 
 
+def test_saving_again_renews_our_card(adapt, tmp_path):
+    model = adapt(METHODS["maple"])
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.tags == ["hf-tgpt", "maple", "clip", "prompt-learning", "few-shot"]
+        assert str(tmp_path.parent) not in card.content
+    adapt(METHODS["tgpt"]).save_pretrained(tmp_path)
+    assert "# TGPT adapter" in (tmp_path / "README.md").read_text()
+
+
+def test_a_local_folder_is_not_told(tmp_path):
+    write_card(tmp_path, METHODS["tgpt"].config(), RESULTS | {"dataset": str(tmp_path)})
+    text = (tmp_path / "README.md").read_text()
+    assert str(tmp_path) not in text
+    assert "| data | a local folder |" in text
+
+
 @pytest.mark.parametrize("count", [3, 150])
 def test_long_class_lists_are_cut(tmp_path, count):
     write_card(tmp_path, METHODS["maple"].config(class_names=[f"bird {i}" for i in range(count)]))

@@ -173,4 +173,6 @@ def test_a_folder_with_a_config_alone_gives_a_random_clip(tmp_path, clip_folders
     shutil.copy(Path(clip_folders["plain"]) / "config.json", tmp_path)
     model = load_clip(tmp_path)
     assert isinstance(model, CLIPModel)
+    again = load_clip(tmp_path)  # an adapter finds the same base model again
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert model.name_or_path == str(tmp_path)

@@ -29,6 +29,7 @@ CASES = [
     "coop_ctx4_csc",
     "coop_ctx4_front",
     "coop_ctx4_middle",
+    "cocoop_ctx4",
     "ivlp_ctx2_depth3",
 ]
 # From a case's metadata, which is the release's config, to our fields.
@@ -45,6 +46,7 @@ FIELDS = {
         class_specific=case.get("csc", False),
         class_position=case.get("pos", "end"),
     ),
+    "cocoop": lambda case: dict(prompt_length=int(case["n_ctx"])),
     "ivlp": lambda case: dict(
         text_prompt_length=int(case["n_ctx"]),
         vision_prompt_length=int(case["n_ctx_vision"]),

@@ -134,7 +134,9 @@ class MutualPrompt(ImageConditionedLearner):
         plain = self.encode_pairs(clip, self.text_prompts[None], input_ids, eos, torch.zeros_like(everyone), everyone)
         nearest = (image_features @ plain.detach().T).topk(shortlist).indices  # (b, K')
         images = torch.arange(count, device=device).repeat_interleave(shortlist)
-        pairs = self.encode_pairs(clip, self.prompts(image_features), input_ids, eos, images, nearest.flatten())
+        pairs = self.encode_pairs(
+            clip, self.prompts(self.as_weights(image_features)), input_ids, eos, images, nearest.flatten()
+        )
         return plain.expand(count, -1, -1).clone().index_put((images, nearest.flatten()), pairs)  # (b, s, d)
 
     def see(self, clip, pixel_values, image_features, text_features, **kwargs) -> torch.Tensor:
@@ -146,7 +148,9 @@ class MutualPrompt(ImageConditionedLearner):
             text_features = plain.expand(len(image_features), -1, -1)
         relevance = self.relevance(image_features, text_features)  # a (b, s)
         description = torch.einsum("bs,bsd->bd", relevance, text_features)  # r (b, d)
-        prompts = self.vision_prompts + self.guide(description).unflatten(-1, self.vision_prompts.shape)
+        prompts = self.vision_prompts + self.guide(self.as_weights(description)).unflatten(
+            -1, self.vision_prompts.shape
+        )
         return unit(encode_image(clip, pixel_values, list(prompts.unbind(1)), **kwargs))  # J of (b, n_v, d_v)
 
     def relevance(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:

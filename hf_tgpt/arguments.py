@@ -115,6 +115,10 @@ def _add_field(group, field: dataclasses.Field, hint, recipe: dict) -> None:
         options["type"] = lambda text: None if text.lower() == "none" else kind(text)
     else:
         options["type"] = kind
+    if kind is bool:
+        options.pop("type")
+        group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **options)
+        return
     group.add_argument(f"--{field.name}", metavar=getattr(kind, "__name__", "value").upper(), **options)
 
 

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
 
 from .learner import OpenPromptLearner, classification_loss
-from .towers import after_bos, encode_image, encode_text, in_chunks, logit_scale, token_embeddings, trim, unit
+from .towers import after_bos, encode_image, encode_text, in_chunks, logit_scale, token_embeddings, unit
 
 
 class ImageConditionedLearner(OpenPromptLearner):
@@ -68,7 +68,7 @@ class ImageConditionedLearner(OpenPromptLearner):
         self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False, **kwargs
     ):
         """CLIP's own call; `text_embeds` (b, s, d) has one row for each image, which its text prompts depend on."""
-        logits, image_embeds, text_embeds = self.match(clip, pixel_values, *trim(clip, input_ids), **kwargs)
+        logits, image_embeds, text_embeds = self.match(clip, pixel_values, *self.read_texts(clip, input_ids), **kwargs)
         return CLIPOutput(
             loss=image_text_contrastive_loss(logits.T) if return_loss else None,
             logits_per_image=logits,

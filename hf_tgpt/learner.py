@@ -15,7 +15,7 @@ from transformers import CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
 
-from .classes import class_tokens, load_tokenizer
+from .classes import PLACEHOLDER, class_tokens, load_tokenizer
 from .config import PromptConfig
 from .towers import in_chunks, logit_scale, text_parameters, trim, unit
 
@@ -40,6 +40,10 @@ class PromptLearner(nn.Module):
 
     def compare(self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False):
         """CLIP's own call: input_ids (s, t), pixel_values (b, 3, h, w) -> CLIPOutput."""
+        raise ValueError(self._closed())
+
+    def read_texts(self, clip: CLIPModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A user's texts, ids (s, t) -> trimmed ids and EOS positions (s,). Raises ValueError if they cannot serve."""
         raise ValueError(self._closed())
 
     def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
@@ -132,6 +136,17 @@ class OpenPromptLearner(PromptLearner):
     def __getstate__(self):
         return self.__dict__ | {"_cache": None}
 
+    def read_texts(self, clip: CLIPModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, eos = trim(clip, input_ids)
+        n, shortest = self.config.prompt_length, int(eos.min())
+        if n and shortest <= n:
+            like = f"{self.config.initial_text or ' '.join([PLACEHOLDER] * n)} cat."
+            raise ValueError(
+                f"`input_ids` holds a text of {shortest - 1} tokens beside BOS and EOS, but the first {n} are learned; "
+                f"pass class sentences like {like!r}."
+            )
+        return ids, eos
+
     def compare(
         self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False, **kwargs
     ):
@@ -139,7 +154,7 @@ class OpenPromptLearner(PromptLearner):
 
         The texts are to be class sentences: their tokens after BOS are where the prompts go.
         """
-        text_features = self.text_features(clip, *trim(clip, input_ids))  # (s, d)
+        text_features = self.text_features(clip, *self.read_texts(clip, input_ids))  # (s, d)
         image_features = self.image_features(clip, pixel_values, **kwargs)  # (b, d)
         text_embeds, image_embeds = unit(text_features), unit(image_features)
         logits = logit_scale(clip) * image_embeds @ text_embeds.T  # (b, s)

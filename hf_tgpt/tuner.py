@@ -19,7 +19,7 @@ from transformers.utils import can_return_tuple
 
 from .config import PromptConfig
 from .learner import PromptLearner
-from .towers import dimensions, trim
+from .towers import dimensions
 
 SLOT = PromptConfig.target_modules[0]
 
@@ -141,7 +141,8 @@ class PromptedCLIPModel(CLIPModel):
         """CLIP's, with the active adapter's prompts: input_ids (s, t) -> output with `pooler_output` (s, d)."""
         if self.learner is None:
             return super().get_text_features(input_ids, *args, **kwargs)
-        return BaseModelOutputWithPooling(pooler_output=self.learner.text_features(self, *trim(self, input_ids)))
+        texts = self.learner.read_texts(self, input_ids)
+        return BaseModelOutputWithPooling(pooler_output=self.learner.text_features(self, *texts))
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):

@@ -156,6 +156,8 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
     assert args.method_config["num_content_queries"] == 5
     assert args.method_config["templates"] == ["a {}.", "the {}."]
     assert args.method_config["initial_text"] is None
+    assert parse("--method", "coop", "--class_specific").method_config["class_specific"] is True
+    assert parse("--method", "coop", "--no-class_specific").method_config["class_specific"] is False
     recipe.write_text(json.dumps({"learning_rat": 0.5}))
     with pytest.raises(SystemExit, match="2"):
         parse("--config", recipe)

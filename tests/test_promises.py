@@ -67,7 +67,9 @@ def test_one_step_moves_every_adapter_parameter_and_nothing_else(method, load_cl
 
 def test_disabled_adapter_is_the_base_model(method, adapt, load_clip):
     model = adapt(method)
-    inputs = dict(input_ids=token_ids(model, ["a photo of a cat.", "forest"]), pixel_values=pixels(model))
+    inputs = dict(
+        input_ids=token_ids(model, ["a photo of a cat.", "a photo of the forest"]), pixel_values=pixels(model)
+    )
     expected = load_clip()(**inputs)
     with model.disable_adapter():
         actual = model(**inputs)
@@ -256,6 +258,14 @@ def test_clips_own_call_works_only_where_the_method_is_open(method, adapt):
     image = torch.nn.functional.normalize(model.get_image_features(pixels(model)).pooler_output, dim=-1)
     expected = model.logit_scale.exp() * image @ text.T
     torch.testing.assert_close(output.logits_per_image, expected)
+
+
+def test_texts_too_short_to_hold_the_prompts_are_refused(method, adapt):
+    if not method.open:
+        return
+    model = adapt(method)
+    with pytest.raises(ValueError, match=r"a text of 0 tokens beside BOS and EOS, but the first \d are learned"):
+        model(input_ids=token_ids(model, [""]), pixel_values=pixels(model))
 
 
 def test_padding_of_the_texts_changes_nothing(method, adapt):

@@ -91,12 +91,9 @@ class CoOp(OpenPromptLearner):
     ) -> torch.Tensor:
         """Class sentences "{initial_text} {name}.", ids (s, t), EOS positions (s,) -> (s, d), not normalised.
 
-        `prompts` are the classes'; without, the texts are a user's. Raises ValueError for a user's text that is too
-        short to hold the prompts, and for every one where prompts are class-specific.
+        `prompts` are those of the sentences' classes; the shared ones unless given.
         """
-        if prompts is None:
-            self.check_texts(eos)
-            prompts = self.text_prompts
+        prompts = self.text_prompts if prompts is None else prompts
         embeddings = nn.functional.embedding(input_ids, token_embeddings(clip))  # (s, t, d_t)
         sentences = after_bos(embeddings, prompts)  # (s, t, d_t): BOS, prompts, name, full stop, EOS
         order = self.order(input_ids, eos)  # (s, t)
@@ -120,17 +117,10 @@ class CoOp(OpenPromptLearner):
         prompts_after = (place > before + length) & (place <= n + length)  # (s, t)
         return place + name * (n - before) - prompts_after * length  # (s, t)
 
-    def check_texts(self, eos: torch.Tensor) -> None:
-        """Raises ValueError unless texts of a user's, with EOS at (s,), can hold the prompts."""
+    def read_texts(self, clip: CLIPModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.config.class_specific:
             raise ValueError(f"`class_specific`=True: {self._closed()}")
-        n, shortest = self.config.prompt_length, int(eos.min())
-        if shortest <= n:
-            like = f"{self.config.initial_text or ' '.join([PLACEHOLDER] * n)} cat."
-            raise ValueError(
-                f"`input_ids` holds a text of {shortest - 1} tokens beside BOS and EOS, but the first {n} are learned; "
-                f"pass class sentences like {like!r}."
-            )
+        return super().read_texts(clip, input_ids)
 
 
 register("COOP", CoOpConfig, CoOp)

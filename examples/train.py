@@ -23,7 +23,7 @@ from hf_tgpt.card import write_card
 from hf_tgpt.checkpoint import prepare_output_dir
 from hf_tgpt.data import FewShotImages, ImageTransform, class_names, load_splits, sample_few_shot
 from hf_tgpt.evaluation import evaluate, evaluation_loader, zero_shot_classifier
-from hf_tgpt.report import plot_run, summarise, write_json
+from hf_tgpt.report import plot_run, summarise, tidy_output, write_json
 from hf_tgpt.training import train
 
 # 1. Arguments: --help shows them with the fields of the method's config and of the training.
@@ -46,6 +46,7 @@ args = parse_arguments(parser, recipes=Path(__file__).parent / "recipes")
 config = args.training_config
 
 # 2. Processes, seed and folder.
+tidy_output()
 output_dir = args.output_dir or Path("runs") / f"{args.method}-{datetime.now():%Y%m%d-%H%M%S}"
 accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.log_with, project_dir=output_dir)
 output_dir = prepare_output_dir(output_dir, args.settings, args.resume, accelerator)

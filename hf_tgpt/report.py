@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+import transformers
 
 from .version import __version__
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets")
+
+
+def tidy_output() -> None:
+    """For programs: no bars of the libraries without a terminal, and no warning that is PEFT's to mend."""
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
 
 
 def library_versions() -> dict[str, str]:

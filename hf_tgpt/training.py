@@ -92,8 +92,8 @@ def train(
     """Trains the active adapter of a PeftModel in place and returns the history, one row an epoch.
 
     `model` may be any module that answers model(pixel_values, labels) with a loss and logits and has `class_names` and
-    `uses_captions`. With a `validation` loader (prepared by the accelerator) the weights end up at the epoch of the best
-    accuracy, otherwise at the last. `tokenizer` is needed where the method reads captions. Checkpoints go to
+    `uses_captions`. With a `validation` loader (prepared by the accelerator) the weights end up at the epoch of the
+    best accuracy, otherwise at the last. `tokenizer` is needed where the method reads captions. Checkpoints go to
     `output_dir/checkpoint`; with `resume` the run goes on from there exactly as if it had never stopped.
 
     Raises ValueError before the first step if labels, class names, batch size or checkpoint do not fit.

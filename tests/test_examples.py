@@ -56,15 +56,24 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_train_on_a_folder_of_pictures(method, pictures, tmp_path):
-    output = tmp_path / "run"
-    recipe = EXAMPLES / "recipes" / f"toy_{method}.json"
-    command = ["accelerate", "launch", EXAMPLES / "train.py", "--method", method, "--dataset", pictures, "--shots", "4",
-               "--epochs", "2", "--output_dir", output, "--config", recipe, "--batch_size", "4"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_the_main_command_as_the_readme_gives_it(tmp_path):
+    command = ["accelerate", "launch", str(EXAMPLES / "train.py")]
+    done = subprocess.run([*command, "--epochs", "2"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "The adapter, reloaded from disk, is equal." in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["method"], results["shots"], results["dataset"]) == ("tgpt", 16, "toyworld:codes")
+    assert results["accuracy"] > results["zero_shot_accuracy"] + 0.1
+    assert "it/s" not in done.stderr  # no progress bars where there is no terminal
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")
+def test_train_on_a_folder_of_pictures(method, run, pictures, tmp_path):
+    output = tmp_path / "run"
+    printed = run("--method", method, "--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", output)
+    assert "The adapter, reloaded from disk, is equal." in printed
     results = json.loads((output / "results.json").read_text())
     assert results["method"] == method
     assert results["shots"] == 4

@@ -17,7 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contra
 
 from .classes import PLACEHOLDER, class_tokens, load_tokenizer
 from .config import PromptConfig
-from .towers import in_chunks, logit_scale, text_parameters, trim, unit
+from .towers import dimensions, in_chunks, logit_scale, text_parameters, trim, unit
 
 
 class PromptLearner(nn.Module):
@@ -79,6 +79,10 @@ class OpenPromptLearner(PromptLearner):
 
     def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
         """Other classes from now on, without training. Raises ValueError for empty, duplicate or too long names."""
+        n, context = self.config.prompt_length, dimensions(clip)["context_length"]
+        room = context - 4  # BOS, one token of a name, full stop, EOS
+        if n > room:
+            raise ValueError(f"`prompt_length`={n}: the text tower's context of {context} leaves room for {room}.")
         with torch.inference_mode(False):
             ids, eos = class_tokens(
                 self.tokenizer(clip), class_names, self.config.initial_text, self.config.prompt_length, clip

@@ -82,6 +82,13 @@ def test_queries_beyond_the_context_are_refused(load_clip):
         get_peft_model(load_clip(), TGPTConfig(class_names=CLASS_NAMES, num_category_queries=4))
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.open and name != "ivlp"])
+def test_prompts_that_do_not_fit_the_context_are_refused(load_clip, name):
+    config = METHODS[name].config(prompt_length=27, initial_text=None)
+    with pytest.raises(ValueError, match="`prompt_length`=27: the text tower's context of 30 leaves room for 26"):
+        get_peft_model(load_clip(), config)
+
+
 def test_initial_text_shorter_than_the_prompt_is_refused(load_clip):
     config = MaPLeConfig(class_names=CLASS_NAMES, prompt_length=6, prompt_depth=1)
     with pytest.raises(ValueError, match="`initial_text`='a photo of a' has 4 tokens but `prompt_length`=6"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .config import PromptConfig
+if TYPE_CHECKING:
+    from .config import PromptConfig
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 # The heading of PEFT's empty form, which nobody keeps who fills it in.

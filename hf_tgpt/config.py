@@ -10,6 +10,8 @@ from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
+from .card import replace_empty_card
+
 
 def documented(default, help: str):
     """A config field with its help. A list as default is copied for each config."""
@@ -73,8 +75,6 @@ class PromptConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Writes adapter_config.json, and our model card where PEFT left its empty one."""
-        from .card import replace_empty_card
-
         # While the adapter is on, the model is of a class of ours; what an adapter wants loaded is a plain CLIPModel.
         if kwargs.get("auto_mapping_dict") is not None:
             library = "transformers.models.clip.modeling_clip"

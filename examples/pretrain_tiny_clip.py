@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
-from hf_tgpt.data import toyworld
+from hf_tgpt.data import toyscenes, toyworld
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 TEMPLATES = ("a photo of a {}.", "a photo of a {}.", "a picture of a {}.", "this is a {}.", "a {}.")
@@ -46,8 +46,8 @@ def main():
     # 1. Draw the pictures, without the held-out combinations.
     scenes = []
     while len(scenes) < args.pictures:
-        scene = toyworld.sample_scene(rng)
-        if not toyworld.is_held_out(scene.shape, scene.surface, scene.colour):
+        scene = toyscenes.sample_scene(rng)
+        if not toyscenes.is_held_out(scene.shape, scene.surface, scene.colour):
             scenes.append(scene)
     with ProcessPoolExecutor() as pool:
         pictures = torch.from_numpy(np.stack(list(tqdm(pool.map(draw, scenes, chunksize=500), total=len(scenes)))))
@@ -60,8 +60,8 @@ def main():
     model = CLIPModel(clip_config(tokenizer))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     processor = CLIPImageProcessor(
-        size={"shortest_edge": toyworld.IMAGE_SIZE},
-        crop_size={"height": toyworld.IMAGE_SIZE, "width": toyworld.IMAGE_SIZE},
+        size={"shortest_edge": toyscenes.IMAGE_SIZE},
+        crop_size={"height": toyscenes.IMAGE_SIZE, "width": toyscenes.IMAGE_SIZE},
     )
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
 
@@ -115,7 +115,7 @@ def main():
     model = CLIPModel.from_pretrained(args.output_dir)
     minutes = (time.perf_counter() - start) / 60
     accuracies = {
-        task: [zero_shot(model, tokenizer, processor, task, domain) for domain in toyworld.DOMAINS]
+        task: [zero_shot(model, tokenizer, processor, task, domain) for domain in toyscenes.DOMAINS]
         for task in toyworld.TASKS
     }
     card = model_card(sum(p.numel() for p in model.parameters()), args, minutes, accuracies)
@@ -133,8 +133,8 @@ def model_card(parameters, args, minutes, accuracies):
         pictures=args.pictures,
         epochs=args.epochs,
         minutes=minutes,
-        domains=" | ".join(toyworld.DOMAINS),
-        rule="|".join(["---"] * (1 + len(toyworld.DOMAINS))),
+        domains=" | ".join(toyscenes.DOMAINS),
+        rule="|".join(["---"] * (1 + len(toyscenes.DOMAINS))),
         rows="\n".join(rows),
     )
 
@@ -167,7 +167,7 @@ The weights are stored in float16 and load as float32.
 
 
 def draw(scene):
-    return np.asarray(toyworld.draw(scene))
+    return np.asarray(toyscenes.draw(scene))
 
 
 def facts_of(scene):
@@ -181,11 +181,11 @@ def sentence(scene, told, rng):
     """A caption that mentions the told parts, in the word order of the toy world's own captions."""
     words = [
         scene.size_word if told[4] else "",
-        toyworld.SURFACES[scene.surface] if told[1] else "",
-        list(toyworld.COLOURS)[scene.colour] if told[2] else "",
-        toyworld.SHAPES[scene.shape] if told[0] else "shape",
+        toyscenes.SURFACES[scene.surface] if told[1] else "",
+        list(toyscenes.COLOURS)[scene.colour] if told[2] else "",
+        toyscenes.SHAPES[scene.shape] if told[0] else "shape",
         f"in the {scene.place_word}" if told[5] else "",
-        f"on a {list(toyworld.BACKGROUNDS)[scene.background]} background" if told[3] else "",
+        f"on a {list(toyscenes.BACKGROUNDS)[scene.background]} background" if told[3] else "",
     ]
     return TEMPLATES[rng.integers(len(TEMPLATES))].format(" ".join(word for word in words if word))
 
@@ -228,7 +228,7 @@ def clip_config(tokenizer):
             intermediate_size=512,
             num_hidden_layers=5,
             num_attention_heads=4,
-            image_size=toyworld.IMAGE_SIZE,
+            image_size=toyscenes.IMAGE_SIZE,
             patch_size=16,
         ),
     )

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hf_tgpt.data import load_toyworld
-from hf_tgpt.data.toyworld import COLOURS, DOMAINS, SHAPES, SURFACES, TASKS, draw, is_held_out, sample_scene
+from hf_tgpt.data.toyscenes import COLOURS, DOMAINS, SHAPES, SURFACES, draw, is_held_out, sample_scene
+from hf_tgpt.data.toyworld import TASKS
 
 
 def small(task="shapes", domain="photo"):

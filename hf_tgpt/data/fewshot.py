@@ -104,3 +104,24 @@ def replace_labels(dataset: Dataset, labels: np.ndarray, names: list[str], label
     others = dataset.remove_columns(label_column)
     replaced = others.add_column(label_column, labels.tolist(), feature=ClassLabel(names=names))
     return replaced.select_columns(dataset.column_names)
+
+
+_SHARES = {"validation": 0.2, "test": 0.3}  # and the rest to train: CoOp's for datasets that come without a split
+
+
+def split_each_class(dataset: Dataset, seed: int) -> dict[str, Dataset]:
+    """Splits every class by the same shares, at least one image to each split; a class's cut depends on no other."""
+    labels = read_labels(dataset)
+    rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for label, name in enumerate(dataset.features["label"].names):
+        images = np.flatnonzero(labels == label)
+        if len(images) < 3:
+            raise ValueError(
+                f"class '{name}' has {len(images)} image{'s' * (len(images) != 1)} but a split into train, validation "
+                "and test needs 3; add images or remove the class."
+            )
+        images = np.random.default_rng([seed, label]).permutation(images)
+        validation, test = (max(1, round(share * len(images))) for share in _SHARES.values())
+        for split, part in zip(rows, np.split(images, [-validation - test, -test]), strict=True):
+            rows[split] += sorted(part.tolist())
+    return {split: dataset.select(chosen) for split, chosen in rows.items()}

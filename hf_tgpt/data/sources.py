@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from .fewshot import read_labels, replace_labels
+from .fewshot import read_labels, replace_labels, split_each_class
 from .toyworld import load_toyworld
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -27,7 +27,6 @@ _SPLIT_NAMES = {
 }
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "fine_label", "category")
 _STRINGS = (Value("string"), Value("large_string"))
-_SHARES = {"validation": 0.2, "test": 0.3}  # and the rest to train: CoOp's for datasets that come without a split
 
 
 def load_splits(
@@ -73,7 +72,7 @@ def load_splits(
         )
         splits["test"] = splits.pop("validation")
     if "test" not in splits:
-        splits = _split_each_class(splits["train"], seed)
+        splits = split_each_class(splits["train"], seed)
     return DatasetDict({split: splits[split] for split in ("train", "validation", "test") if split in splits})
 
 
@@ -288,21 +287,3 @@ def _to_canonical(dataset: Dataset, split: str, columns: dict[str, str], names: 
     if twins:
         raise ValueError(f"`label` has classes that differ only in '_' and ' ': {', '.join(twins)}; rename one.")
     return replace_labels(dataset, np.array([known[name] for name in written], dtype=np.int64), words)
-
-
-def _split_each_class(dataset: Dataset, seed: int) -> dict[str, Dataset]:
-    """Splits every class by the same shares, at least one image to each split; a class's cut depends on no other."""
-    labels = read_labels(dataset)
-    rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for label, name in enumerate(class_names(dataset)):
-        images = np.flatnonzero(labels == label)
-        if len(images) < 3:
-            raise ValueError(
-                f"class '{name}' has {len(images)} image{'s' * (len(images) != 1)} but a split into train, validation "
-                "and test needs 3; add images or remove the class."
-            )
-        images = np.random.default_rng([seed, label]).permutation(images)
-        validation, test = (max(1, round(share * len(images))) for share in _SHARES.values())
-        for split, part in zip(rows, np.split(images, [-validation - test, -test]), strict=True):
-            rows[split] += sorted(part.tolist())
-    return {split: dataset.select(chosen) for split, chosen in rows.items()}

@@ -255,7 +255,7 @@ def test_bad_fields_are_refused(config_class, fields, message):
         ),
         (
             CoOpConfig(class_names=CLASS_NAMES, prompt_length=30),
-            "the class name 'cat' makes a sentence of 34 tokens .* fewer learned tokens",
+            "`prompt_length`=30: the text tower's context of 30 leaves room for 26",
         ),
         (
             IVLPConfig(class_names=CLASS_NAMES, text_prompt_depth=13),

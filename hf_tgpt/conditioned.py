@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
 
-from .learner import OpenPromptLearner, classification_loss
+from .learner import OpenPromptLearner, classification_loss, clip_output
 from .towers import after_bos, encode_image, encode_text, in_chunks, logit_scale, token_embeddings, unit
 
 
@@ -69,13 +68,7 @@ class ImageConditionedLearner(OpenPromptLearner):
     ):
         """CLIP's own call; `text_embeds` (b, s, d) has one row for each image, which its text prompts depend on."""
         logits, image_embeds, text_embeds = self.match(clip, pixel_values, *self.read_texts(clip, input_ids), **kwargs)
-        return CLIPOutput(
-            loss=image_text_contrastive_loss(logits.T) if return_loss else None,
-            logits_per_image=logits,
-            logits_per_text=logits.T,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-        )
+        return clip_output(logits, image_embeds, text_embeds, return_loss)
 
     def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
         raise ValueError(

@@ -162,15 +162,26 @@ class OpenPromptLearner(PromptLearner):
         image_features = self.image_features(clip, pixel_values, **kwargs)  # (b, d)
         text_embeds, image_embeds = unit(text_features), unit(image_features)
         logits = logit_scale(clip) * image_embeds @ text_embeds.T  # (b, s)
-        return CLIPOutput(
-            loss=image_text_contrastive_loss(logits.T) if return_loss else None,
-            logits_per_image=logits,
-            logits_per_text=logits.T,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
+        return clip_output(
+            logits,
+            image_embeds,
+            text_embeds,
+            return_loss,
             text_model_output=BaseModelOutputWithPooling(pooler_output=text_features),
             vision_model_output=BaseModelOutputWithPooling(pooler_output=image_features),
         )
+
+
+def clip_output(logits: torch.Tensor, image_embeds, text_embeds, return_loss: bool, **parts) -> CLIPOutput:
+    """The answer to CLIP's own call, from logits (b, s) and unit features."""
+    return CLIPOutput(
+        loss=image_text_contrastive_loss(logits.T) if return_loss else None,
+        logits_per_image=logits,
+        logits_per_text=logits.T,
+        text_embeds=text_embeds,
+        image_embeds=image_embeds,
+        **parts,
+    )
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:

@@ -122,9 +122,9 @@ def train(
         bar = tqdm(total=steps, initial=progress.step, desc="training", disable=silent(accelerator))
         while progress.step < steps:
             epoch, done = divmod(progress.step, steps_per_epoch)
-            sampler.set_epoch(epoch)
-            images.set_epoch(epoch)
             batches = accelerator.skip_first_batches(loader, done * config.gradient_accumulation_steps)
+            batches.set_epoch(epoch)  # Accelerate's loader tells its own count to the sampler; a new one starts at 0
+            images.set_epoch(epoch)
             last_step = min(steps, (epoch + 1) * steps_per_epoch)
             row = train_epoch(wrapped, batches, last_step, optimizer, schedule, config, accelerator, progress, bar)
             last, epoch = progress.step >= steps, epoch + 1

@@ -161,6 +161,28 @@ def test_accumulated_batches_equal_one_batch(run):
         torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-4)
 
 
+def test_every_epoch_has_an_order_and_augmentations_of_its_own(run, monkeypatch):
+    orders, augmentations = [], []
+    order, get = training.EpochSampler.__iter__, FewShotImages.__getitem__
+
+    def iterate(self):
+        orders.append(list(order(self)))
+        return iter(orders[-1])
+
+    def read(self, index):
+        item = get(self, index)
+        if index == 0:
+            augmentations.append(item["pixel_values"].sum().item())
+        return item
+
+    monkeypatch.setattr(training.EpochSampler, "__iter__", iterate)
+    monkeypatch.setattr(FewShotImages, "__getitem__", read)
+    run(METHODS["maple"], epochs=3, validate=False)
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == list(range(24)) for order in orders)
+    assert len(augmentations) == 3
+
+
 def test_max_steps_may_end_within_an_epoch(run):
     _, history = run(METHODS["maple"], max_steps=6)
     assert [row["step"] for row in history] == [4, 6]

@@ -1,6 +1,11 @@
-"""Trains several methods on several data sets over several seeds and writes one table.
+"""Trains methods on data sets over several seeds, by one protocol, and writes one table, a CSV file and pictures.
 
-    python examples/compare.py --output_dir results --datasets toyworld:codes toyworld:shapes/fog
+    python examples/compare.py --output_dir results --datasets toyworld:surfaces/negative
+    python examples/compare.py --output_dir results --methods maple "short MaPLe: maple --prompt_depth 1" --shots 1 4 16
+    python examples/compare.py --output_dir results --methods maple tgpt --datasets photos --test_datasets sketches
+
+Protocols: "few-shot" trains and tests on all classes, and then tests on each of --test_datasets (cross-dataset, domain
+generalisation); "base-to-new" trains on the first half of the classes and tests on both halves.
 
 Each run is one call of examples/train.py into a folder of its own; every argument that is not listed here goes to it.
 Calling this again goes on where it was interrupted and adds what is new.
@@ -9,74 +14,171 @@ Calling this again goes on where it was interrupted and adds what is new.
 import argparse
 import csv
 import json
+import shlex
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+HERE = Path(__file__).parent
+sys.path[:] = [path for path in sys.path if Path(path) != HERE]  # evaluate.py there hides the library
+
+from hf_tgpt.report import markdown_table, plot_bars, plot_shots
+
+# What --methods knows by name: a method of train.py and its options.
+METHODS = {
+    "zero-shot": "zero-shot",
+    "linear probe": "linear-probe",
+    "CoOp": "coop",
+    "CoCoOp": "cocoop",
+    "VPT": "ivlp --text_prompt_length 0",
+    "deep text": "ivlp --vision_prompt_length 0",
+    "IVLP": "ivlp",
+    "MaPLe": "maple",
+    "TGP-T": "tgpt",
+    "mutual": "mutual_prompt",
+    "LoRA": "lora",
+}
+MEASURES = {  # column: name in results.json
+    "base": "base",
+    "new": "new",
+    "H": "harmonic_mean",
+    "all classes": "accuracy",
+    "all, WiSE-FT": "wise_ft_accuracy",
+}
+
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
 )
 parser.add_argument("--output_dir", type=Path, required=True)
-parser.add_argument("--methods", nargs="+", default=["maple", "tgpt"])
-parser.add_argument("--datasets", nargs="+", default=["toyworld:codes"])
+parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD", help="by the names "
+                    f'{", ".join(METHODS)}, or as "LABEL: METHOD OPTIONS" of train.py (default: all)')  # fmt: skip
+parser.add_argument("--datasets", nargs="+", default=["toyworld:codes"], metavar="DATASET")
+parser.add_argument("--protocols", nargs="+", default=["few-shot"], choices=["few-shot", "base-to-new"])
+parser.add_argument("--test_datasets", nargs="+", default=[], metavar="DATASET", help="few-shot: tested on these too")
+parser.add_argument("--shots", nargs="+", type=int, default=[16])
 parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
 args, for_train = parser.parse_known_args()
 
-# 1. The runs that are missing.
+
+def slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in text).strip("._")
+
+
+def run(program: str, *arguments) -> str:
+    """Calls another example; returns what it has to say where it failed."""
+    errors = None if sys.stderr.isatty() else subprocess.PIPE  # Accelerate tells its defaults each time
+    command = ["accelerate", "launch", HERE / program, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+    return (done.stderr or "see above") if done.returncode else ""
+
+
+def trained(folder: Path, dataset: str, method: list[str], classes: str, shots: int, seed: int) -> dict:
+    """The results of one run of train.py, which is called if there are none."""
+    if not (folder / "results.json").exists():
+        print(f"{dataset}, {' '.join(method)}, {classes} classes, {shots} shots, seed {seed}", file=sys.stderr)
+        again = ["--resume"] if (folder / "checkpoint").exists() else []
+        if not again:  # interrupted before its first checkpoint
+            for name in ("run.json", "best_adapter.safetensors"):
+                (folder / name).unlink(missing_ok=True)
+        about = ["--dataset", dataset, "--classes", classes, "--shots", shots, "--seed", seed]
+        failure = run("train.py", "--method", *method, *about, *for_train, "--output_dir", folder, *again)
+        if failure:
+            raise SystemExit(f"The run in {folder} failed:\n{failure}")
+    return json.loads((folder / "results.json").read_text())
+
+
+def evaluated(folder: Path, dataset: str, classes: str, seed: int) -> dict:
+    """The results of one run of evaluate.py on what was trained in the folder; a refusal is one, without accuracy."""
+    output = folder / f"{slug(dataset)}-{classes}.json"
+    if not output.exists():
+        about = ["--dataset", dataset, "--classes", classes, "--seed", seed]
+        failure = run("evaluate.py", "--adapter", folder, *about, "--output", output)
+        if not output.exists():
+            raise SystemExit(f"The evaluation of {folder} on {dataset} failed:\n{failure}")
+    return json.loads(output.read_text())
+
+
+# 1. The runs, each only if it is missing.
+cases: dict[tuple, list[dict]] = {}  # (data set, shots, method): one dict for each seed
 for dataset in args.datasets:
-    for method in args.methods:
-        for seed in args.seeds:
-            # Other arguments for train.py make another run.
-            name = "-".join([dataset.strip("./"), method, *for_train]).replace(":", "-").replace("/", "-")
-            folder = args.output_dir / name / f"seed-{seed}"
-            if (folder / "results.json").exists():
-                continue
-            command = ["accelerate", "launch", str(Path(__file__).with_name("train.py")), "--method", method]
-            command += ["--dataset", dataset, "--seed", str(seed), "--output_dir", str(folder), *for_train]
-            if (folder / "checkpoint").exists():
-                command.append("--resume")
-            elif folder.exists():  # interrupted before its first checkpoint
-                (folder / "run.json").unlink(missing_ok=True)
-                (folder / "best_adapter.safetensors").unlink(missing_ok=True)
-            print(f"{dataset}, {method}, seed {seed}", file=sys.stderr)
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for shots in args.shots:
+        for label in args.methods:
+            label, _, method = label.partition(": ")
+            method = shlex.split(method or METHODS.get(label, label))
+            for seed in args.seeds:
+                folder = args.output_dir / slug(dataset) / slug(" ".join([*method, *for_train]))
+                folder = folder / f"{shots}-shots-seed-{seed}"
+                result: dict = {}
+                if "few-shot" in args.protocols:
+                    result = trained(folder / "all", dataset, method, "all", shots, seed)
+                    for other in args.test_datasets:
+                        result[other] = evaluated(folder / "all", other, "all", seed)["accuracy"]
+                if "base-to-new" in args.protocols:
+                    base = trained(folder / "base", dataset, method, "base", shots, seed)
+                    result = {**base, "accuracy": None} | result | {"base": base["accuracy"]}
+                    result["new"] = evaluated(folder / "base", dataset, "new", seed)["accuracy"]
+                    if result["new"] is not None:
+                        result["harmonic_mean"] = statistics.harmonic_mean([result["base"], result["new"]])
+                cases.setdefault((dataset, shots, label), []).append(result)
 
-# 2. All results in the folder, by data set, method and number of shots.
-groups: dict[tuple, list[dict]] = {}
-for path in sorted(args.output_dir.rglob("results.json")):
-    result = json.loads(path.read_text())
-    groups.setdefault((result["dataset"], result["method"], result["shots"]), []).append(result)
+# 2. Mean and, over several seeds, standard deviation, in percent; over several data sets also their average.
+measures = MEASURES | {f"on {name}": name for name in args.test_datasets}
+if "base-to-new" not in args.protocols:
+    measures = {column: name for column, name in measures.items() if column not in ("base", "new", "H")}
+if len(args.datasets) > 1:
+    for dataset, shots, label in [case for case in cases if case[0] == args.datasets[0]]:
+        each = [cases[dataset, shots, label] for dataset in args.datasets]
+        average = []
+        for seed in range(len(args.seeds)):
+            runs = [results[seed] for results in each]
+            names = [name for name in measures.values() if all(run.get(name) is not None for run in runs)]
+            sums = {name: statistics.mean(run[name] for run in runs) for name in names}
+            if "harmonic_mean" in sums:  # of the averages, as the papers' tables have it
+                sums["harmonic_mean"] = statistics.harmonic_mean([sums["base"], sums["new"]])
+            costs = ("trainable_parameters", "seconds", "peak_memory_bytes")
+            average.append(sums | {name: statistics.mean(run[name] for run in runs) for name in costs})
+        cases["average", shots, label] = average
 
 
-def mean_and_spread(runs: list[dict], name: str) -> str:
-    """In percent: mean and, over several seeds, standard deviation."""
-    values = [100 * run[name] for run in runs if name in run]
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+def summarised(runs: list[dict]) -> dict[str, tuple[float, float]]:
+    found = {
+        column: [100 * run[name] for run in runs if run.get(name) is not None] for column, name in measures.items()
+    }
+    return {
+        column: (statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        for column, values in found.items()
+        if values
+    }
 
 
-header = ["dataset", "method", "shots", "seeds", "zero-shot", "accuracy", "WiSE-FT", "trained parameters", "seconds"]
-rows = [
-    [
-        dataset,
-        method,
-        shots,
-        len(runs),
-        f"{100 * runs[0]['zero_shot_accuracy']:.1f}",
-        mean_and_spread(runs, "accuracy"),
-        mean_and_spread(runs, "wise_ft_accuracy"),
-        f"{runs[0]['trainable_parameters']:,}",
-        round(statistics.mean(run["seconds"] for run in runs)),
-    ]
-    for (dataset, method, shots), runs in groups.items()
-]
+table = {case: summarised(runs) for case, runs in cases.items()}
+columns = [column for column in measures if any(column in row for row in table.values())]
 
-# 3. The table, for people and for programs.
-lines = [f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)]
-(args.output_dir / "table.md").write_text("\n".join(lines) + "\n")
+# 3. The table for people, the same for programs, and pictures.
+lines, rows = [], []
+for dataset, shots in dict.fromkeys(case[:2] for case in cases):
+    body = []
+    for label in dict.fromkeys(case[2] for case in cases):
+        runs, row = cases[dataset, shots, label], table[dataset, shots, label]
+        cost = [statistics.mean(run[name] for run in runs) for name in ("trainable_parameters", "seconds")]
+        memory = max(run["peak_memory_bytes"] for run in runs) / 2**20
+        spread = len(runs) > 1
+        cells = [f"{row[c][0]:.1f}" + spread * f" ± {row[c][1]:.1f}" if c in row else "" for c in columns]
+        body.append([label, *cells, f"{cost[0]:,.0f}", f"{cost[1]:.0f}", f"{memory:.0f}"])
+        numbers = [value for column in columns for value in row.get(column, ("", ""))]
+        rows.append([dataset, shots, label, len(runs), *numbers, round(cost[0]), round(cost[1], 1), round(memory)])
+    header = ["method", *columns, "trained parameters", "seconds", "peak MiB"]
+    lines += [f"**{dataset}**, {shots} shots, seeds {', '.join(map(str, args.seeds))}", ""]
+    lines += [*markdown_table(header, body), ""]
+(args.output_dir / "table.md").write_text("\n".join(lines))
 with (args.output_dir / "table.csv").open("w", newline="") as file:
+    both = [name for column in columns for name in (column, f"{column}, deviation")]
+    header = ["dataset", "shots", "method", "seeds", *both, "trained parameters", "seconds", "peak MiB"]
     csv.writer(file).writerows([header, *rows])
+for dataset in dict.fromkeys(case[0] for case in cases):
+    found = {case[1:]: row for case, row in table.items() if case[0] == dataset}
+    plot_bars(args.output_dir / f"{slug(dataset)}.png", dataset, columns, found, max(args.shots))
+    if len(args.shots) > 1 and "all classes" in columns:
+        plot_shots(args.output_dir / f"{slug(dataset)}-shots.png", dataset, "all classes", found)
 print("\n".join(lines))

@@ -7,22 +7,24 @@ Without arguments: TGP-T with 16 images per class on the package's toy world, wi
 """
 
 import argparse
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
+sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]  # evaluate.py there hides the library
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from peft import get_peft_model
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 import hf_tgpt
-from hf_tgpt.arguments import parse_arguments
-from hf_tgpt.card import write_card
-from hf_tgpt.checkpoint import prepare_output_dir
-from hf_tgpt.data import FewShotImages, ImageTransform, class_names, load_splits, sample_few_shot
-from hf_tgpt.evaluation import evaluate, evaluation_loader, zero_shot_classifier
+from hf_tgpt.arguments import add_data_arguments, data_arguments, parse_arguments
+from hf_tgpt.checkpoint import prepare_output_dir, trained_weights
+from hf_tgpt.data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits, sample_few_shot
+from hf_tgpt.evaluation import evaluate, evaluation_loader
+from hf_tgpt.references import load_trained, make_classifier
 from hf_tgpt.report import plot_run, summarise, tidy_output, write_json
 from hf_tgpt.training import train
 
@@ -30,14 +32,9 @@ from hf_tgpt.training import train
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False
 )
-parser.add_argument("--model", help="a CLIP: a Hub id or folder; a folder with only config files starts at random; the "
-                    "recipe is METHOD.json (default: the package's toy CLIP, and toy_METHOD.json)")  # fmt: skip
-parser.add_argument("--dataset", default="toyworld:codes", help="toyworld:TASK[/DOMAIN], a folder of pictures or a Hub "
-                    "id (default: %(default)s)")  # fmt: skip
+add_data_arguments(parser)
 parser.add_argument("--shots", type=int, default=16, help="training images per class (default: %(default)s)")
 parser.add_argument("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
-for column in ("image", "label", "caption"):
-    parser.add_argument(f"--{column}_column", help=f"the {column} column of a Hub dataset (default: found by its type)")
 parser.add_argument("--output_dir", type=Path, help="a folder without a run in it (default: a new one in runs/)")
 parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output_dir")
 parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
@@ -63,12 +60,12 @@ start = time.perf_counter()
 # 3. The base model with its tokenizer and image processor.
 model_name = args.model or str(hf_tgpt.TOY_CLIP)
 clip = hf_tgpt.load_clip(model_name).to(accelerator.device).eval()
-tokenizer = AutoTokenizer.from_pretrained(args.method_config["tokenizer_name_or_path"] or model_name)
+tokenizer = AutoTokenizer.from_pretrained(args.method_config.get("tokenizer_name_or_path") or model_name)
 processor = CLIPImageProcessorPil.from_pretrained(model_name)
 
 # 4. The images: k per class for training, min(4, k) for validation, the whole test split.
 with accelerator.main_process_first():
-    splits = load_splits(args.dataset, args.image_column, args.label_column, args.caption_column, seed=config.seed)
+    splits = choose_classes(load_splits(**data_arguments(args), seed=config.seed), args.classes)
 names = class_names(splits["train"])
 few = sample_few_shot(splits["train"], args.shots, config.seed, allow_fewer=args.allow_fewer)
 images = FewShotImages(few, ImageTransform.from_processor(processor, train=True), seed=config.seed)
@@ -82,38 +79,38 @@ if "validation" in splits:
     validation.dataset.check()
 
 # 5. Zero-shot CLIP, to compare with.
-templates = args.method_config.get("templates", ["a photo of a {}."])
-zero_shot = evaluate(zero_shot_classifier(clip, names, templates, tokenizer), test, accelerator, "zero-shot")
+templates = {"templates": args.method_config["templates"]} if "templates" in args.method_config else {}
+zero_shot = evaluate(make_classifier("zero-shot", clip, names, **templates), test, accelerator, "zero-shot")
 
-# 6. The adapter, trained.
-model = get_peft_model(clip, hf_tgpt.config_class(args.method)(class_names=names, **args.method_config))
-history = train(model, images, config, accelerator, output_dir, tokenizer, validation, args.resume)
-adapted = evaluate(model, test, accelerator, "testing")
+# 6. The method, trained.
+model = make_classifier(args.method, clip, names, **args.method_config)
+history = []
+if trained_weights(model):
+    history = train(model, images, config, accelerator, output_dir, tokenizer, validation, args.resume)
+adapted = evaluate(model.eval(), test, accelerator, "testing")
 
 # 7. Saved, reloaded into a fresh CLIP and checked; the seed is another one, so nothing agrees by a common start.
 if accelerator.is_main_process:
     model.save_pretrained(output_dir)
     set_seed(config.seed + 1)
     fresh = hf_tgpt.load_clip(model_name).to(accelerator.device)
-    fresh = hf_tgpt.load_adapter(fresh, output_dir, torch_device=str(accelerator.device))
+    fresh = load_trained(fresh, output_dir)
     batch = torch.stack([test.dataset[i]["pixel_values"] for i in range(min(8, len(test.dataset)))]).to(
         accelerator.device
     )
     with torch.no_grad(), accelerator.autocast():
         if not torch.equal(fresh(batch).logits.float(), model(batch).logits.float()):
-            raise RuntimeError(f"The adapter reloaded from {output_dir} does not give the trained one's logits.")
+            raise RuntimeError(f"What was saved in {output_dir} does not give the trained model's logits.")
 
-# 8. results.json, a picture and the model card.
+# 8. results.json, a picture and, saved again, the model card with the results.
 results = summarise(args, config, model, zero_shot, adapted, seconds=time.perf_counter() - start)
 if accelerator.is_main_process:
-    write_json(output_dir / "results.json", results)
     plot_run(output_dir / "training.png", history, names, zero_shot, adapted)
-    write_card(output_dir, model.peft_config["default"], results)
+    write_json(output_dir / "results.json", results)
+    model.save_pretrained(output_dir)
 accelerator.print(f"zero-shot accuracy   {zero_shot['accuracy']:.3f}")
 accelerator.print(f"adapted accuracy     {adapted['accuracy']:.3f}")
 if "wise_ft_accuracy" in adapted:
     accelerator.print(f"with WiSE-FT at 0.5  {adapted['wise_ft_accuracy']:.3f}")
-accelerator.print(
-    f"The adapter, reloaded from disk, is equal. {results['seconds']:.0f} s; all of it is in {output_dir}"
-)
+accelerator.print(f"Reloaded from disk, it is equal. {results['seconds']:.0f} s; all of it is in {output_dir}")
 accelerator.end_training()

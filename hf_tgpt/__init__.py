@@ -11,6 +11,7 @@ from .methods import IVLPConfig as IVLPConfig
 from .methods import MaPLeConfig as MaPLeConfig
 from .methods import MutualPromptConfig as MutualPromptConfig
 from .methods import TGPTConfig as TGPTConfig
+from .references import load_trained as load_trained
 from .registry import config_class as config_class
 from .registry import methods as methods
 from .version import __version__ as __version__

@@ -10,16 +10,45 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig
 
-from .registry import config_class, methods
+from .data.fewshot import CLASSES
+from .references import method_configs
 from .training import TrainingConfig
 
 # Filled from the data and the base model, not by hand.
 _NOT_ARGUMENTS = {field.name for field in dataclasses.fields(PeftConfig)} | {"class_names", "base_model_dimensions"}
 # What a recipe file may hold besides arguments.
 _RECIPE_NOTES = ("source", "note")
+DEFAULT_METHOD = "tgpt"
+_COLUMNS = ("image", "label", "caption")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every example says about the base model and the images; `data_arguments` reads it."""
+    parser.add_argument("--model", help="a CLIP: a Hub id or folder; a folder with only config files starts at random")
+    parser.add_argument(
+        "--dataset",
+        default="toyworld:codes",
+        help="toyworld:TASK[/DOMAIN], a folder of pictures or a Hub id (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--classes",
+        choices=CLASSES,
+        default="all",
+        help="base and new are the first and the second half of the classes (default: %(default)s)",
+    )
+    for column in _COLUMNS:
+        parser.add_argument(
+            f"--{column}_column", help=f"the {column} column of a Hub dataset (default: found by its type)"
+        )
+
+
+def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `load_splits` but for the seed."""
+    return {"source": args.dataset} | {f"{column}_column": getattr(args, f"{column}_column") for column in _COLUMNS}
 
 
 def parse_arguments(
@@ -32,20 +61,28 @@ def parse_arguments(
     (all that decides a run's outcome, which a resumed run must share). Ends the
     program with an explanation for an unknown method, field or value.
     """
-    parser.add_argument("--method", default="tgpt", help=f"one of {', '.join(methods())} (default: %(default)s)")
-    parser.add_argument("--config", type=Path, help="a recipe, a JSON file of arguments (default: see --model)")
+    names = ", ".join(method_configs())
+    parser.add_argument("--method", help=f"one of {names} (default: the recipe's, or {DEFAULT_METHOD})")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="a recipe, a JSON file of arguments (default: METHOD.json of examples/recipes, without --model "
+        "toy_METHOD.json)",
+    )
     parser.add_argument(
         "-h", "--help", action="help", help="show this help, with the fields of the method given, and exit"
     )
     arguments = sys.argv[1:] if arguments is None else arguments
     first, _ = parser.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
     try:
-        config = config_class(first.method)
-        recipe_path = first.config or recipes / default_recipe(first.method, first.model)
+        _check_method(first.method or DEFAULT_METHOD)
+        recipe_path = first.config or recipes / default_recipe(first.method or DEFAULT_METHOD, first.model)
         recipe = read_recipe(recipe_path, first.method)
     except ValueError as error:
         parser.error(str(error))
-    method_group = parser.add_argument_group(f"{config.__name__} ({first.method})")
+    method = recipe["method"]
+    config = method_configs()[method]
+    method_group = parser.add_argument_group(f"{config.__name__} ({method})")
     training_group = parser.add_argument_group("training")
     method_fields = [field for field in dataclasses.fields(config) if field.name not in _NOT_ARGUMENTS]
     for group, owner, fields in (
@@ -58,7 +95,7 @@ def parse_arguments(
     known = {action.dest for action in parser._actions}
     unknown = sorted(set(recipe) - known - set(_RECIPE_NOTES))
     if unknown:
-        parser.error(f"{recipe_path}: `{unknown[0]}` is no argument of {first.method}; see --help.")
+        parser.error(f"{recipe_path}: `{unknown[0]}` is no argument of {method}; see --help.")
     parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})
     result = parser.parse_args(arguments)
     result.config = recipe_path
@@ -88,17 +125,24 @@ def default_recipe(method: str, model: str | None) -> str:
     return f"toy_{method}.json" if model is None else f"{method}.json"
 
 
-def read_recipe(path: Path, method: str) -> dict:
-    """A recipe's arguments. Raises ValueError if it cannot be read or is another method's."""
+def read_recipe(path: Path, method: str | None = None) -> dict:
+    """A recipe's arguments, `method` among them. Raises ValueError if it cannot be read or is another method's."""
     try:
         recipe = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"`config`={str(path)!r} is no readable JSON file ({error}).") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"`config`={str(path)!r} must hold a JSON object of arguments.")
-    if recipe.pop("method", method) != method:
+    found = recipe.setdefault("method", method or DEFAULT_METHOD)
+    if found != (method or found):
         raise ValueError(f"`config`={str(path)!r} is a recipe of another method than `method`={method!r}.")
+    _check_method(found)
     return recipe
+
+
+def _check_method(method: str) -> None:
+    if method not in method_configs():
+        raise ValueError(f"`method`={method!r} is unknown; choose one of {', '.join(method_configs())}.")
 
 
 def _add_field(group, field: dataclasses.Field, hint, recipe: dict) -> None:

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 if TYPE_CHECKING:
     from .config import PromptConfig
+    from .references import LoRA
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 # The heading of PEFT's empty form, which nobody keeps who fills it in.
@@ -17,8 +18,8 @@ _EMPTY = "# Model Card for Model ID"
 _OURS = "<!-- Written by hf-tgpt, and again at every save; take this line out to keep your own words. -->"
 
 
-def write_card(folder: str | Path, config: PromptConfig, results: dict[str, Any] | None = None) -> None:
-    """Writes README.md for the adapter in `folder`. Unknown facts are left out.
+def write_card(folder: str | Path, config: PromptConfig | LoRA, results: dict[str, Any] | None = None) -> None:
+    """Writes README.md for the adapter in `folder`, of which `config` tells the rest. Unknown facts are left out.
 
     `results` is the content of results.json (see `examples/train.py`).
     """
@@ -34,8 +35,6 @@ def write_card(folder: str | Path, config: PromptConfig, results: dict[str, Any]
     )
     content = dict(
         config=config,
-        config_class=type(config).__name__,
-        citation=config.learner_class.citation,
         base_model=_public(config.base_model_name_or_path),
         results=results | {"dataset": _dataset_name(results)},
         mark=_OURS,
@@ -44,7 +43,7 @@ def write_card(folder: str | Path, config: PromptConfig, results: dict[str, Any]
     ModelCard.from_template(data, template_path=str(_TEMPLATE), **content).save(Path(folder) / "README.md")
 
 
-def replace_empty_card(folder: str | Path, config: PromptConfig) -> None:
+def replace_empty_card(folder: str | Path, config: PromptConfig | LoRA) -> None:
     """Puts our card where PEFT has just left its empty form or changed our card; a card that somebody wrote stays."""
     readme, results = Path(folder) / "README.md", Path(folder) / "results.json"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""

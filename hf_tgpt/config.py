@@ -39,6 +39,8 @@ class PromptConfig(PeftConfig):
     # Set by `register`; PEFT's name of the method, and the module that does the work.
     method: ClassVar[str]
     learner_class: ClassVar[type]
+    # The call that the card's example loads it by.
+    loader: ClassVar[str] = "hf_tgpt.load_adapter"
     # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.
     target_modules: ClassVar[tuple[str, ...]] = ("prompts",)
 
@@ -67,6 +69,11 @@ class PromptConfig(PeftConfig):
         self.class_names = list(self.class_names)
         self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
         self.require("text_chunk_size", self.text_chunk_size >= 1, "hold at least 1 sentence.")
+
+    @property
+    def citation(self) -> str:
+        """The paper, as BibTeX."""
+        return self.learner_class.citation
 
     def require(self, name: str, valid: bool, remedy: str) -> None:
         """Raises a ValueError that names the field, its value and the remedy unless `valid`."""
@@ -110,6 +117,14 @@ def check_class_names(class_names: list[str] | None) -> None:
                 "cannot be told apart by text, rename one."
             )
         seen[text] = label
+
+
+def check_templates(templates: list[str]) -> None:
+    """Raises ValueError unless these are sentences with a place for a class name."""
+    if not templates or isinstance(templates, str) or not all("{}" in template for template in templates):
+        raise ValueError(
+            f"`templates`={templates!r}: give a list of sentences, each with {{}} where the class name goes."
+        )
 
 
 def check_weights_file(path: str) -> None:

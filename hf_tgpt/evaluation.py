@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from .classes import load_tokenizer, tokenize
 from .data import Collator, FewShotImages
 from .metrics import classification_metrics
-from .towers import encode_image, encode_tokens, logit_scale, unit
+from .towers import encode_text, in_chunks, unit
 
 
 def zero_shot_head(
@@ -23,22 +24,54 @@ def zero_shot_head(
     class_names: list[str],
     templates: list[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
+    text_chunk_size: int = 256,
 ) -> torch.Tensor:
-    """Unit text features of the classes, averaged over templates after encoding -> (c, d)."""
+    """Unit text features of the classes, averaged over templates after encoding -> (c, d).
+
+    `text_chunk_size` sentences hold activations at a time where there is a gradient (LoRA).
+    """
     tokenizer = tokenizer or load_tokenizer(clip)
-    features = []
-    for template in templates:
+
+    def features(template: str) -> torch.Tensor:
         sentences = [template.replace("{}", name) for name in class_names]
-        features.append(unit(encode_tokens(clip, *tokenize(tokenizer, sentences, clip, class_names))))
-    return unit(torch.stack(features).mean(0))
+        ids, eos = tokenize(tokenizer, sentences, clip, class_names)
+        embed = clip.text_model.embeddings.token_embedding
+        return unit(in_chunks(lambda part: encode_text(clip, embed(ids[part]), eos[part]), len(ids), text_chunk_size))
+
+    return unit(torch.stack([features(template) for template in templates]).mean(0))
 
 
-def zero_shot_classifier(clip: CLIPModel, *args, **kwargs) -> Callable[[torch.Tensor], ImageClassifierOutput]:
-    """Plain CLIP as a classifier of pixel_values (b, 3, h, w); arguments as for `zero_shot_head`."""
-    head = zero_shot_head(clip, *args, **kwargs)  # (c, d)
+class UnknownClasses(ValueError):
+    """A classifier whose classes are fixed is asked for others."""
+
+
+def for_classes(model: nn.Module, class_names: list[str]) -> Callable[[torch.Tensor], ImageClassifierOutput]:
+    """A trained model as a classifier among `class_names`, in their order.
+
+    A model that takes new classes is given them. Another one, whose classes are fixed, is scored among those of its
+    own that are named. Raises UnknownClasses, a ValueError, if it does not know one of them.
+    """
+    if list(class_names) == list(model.class_names):
+        return model
+    if model.takes_new_classes:
+        model.set_class_names(class_names)
+        return model
+    known = {name: column for column, name in enumerate(model.class_names)}
+    unknown = [name for name in class_names if name not in known]
+    if unknown:
+        raise UnknownClasses(
+            f"The model knows {len(known)} classes, fixed when it was trained, but not {unknown[0]!r} "
+            f"({len(unknown)} of the data set's {len(class_names)} are unknown); use a method that classifies by text, "
+            "or train on these classes."
+        )
+    columns = [known[name] for name in class_names]
 
     def classify(pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        return ImageClassifierOutput(logits=logit_scale(clip) * unit(encode_image(clip, pixel_values)) @ head.T)
+        output = model(pixel_values)
+        for name in ("logits", "head_logits", "zero_shot_logits"):
+            if output.get(name) is not None:
+                output[name] = output[name][:, columns]
+        return output
 
     return classify
 

@@ -27,6 +27,8 @@ class PromptLearner(nn.Module):
     citation: ClassVar[str]
     # Whether training profits from one description per picture (`caption_ids`).
     uses_captions: ClassVar[bool] = False
+    # Whether it classifies by text, and so takes class names that it was not trained on.
+    takes_new_classes: ClassVar[bool] = False
     # The release's tensor names -> ours. Names that are missing here are left out on conversion.
     original_names: ClassVar[dict[str, str]] = {}
 
@@ -71,6 +73,8 @@ class PromptLearner(nn.Module):
 
 class OpenPromptLearner(PromptLearner):
     """A learner that classifies by class sentences. A method gives `text_features` and `image_features`."""
+
+    takes_new_classes = True
 
     def __init__(self, config: PromptConfig, clip: CLIPModel):
         super().__init__(config)

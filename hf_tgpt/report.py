@@ -15,6 +15,7 @@ import datasets
 import torch
 import transformers
 
+from .checkpoint import trained_weights
 from .version import __version__
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets")
@@ -50,11 +51,13 @@ def summarise(args, config, model, zero_shot: dict, adapted: dict, seconds: floa
         "base_model": args.model or "the toy CLIP of hf-tgpt",
         "dataset": args.dataset,
         "toy": toy,
+        "classes": args.classes,
         "shots": args.shots,
         "seed": config.seed,
         "zero_shot_accuracy": zero_shot["accuracy"],
         **{name: value for name, value in adapted.items() if name != "per_class_accuracy"},
-        "trainable_parameters": model.get_nb_trainable_parameters()[0],
+        "takes_new_classes": model.takes_new_classes,
+        "trainable_parameters": sum(value.numel() for value in trained_weights(model).values()),
         "seconds": round(seconds, 1),
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": library_versions(),
@@ -104,4 +107,50 @@ def plot_run(
     bars.axvline(0, color="black", linewidth=0.8)
     bars.tick_params(axis="y", labelsize=8)
     bars.set(xlabel="accuracy, adapter minus zero-shot", title="change per class")
+    figure.savefig(path, dpi=110)
+
+
+def markdown_table(header: list[str], rows: list[list]) -> list[str]:
+    """The lines of a table."""
+    return [f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+Table = dict[
+    tuple[int, str], dict[str, tuple[float, float]]
+]  # (shots, method): measure: mean and deviation, in percent
+
+
+def plot_bars(path: str | Path, title: str, measures: list[str], table: Table, shots: int) -> None:
+    """A picture of every method's measures side by side, with their deviations, at one number of shots."""
+    from matplotlib.figure import Figure
+
+    rows = {method: row for (number, method), row in table.items() if number == shots}
+    height = 0.8 / len(measures)
+    figure = Figure(figsize=(9, 1 + len(rows) * (0.25 + 0.13 * len(measures))), layout="constrained")
+    axes = figure.subplots()
+    for i, measure in enumerate(measures):
+        found = [(place, *row[measure]) for place, row in enumerate(rows.values()) if measure in row]
+        places, means, deviations = zip(*found, strict=True)
+        axes.barh([place + i * height for place in places], means, height, xerr=deviations, label=measure, capsize=2)
+    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], rows)
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy in percent", xlim=(0, 100), title=f"{title}, {shots} shots")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    figure.savefig(path, dpi=110)
+
+
+def plot_shots(path: str | Path, title: str, measure: str, table: Table) -> None:
+    """A picture of one measure over the number of shots, a line for each method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(method for _, method in table):
+        points = sorted((shots, *row[measure]) for (shots, method), row in table.items() if method == name)
+        axes.errorbar(*zip(*points, strict=True), label=name, marker="o", capsize=2)
+    axes.set(xscale="log", xlabel="shots", ylabel="accuracy in percent", title=title)
+    ticks = sorted({shots for shots, _ in table})
+    axes.set_xticks(ticks, ticks)
+    axes.minorticks_off()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)

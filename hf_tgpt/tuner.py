@@ -69,6 +69,11 @@ class PromptedCLIPModel(CLIPModel):
         """Whether training the active adapter profits from `caption_ids`."""
         return self.learner.uses_captions
 
+    @property
+    def takes_new_classes(self) -> bool:
+        """Whether the active adapter also classifies by names that it was not trained on."""
+        return self.learner.takes_new_classes
+
     def set_class_names(self, class_names: list[str]) -> None:
         """Gives the active adapter other classes, without training. Raises ValueError where that cannot be."""
         if self.learner is None:

@@ -158,7 +158,7 @@ def test_every_recipe_is_valid_and_names_its_source(path):
 def test_the_command_line_overrides_the_recipe(tmp_path):
     recipe = tmp_path / "mine.json"
     recipe.write_text(json.dumps({"method": "tgpt", "learning_rate": 0.5, "num_content_queries": 5}))
-    assert read_recipe(recipe, "tgpt") == {"learning_rate": 0.5, "num_content_queries": 5}
+    assert read_recipe(recipe) == {"method": "tgpt", "learning_rate": 0.5, "num_content_queries": 5}
     more = ["--learning_rate", "0.25", "--templates", "a {}.", "the {}.", "--initial_text", "none"]
     args = parse("--config", recipe, *more)
     assert args.training_config.learning_rate == 0.25

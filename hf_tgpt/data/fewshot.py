@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
+
+CLASSES = ("all", "base", "new")
 
 
 def sample_few_shot(
@@ -72,6 +74,19 @@ def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Datas
         )
         halves.append(relabelled.select(rows))
     return halves[0], halves[1]
+
+
+def choose_classes(splits: DatasetDict, classes: str) -> DatasetDict:
+    """The images of "all" classes, of the "base" or of the "new" half, as `split_base_new` cuts them.
+
+    Raises ValueError for another word or if a half has no images in some split.
+    """
+    if classes not in CLASSES:
+        raise ValueError(f"`classes`={classes!r} is unknown; choose one of {', '.join(CLASSES)}.")
+    if classes == "all":
+        return splits
+    half = CLASSES.index(classes) - 1
+    return DatasetDict({split: split_base_new(dataset)[half] for split, dataset in splits.items()})
 
 
 def read_labels(dataset: Dataset, label_column: str = "label") -> np.ndarray:

@@ -76,9 +76,13 @@ class CoOp(OpenPromptLearner):
         ]
         self.text_prompts = nn.Parameter(torch.stack(sets) if config.class_specific else sets[0])
 
+    @property
+    def takes_new_classes(self) -> bool:
+        return not self.config.class_specific
+
     def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
         """Other classes from now on. Raises ValueError where the prompts belong to the present ones."""
-        if self.config.class_specific and class_names != self.config.class_names:
+        if not self.takes_new_classes and class_names != self.config.class_names:
             raise ValueError(f"`class_specific`=True: {self._closed()}")
         super().set_class_names(clip, class_names)
 
@@ -118,7 +122,7 @@ class CoOp(OpenPromptLearner):
         return place + name * (n - before) - prompts_after * length  # (s, t)
 
     def read_texts(self, clip: CLIPModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.config.class_specific:
+        if not self.takes_new_classes:
             raise ValueError(f"`class_specific`=True: {self._closed()}")
         return super().read_texts(clip, input_ids)
 

@@ -17,7 +17,7 @@ from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..classes import PLACEHOLDER, tokenize, words
-from ..config import PromptConfig, documented
+from ..config import PromptConfig, check_templates, documented
 from ..learner import PromptLearner, classification_loss
 from ..registry import register
 from ..towers import (
@@ -73,8 +73,7 @@ class TGPTConfig(PromptConfig):
             self.require(name, getattr(self, name) >= 1, "learn at least 1 query.")
         self.require("label_smoothing", 0 <= self.label_smoothing < 1, "choose 0 to below 1.")
         self.require("wise_ft", 0 <= self.wise_ft <= 1, "choose 0 to 1.")
-        good = bool(self.templates) and not isinstance(self.templates, str) and all("{}" in t for t in self.templates)
-        self.require("templates", good, "give a list of sentences, each with {} where the class name goes.")
+        check_templates(self.templates)
 
 
 @dataclass

@@ -1,0 +1,79 @@
+"""Evaluates a trained adapter, or a reference such as LoRA, on any data set beside zero-shot CLIP. It never trains.
+
+    python examples/evaluate.py --adapter runs/maple --dataset path/to/other/pictures
+    python examples/evaluate.py --adapter runs/maple --dataset toyworld:shapes/fog --classes new
+
+A method that classifies by text takes the data set's own class names; one whose classes are fixed has to know them all,
+and is then scored among those alone.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]  # evaluate.py there hides the library
+
+from accelerate import Accelerator
+from transformers import CLIPImageProcessorPil
+
+import hf_tgpt
+from hf_tgpt.arguments import add_data_arguments, data_arguments
+from hf_tgpt.data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
+from hf_tgpt.evaluation import UnknownClasses, evaluate, evaluation_loader, for_classes
+from hf_tgpt.references import base_model_of, load_trained, make_classifier
+from hf_tgpt.report import library_versions, tidy_output, write_json
+
+# 1. Arguments.
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+)
+parser.add_argument("--adapter", required=True, help="a folder that train.py wrote, or an adapter's id on the Hub")
+add_data_arguments(parser)
+parser.add_argument("--templates", nargs="+", default=["a photo of a {}."], help="zero-shot's (default: %(default)s)")
+parser.add_argument("--seed", type=int, default=0, help="of the split, where the data set comes without one")
+parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
+parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
+parser.add_argument("--output", type=Path, help="a JSON file for the results (default: they are only printed)")
+args = parser.parse_args()
+
+
+def write(results: dict) -> None:
+    if args.output and accelerator.is_main_process:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.output, results | {"versions": library_versions()})
+
+
+# 2. The base model that the adapter was trained on, unless another copy of it is named; the test pictures.
+tidy_output()
+accelerator = Accelerator(mixed_precision=args.mixed_precision)
+start = time.perf_counter()
+model_name = args.model or base_model_of(args.adapter)
+clip = hf_tgpt.load_clip(model_name).to(accelerator.device).eval()
+processor = CLIPImageProcessorPil.from_pretrained(model_name)
+with accelerator.main_process_first():
+    splits = choose_classes(load_splits(**data_arguments(args), seed=args.seed), args.classes)
+names = class_names(splits["test"])
+images = FewShotImages(splits["test"], ImageTransform.from_processor(processor, train=False))
+test = evaluation_loader(images, accelerator, args.num_workers)
+
+# 3. Zero-shot and the adapter on the same pictures.
+results = {"adapter": args.adapter, "dataset": args.dataset, "classes": args.classes, "images": len(images)}
+try:
+    model = for_classes(load_trained(clip, args.adapter), names)
+except UnknownClasses as error:
+    write(results | {"accuracy": None, "refused": str(error)})
+    raise SystemExit(str(error)) from None
+plain = hf_tgpt.load_clip(model_name).to(accelerator.device).eval()
+plain = make_classifier("zero-shot", plain, names, templates=args.templates)
+zero_shot = evaluate(plain, test, accelerator, "zero-shot")
+adapted = evaluate(model, test, accelerator, "testing")
+
+# 4. Results.
+seconds = round(time.perf_counter() - start, 1)
+write(results | {"zero_shot_accuracy": zero_shot["accuracy"], **adapted, "seconds": seconds})
+accelerator.print(f"{args.adapter} on {args.dataset}, {args.classes} classes ({len(names)}), {len(images)} pictures")
+accelerator.print(f"zero-shot accuracy   {zero_shot['accuracy']:.3f}")
+accelerator.print(f"adapted accuracy     {adapted['accuracy']:.3f}")
+if "wise_ft_accuracy" in adapted:
+    accelerator.print(f"with WiSE-FT at 0.5  {adapted['wise_ft_accuracy']:.3f}")

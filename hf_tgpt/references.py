@@ -1,0 +1,259 @@
+"""What prompt methods are compared with, in the same harness: zero-shot CLIP, a linear probe and PEFT's own LoRA.
+
+None of these is an adapter of this package. Each is a module that answers model(pixel_values, labels) and has
+`class_names` as an adapted model does, so that training, evaluation and tables treat all methods alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .card import replace_empty_card
+from .classes import load_tokenizer
+from .config import check_class_names, check_templates, documented
+from .evaluation import zero_shot_head
+from .learner import classification_loss
+from .loading import load_adapter
+from .registry import config_class, methods
+from .towers import dimensions, encode_image, logit_scale, unit
+
+NOTE = "reference.json"
+_PROBE = "linear_probe.safetensors"
+
+
+@dataclass
+class ZeroShotConfig:
+    """Configuration of zero-shot CLIP, which learns nothing."""
+
+    templates: list[str] = documented(
+        ["a photo of a {}."], "Sentences with {} for the class name, averaged after encoding."
+    )
+    tokenizer_name_or_path: str | None = documented(None, "Tokenizer of the sentences. Default: the base model's own.")
+
+    def __post_init__(self):
+        check_templates(self.templates)
+
+
+@dataclass
+class LoRAConfig(ZeroShotConfig):
+    """Configuration of PEFT's LoRA on both towers of CLIP; its defaults are those of CLIP-LoRA."""
+
+    r: int = documented(2, "Rank of the updates. Default: CLIP-LoRA's (Zanella and Ben Ayed, CVPR workshops 2024).")
+    lora_alpha: int = documented(1, "The updates are scaled by lora_alpha / r.")
+    lora_dropout: float = documented(0.25, "Dropout of what goes into the updates, in training. Default: CLIP-LoRA's.")
+    target_modules: list[str] = documented(["q_proj", "k_proj", "v_proj"], "Linear layers of the towers to update.")
+
+
+@dataclass
+class LinearProbeConfig:
+    """Configuration of a linear probe, which has nothing to choose."""
+
+
+class ZeroShot(nn.Module):
+    """A CLIP that classifies by class sentences, averaged over templates after encoding. The class list is open."""
+
+    config_class: ClassVar[type] = ZeroShotConfig
+    uses_captions = False
+    takes_new_classes = True
+
+    def __init__(self, clip: CLIPModel, class_names: list[str], config: ZeroShotConfig):
+        super().__init__()
+        self.clip, self.settings = clip.requires_grad_(False), config
+        self.set_class_names(class_names)
+
+    @property
+    def base(self) -> CLIPModel:
+        return self.clip
+
+    def set_class_names(self, class_names: list[str]) -> None:
+        """Raises ValueError for empty, double or too long names."""
+        check_class_names(class_names)
+        self.class_names = list(class_names)
+        self._head: tuple[list, torch.Tensor] | None = None
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
+        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
+        image_features = unit(encode_image(self.base, pixel_values))  # (b, d)
+        logits = logit_scale(self.base) * image_features @ self.class_features().T  # (b, c)
+        return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)
+
+    def class_features(self) -> torch.Tensor:
+        """(c, d), in evaluation kept while the trained weights stay."""
+        weights = [(id(p), p._version) for p in self.clip.parameters() if p.requires_grad]
+        if self._head is None or self._head[0] != weights or self.training or torch.is_grad_enabled():
+            tokenizer = load_tokenizer(self.base, self.settings.tokenizer_name_or_path)
+            self._head = weights, zero_shot_head(self.base, self.class_names, self.settings.templates, tokenizer)
+        return self._head[1]
+
+    def train(self, mode: bool = True):
+        self._head = None
+        return super().train(mode)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        _write_note(self, folder)
+
+    def load_weights(self, folder: str | os.PathLike) -> None:
+        """There are none."""
+
+
+class LoRA(ZeroShot):
+    """CLIP with PEFT's LoRA in both towers, trained on the cross entropy of zero-shot classification."""
+
+    config_class: ClassVar[type] = LoRAConfig
+    # For its model card.
+    method = "LORA"
+    loader = "hf_tgpt.load_trained"
+    citation = """@inproceedings{hu2022lora,
+  title = {LoRA: Low-Rank Adaptation of Large Language Models},
+  author = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean and
+            Wang, Lu and Chen, Weizhu},
+  booktitle = {International Conference on Learning Representations},
+  year = {2022}
+}
+
+@inproceedings{zanella2024low,
+  title = {Low-Rank Few-Shot Adaptation of Vision-Language Models},
+  author = {Zanella, Maxime and Ben Ayed, Ismail},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition Workshops},
+  year = {2024}
+}"""
+
+    def __init__(self, clip: CLIPModel, class_names: list[str], config: LoRAConfig):
+        super().__init__(clip, class_names, config)
+        fields = {field.name for field in dataclasses.fields(LoraConfig)} & set(vars(config))
+        self.clip = get_peft_model(clip, LoraConfig(**{name: getattr(config, name) for name in fields}))
+
+    @property
+    def base(self) -> CLIPModel:
+        return self.clip.get_base_model() if isinstance(self.clip, PeftModel) else self.clip
+
+    @property
+    def base_model_name_or_path(self) -> str:
+        return self.base.name_or_path
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """PEFT's own files, which PeftModel.from_pretrained reads, and ours."""
+        self.clip.save_pretrained(folder)
+        _write_note(self, folder)
+        replace_empty_card(folder, self)
+
+    def load_weights(self, folder: str | os.PathLike) -> None:
+        self.clip.load_adapter(folder, "default")
+
+
+class LinearProbe(nn.Module):
+    """One linear layer on CLIP's frozen unit image features. The class list is closed."""
+
+    config_class: ClassVar[type] = LinearProbeConfig
+    uses_captions = False
+    takes_new_classes = False
+
+    def __init__(self, clip: CLIPModel, class_names: list[str], config: LinearProbeConfig):
+        super().__init__()
+        check_class_names(class_names)
+        self.clip, self.class_names, self.settings = clip.requires_grad_(False), list(class_names), config
+        self.head = nn.Linear(dimensions(clip)["projection_width"], len(class_names), device=clip.device)
+
+    @property
+    def base(self) -> CLIPModel:
+        return self.clip
+
+    def set_class_names(self, class_names: list[str]) -> None:
+        raise ValueError("A linear probe knows the classes it was trained on and no others; train another one.")
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
+        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
+        with torch.no_grad():
+            image_features = unit(encode_image(self.clip, pixel_values))  # (b, d)
+        # CLIP's own scale, for unit features are too short to learn from at the rates that prompts are trained at.
+        logits = self.head(logit_scale(self.clip) * image_features)  # (b, c)
+        return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        save_file(self.head.state_dict(), Path(folder) / _PROBE)
+        _write_note(self, folder)
+
+    def load_weights(self, folder: str | os.PathLike) -> None:
+        self.head.load_state_dict(load_file(Path(folder) / _PROBE))
+
+
+REFERENCES = {"zero-shot": ZeroShot, "linear-probe": LinearProbe, "lora": LoRA}
+
+
+def method_configs() -> dict[str, type]:
+    """The configs of all methods, the references too, by the names they have on the command line."""
+    return methods() | {name: kind.config_class for name, kind in REFERENCES.items()}
+
+
+def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fields) -> nn.Module:
+    """The model of any method, to be trained: a PeftModel for a prompt method, else a module of this file.
+
+    `fields` are those of the method's config. Raises ValueError for an unknown method or bad fields.
+    """
+    if method in REFERENCES:
+        kind = REFERENCES[method]
+        return kind(clip, class_names, kind.config_class(**fields))
+    return get_peft_model(clip, config_class(method)(class_names=class_names, **fields))
+
+
+def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> nn.Module:
+    """What any method's `save_pretrained` wrote, on a fresh CLIP, in evaluation mode; a local folder or a Hub id.
+
+    Raises ValueError if the folder is missing, incomplete or damaged.
+    """
+    folder = os.path.expanduser(name_or_path)
+    if not os.path.isfile(os.path.join(folder, NOTE)):
+        return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)
+    note = read_note(folder)
+    kind = REFERENCES[note["method"]]
+    model = kind(clip, note["class_names"], kind.config_class(**note["config"]))
+    model.load_weights(folder)
+    return model.to(clip.device).eval()
+
+
+def base_model_of(name_or_path: str | os.PathLike) -> str:
+    """The base model that an adapter or a reference was trained on: a Hub id or folder.
+
+    Raises ValueError if its config does not tell.
+    """
+    if os.path.isfile(os.path.join(name_or_path, NOTE)):
+        return read_note(name_or_path)["base_model"]
+    name = PeftConfig.from_pretrained(os.fspath(name_or_path)).base_model_name_or_path
+    if not name:
+        raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")
+    return name
+
+
+def read_note(folder: str | os.PathLike) -> dict[str, Any]:
+    """`method`, `base_model`, `class_names` and `config` of a saved reference."""
+    path = Path(folder) / NOTE
+    try:
+        note = json.loads(path.read_text())
+        if note["method"] not in REFERENCES:
+            raise ValueError(f"`method`={note['method']!r}; known here: {', '.join(REFERENCES)}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({error}); train the reference again.") from error
+    return note
+
+
+def _write_note(model: nn.Module, folder: str | os.PathLike) -> None:
+    method = next(name for name, kind in REFERENCES.items() if kind is type(model))
+    content = {
+        "method": method,
+        "base_model": model.base.name_or_path,
+        "class_names": model.class_names,
+        "config": dataclasses.asdict(model.settings),
+    }
+    (Path(folder) / NOTE).write_text(json.dumps(content, indent=2) + "\n")

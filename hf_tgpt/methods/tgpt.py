@@ -16,6 +16,7 @@ from torch import nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..bonder import Bonder
 from ..classes import PLACEHOLDER, tokenize, words
 from ..config import PromptConfig, check_templates, documented
 from ..learner import PromptLearner, classification_loss
@@ -31,7 +32,6 @@ from ..towers import (
     vision_tokens,
 )
 
-NUM_HEADS = 8
 LOGIT_SCALE = 100.0
 
 
@@ -107,18 +107,7 @@ class TGPT(PromptLearner):
         **{
             f"prompt_learner.bonder_{prompt}.{theirs}.{part}": f"{prompt}_bonder.{ours}.{part}"
             for prompt in ("category", "content")
-            for theirs, ours in {
-                "norm1": "norm_self",
-                "self_attn_layer.qkv": "self_qkv",
-                "self_attn_layer.proj": "self_out",
-                "norm2_q": "norm_query",
-                "norm2_kv": "norm_image",
-                "cross_attn.q": "cross_query",
-                "cross_attn.proj": "cross_out",
-                "norm_mlp": "norm_mlp",
-                "mlp.fc1": "mlp.0",
-                "mlp.fc2": "mlp.2",
-            }.items()
+            for theirs, ours in Bonder.original_names.items()
             for part in ("weight", "bias")
         },
     }
@@ -127,8 +116,6 @@ class TGPT(PromptLearner):
         super().__init__(config)
         text_width, width = clip.config.text_config.hidden_size, clip.config.projection_dim
         context = clip.config.text_config.max_position_embeddings
-        if text_width % NUM_HEADS:
-            raise ValueError(f"The text tower is {text_width} wide; TGP-T's Bonder needs a multiple of {NUM_HEADS}.")
         for name in ("num_category_queries", "num_content_queries"):
             room = context - 3  # BOS, "." and EOS
             config.require(name, getattr(config, name) <= room, f"the context of {context} leaves room for {room}.")
@@ -255,38 +242,6 @@ class TGPT(PromptLearner):
                 stacklevel=2,
             )
         return self.default_caption_ids[labels]
-
-
-class Bonder(nn.Module):
-    """Q + self-attention, + cross-attention to the image tokens, + MLP (section 3.2, figure 3)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm_self = nn.LayerNorm(width)
-        self.self_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.self_out = nn.Linear(width, width)
-        self.norm_query = nn.LayerNorm(width)
-        self.norm_image = nn.LayerNorm(width)
-        self.cross_query = nn.Linear(width, width, bias=False)
-        self.cross_out = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
-
-    def forward(self, queries: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
-        """queries (1, n, d), image_tokens (b, p, d) -> prompts (b, n, d)."""
-        queries = queries + self.self_attention(self.norm_self(queries))  # (1, n, d), once for all images
-        keys = self.norm_image(image_tokens)  # (b, p, d), also the values
-        asked = self.cross_query(self.norm_query(queries)).expand(len(keys), -1, -1)  # (b, n, d)
-        scale = (keys.shape[-1] // NUM_HEADS) ** -0.5  # the release's: of a head's width, though this attention has one
-        queries = queries + self.cross_out(F.scaled_dot_product_attention(asked, keys, keys, scale=scale))  # (b, n, d)
-        return queries + self.mlp(self.norm_mlp(queries))  # (b, n, d)
-
-    def self_attention(self, queries: torch.Tensor) -> torch.Tensor:
-        """(1, n, d) -> (1, n, d) with eight heads."""
-        heads = (
-            self.self_qkv(queries).unflatten(-1, (3, NUM_HEADS, -1)).permute(2, 0, 3, 1, 4)
-        )  # (3, 1, heads, n, d/heads)
-        return self.self_out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
 register("TGPT", TGPTConfig, TGPT)

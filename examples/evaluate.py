@@ -2,6 +2,7 @@
 
     python examples/evaluate.py --adapter runs/maple --dataset path/to/other/pictures
     python examples/evaluate.py --adapter runs/maple --dataset toyworld:shapes/fog --classes new
+    python examples/evaluate.py --adapter runs/tgpt --dataset toyworld:codes --change wise_ft=0.3
 
 A method that classifies by text takes the data set's own class names; one whose classes are fixed has to know them all,
 and is then scored among those alone.
@@ -20,8 +21,8 @@ from transformers import CLIPImageProcessorPil
 import hf_tgpt
 from hf_tgpt.arguments import add_data_arguments, data_arguments
 from hf_tgpt.data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
-from hf_tgpt.evaluation import UnknownClasses, evaluate, evaluation_loader, for_classes
-from hf_tgpt.references import base_model_of, load_trained, make_classifier
+from hf_tgpt.evaluation import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
+from hf_tgpt.loading import base_model_of, change_config, load_trained, make_classifier
 from hf_tgpt.report import library_versions, tidy_output, write_json
 
 # 1. Arguments.
@@ -30,6 +31,8 @@ parser = argparse.ArgumentParser(
 )
 parser.add_argument("--adapter", required=True, help="a folder that train.py wrote, or an adapter's id on the Hub")
 add_data_arguments(parser)
+parser.add_argument("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the adapter's config to "
+                    "change; tells how its answers agree with the unchanged adapter's")  # fmt: skip
 parser.add_argument("--templates", nargs="+", default=["a photo of a {}."], help="zero-shot's (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="of the split, where the data set comes without one")
 parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
@@ -67,7 +70,19 @@ except UnknownClasses as error:
 plain = hf_tgpt.load_clip(model_name).to(accelerator.device).eval()
 plain = make_classifier("zero-shot", plain, names, templates=args.templates)
 zero_shot = evaluate(plain, test, accelerator, "zero-shot")
-adapted = evaluate(model, test, accelerator, "testing")
+predictions = predict(model, test, accelerator, "testing")
+adapted = measure(predictions)
+if args.change:
+    change_config(model, dict(change.split("=", 1) for change in args.change))
+    changed = predict(model, test, accelerator, "testing, changed")
+    same = predictions["logits"].argmax(-1) == changed["logits"].argmax(-1)
+    largest = abs(predictions["logits"] - changed["logits"]).max()
+    results["changed"] = {
+        "fields": args.change,
+        "accuracy": measure(changed)["accuracy"],
+        "same_answers": float(same.mean()),
+        "largest_difference_of_logits": float(largest),
+    }
 
 # 4. Results.
 seconds = round(time.perf_counter() - start, 1)
@@ -77,3 +92,7 @@ accelerator.print(f"zero-shot accuracy   {zero_shot['accuracy']:.3f}")
 accelerator.print(f"adapted accuracy     {adapted['accuracy']:.3f}")
 if "wise_ft_accuracy" in adapted:
     accelerator.print(f"with WiSE-FT at 0.5  {adapted['wise_ft_accuracy']:.3f}")
+if args.change:
+    changed = results["changed"]
+    accelerator.print(f"with {' '.join(args.change)}: {changed['accuracy']:.3f}, {changed['same_answers']:.1%} of the "
+                      f"answers as before, logits up to {largest:.2g} apart")  # fmt: skip

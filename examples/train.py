@@ -24,7 +24,7 @@ from hf_tgpt.arguments import add_data_arguments, data_arguments, parse_argument
 from hf_tgpt.checkpoint import prepare_output_dir, trained_weights
 from hf_tgpt.data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits, sample_few_shot
 from hf_tgpt.evaluation import evaluate, evaluation_loader
-from hf_tgpt.references import load_trained, make_classifier
+from hf_tgpt.loading import load_trained, make_classifier
 from hf_tgpt.report import plot_run, summarise, tidy_output, write_json
 from hf_tgpt.training import train
 

@@ -5,13 +5,13 @@ from .convert import convert_to_original_state_dict as convert_to_original_state
 from .loading import TOY_CLIP as TOY_CLIP
 from .loading import load_adapter as load_adapter
 from .loading import load_clip as load_clip
+from .loading import load_trained as load_trained
 from .methods import CoCoOpConfig as CoCoOpConfig
 from .methods import CoOpConfig as CoOpConfig
 from .methods import IVLPConfig as IVLPConfig
 from .methods import MaPLeConfig as MaPLeConfig
 from .methods import MutualPromptConfig as MutualPromptConfig
 from .methods import TGPTConfig as TGPTConfig
-from .references import load_trained as load_trained
 from .registry import config_class as config_class
 from .registry import methods as methods
 from .version import __version__ as __version__

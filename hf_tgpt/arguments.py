@@ -15,7 +15,7 @@ from typing import Any
 from peft import PeftConfig
 
 from .data.fewshot import CLASSES
-from .references import method_configs
+from .loading import method_configs
 from .training import TrainingConfig
 
 # Filled from the data and the base model, not by hand.

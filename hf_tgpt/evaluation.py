@@ -86,32 +86,43 @@ def evaluation_loader(
 
 
 @torch.inference_mode()
-def evaluate(
+def predict(
     classify: Callable[[torch.Tensor], ImageClassifierOutput],
     loader: DataLoader,
     accelerator: Accelerator,
     description: str = "evaluating",
-) -> dict[str, float | list[float | None]]:
-    """All metrics of `hf_tgpt.metrics` for a model in evaluation mode or any other classifier of pixel_values.
+) -> dict[str, np.ndarray]:
+    """`logits` (n, c) and `labels` (n,) of all pictures, from a model in evaluation mode or any other classifier.
 
     `loader` must be prepared by `accelerator`; every picture counts once, however many processes share the work. Where
-    the output carries `zero_shot_logits` (TGP-T), `wise_ft_accuracy` is the accuracy at equal shares of both heads.
+    the output carries `zero_shot_logits` (TGP-T), `wise_ft_logits` (n, c) are those at equal shares of both heads.
     """
-    logits, mixed, labels = [], [], []
-    progress = tqdm(loader, desc=description, leave=False, disable=silent(accelerator))
-    for batch in progress:
+    parts: dict[str, list[torch.Tensor]] = {"logits": [], "labels": []}
+    for batch in tqdm(loader, desc=description, leave=False, disable=silent(accelerator)):
         with accelerator.autocast():
             output = classify(batch["pixel_values"])
-        gathered = accelerator.gather_for_metrics((output.logits.float(), batch["labels"]))
-        logits.append(gathered[0].cpu())
-        labels.append(gathered[1].cpu())
+        found = {"logits": output.logits.float(), "labels": batch["labels"]}
         if output.get("zero_shot_logits") is not None:
-            both = (output.head_logits + output.zero_shot_logits).float()
-            mixed.append(accelerator.gather_for_metrics(both).cpu())
-    labels = torch.cat(labels).numpy()
-    metrics = classification_metrics(torch.cat(logits).numpy(), labels)
-    if mixed:
-        metrics["wise_ft_accuracy"] = float(np.mean(torch.cat(mixed).argmax(-1).numpy() == labels))
+            found["wise_ft_logits"] = (output.head_logits + output.zero_shot_logits).float() / 2
+        for name, value in accelerator.gather_for_metrics(found).items():
+            parts.setdefault(name, []).append(value.cpu())
+    return {name: torch.cat(values).numpy() for name, values in parts.items()}
+
+
+def evaluate(*args, **kwargs) -> dict[str, float | list[float | None]]:
+    """All metrics of `hf_tgpt.metrics` for what `predict` gives; arguments as there.
+
+    With TGP-T also `wise_ft_accuracy`.
+    """
+    return measure(predict(*args, **kwargs))
+
+
+def measure(predictions: dict[str, np.ndarray]) -> dict[str, float | list[float | None]]:
+    """The metrics of what `predict` gave."""
+    metrics = classification_metrics(predictions["logits"], predictions["labels"])
+    if "wise_ft_logits" in predictions:
+        hits = predictions["wise_ft_logits"].argmax(-1) == predictions["labels"]
+        metrics["wise_ft_accuracy"] = float(hits.mean())
     return metrics
 
 

@@ -1,16 +1,19 @@
-"""Base models, and the adapters on them."""
+"""Base models, and what is trained on them, by name."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import AutoConfig, CLIPModel
 
-from .registry import methods
+from .references import NOTE, REFERENCES, load_reference, read_note
+from .registry import config_class, methods
 
 # The toy CLIP made by examples/pretrain_tiny_clip.py; it knows the toy world and nothing else.
 TOY_CLIP = Path(__file__).parent / "assets" / "tiny-clip"
@@ -61,3 +64,64 @@ def load_adapter(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> 
         if str(method).lower() not in methods():
             raise ValueError(f"{name!r} holds an adapter of the method {method!r}; known here: {', '.join(methods())}.")
     return PeftModel.from_pretrained(clip, name, **kwargs)
+
+
+def method_configs() -> dict[str, type]:
+    """The configs of all methods, the references too, by the names they have on the command line."""
+    return methods() | {name: kind.config_class for name, kind in REFERENCES.items()}
+
+
+def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fields) -> nn.Module:
+    """The model of any method, to be trained: a PeftModel for a prompt method, else a module of this file.
+
+    `fields` are those of the method's config. Raises ValueError for an unknown method or bad fields.
+    """
+    if method in REFERENCES:
+        kind = REFERENCES[method]
+        return kind(clip, class_names, kind.config_class(**fields))
+    return get_peft_model(clip, config_class(method)(class_names=class_names, **fields))
+
+
+def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> nn.Module:
+    """What any method's `save_pretrained` wrote, on a fresh CLIP, in evaluation mode: an adapter's folder or Hub id, or
+    a reference's folder.
+
+    Raises ValueError if the folder is missing, incomplete or damaged.
+    """
+    folder = os.path.expanduser(name_or_path)
+    if os.path.isfile(os.path.join(folder, NOTE)):
+        return load_reference(clip, folder)
+    return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)
+
+
+def base_model_of(name_or_path: str | os.PathLike) -> str:
+    """The base model that an adapter or a reference was trained on: a Hub id or folder.
+
+    Raises ValueError if its config does not tell.
+    """
+    if os.path.isfile(os.path.join(name_or_path, NOTE)):
+        return read_note(name_or_path)["base_model"]
+    name = PeftConfig.from_pretrained(os.fspath(name_or_path)).base_model_name_or_path
+    if not name:
+        raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")
+    return name
+
+
+def change_config(model: nn.Module, fields: dict[str, str]) -> None:
+    """Sets fields of the active adapter's config, written as JSON or as bare words, such as {"wise_ft": "0.5"}.
+
+    Raises ValueError for a model without such a config, an unknown field or a value that the field cannot have.
+    """
+    if not isinstance(model, PeftModel):
+        raise ValueError("`change`: only a prompt method's adapter has a config to change.")
+    config = model.peft_config[model.active_adapter]
+    for name, text in fields.items():
+        if name not in {field.name for field in dataclasses.fields(config)}:
+            raise ValueError(f"`change`: {name!r} is no field of {type(config).__name__}.")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        setattr(config, name, value)
+    config.__post_init__()
+    model.eval()  # drops what was kept for the config as it was

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel
@@ -25,8 +25,6 @@ from .classes import load_tokenizer
 from .config import check_class_names, check_templates, documented
 from .evaluation import zero_shot_head
 from .learner import classification_loss
-from .loading import load_adapter
-from .registry import config_class, methods
 from .towers import dimensions, encode_image, logit_scale, unit
 
 NOTE = "reference.json"
@@ -192,48 +190,13 @@ class LinearProbe(nn.Module):
 REFERENCES = {"zero-shot": ZeroShot, "linear-probe": LinearProbe, "lora": LoRA}
 
 
-def method_configs() -> dict[str, type]:
-    """The configs of all methods, the references too, by the names they have on the command line."""
-    return methods() | {name: kind.config_class for name, kind in REFERENCES.items()}
-
-
-def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fields) -> nn.Module:
-    """The model of any method, to be trained: a PeftModel for a prompt method, else a module of this file.
-
-    `fields` are those of the method's config. Raises ValueError for an unknown method or bad fields.
-    """
-    if method in REFERENCES:
-        kind = REFERENCES[method]
-        return kind(clip, class_names, kind.config_class(**fields))
-    return get_peft_model(clip, config_class(method)(class_names=class_names, **fields))
-
-
-def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> nn.Module:
-    """What any method's `save_pretrained` wrote, on a fresh CLIP, in evaluation mode; a local folder or a Hub id.
-
-    Raises ValueError if the folder is missing, incomplete or damaged.
-    """
-    folder = os.path.expanduser(name_or_path)
-    if not os.path.isfile(os.path.join(folder, NOTE)):
-        return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)
+def load_reference(clip: CLIPModel, folder: str | os.PathLike) -> nn.Module:
+    """What `save_pretrained` wrote, on a fresh CLIP, in evaluation mode. Raises ValueError if it cannot be read."""
     note = read_note(folder)
     kind = REFERENCES[note["method"]]
     model = kind(clip, note["class_names"], kind.config_class(**note["config"]))
     model.load_weights(folder)
     return model.to(clip.device).eval()
-
-
-def base_model_of(name_or_path: str | os.PathLike) -> str:
-    """The base model that an adapter or a reference was trained on: a Hub id or folder.
-
-    Raises ValueError if its config does not tell.
-    """
-    if os.path.isfile(os.path.join(name_or_path, NOTE)):
-        return read_note(name_or_path)["base_model"]
-    name = PeftConfig.from_pretrained(os.fspath(name_or_path)).base_model_name_or_path
-    if not name:
-        raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")
-    return name
 
 
 def read_note(folder: str | os.PathLike) -> dict[str, Any]:

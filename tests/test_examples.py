@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS
+from conftest import CLASS_NAMES, METHODS, pixels
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image as PILImage
@@ -18,17 +18,20 @@ from transformers import CLIPModel
 
 from hf_tgpt import TOY_CLIP, load_clip, methods
 from hf_tgpt.arguments import parse_arguments, read_recipe
+from hf_tgpt.evaluation import for_classes
+from hf_tgpt.loading import make_classifier
+from hf_tgpt.references import REFERENCES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """run(*arguments) runs examples/train.py in this process and returns what it printed."""
+    """run(*arguments) runs examples/train.py, or another program of examples, here and returns what it printed."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
+    def run(*arguments, program="train.py"):
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / program), run_name="__main__")
         return capsys.readouterr().out
 
     return run
@@ -60,7 +63,7 @@ def test_the_main_command_as_the_readme_gives_it(tmp_path):
     command = ["accelerate", "launch", str(EXAMPLES / "train.py")]
     done = subprocess.run([*command, "--epochs", "2"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "The adapter, reloaded from disk, is equal." in done.stdout
+    assert "Reloaded from disk, it is equal." in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
     results = json.loads((folder / "results.json").read_text())
     assert (results["method"], results["shots"], results["dataset"]) == ("tgpt", 16, "toyworld:codes")
@@ -73,7 +76,7 @@ def test_the_main_command_as_the_readme_gives_it(tmp_path):
 def test_train_on_a_folder_of_pictures(method, run, pictures, tmp_path):
     output = tmp_path / "run"
     printed = run("--method", method, "--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", output)
-    assert "The adapter, reloaded from disk, is equal." in printed
+    assert "Reloaded from disk, it is equal." in printed
     results = json.loads((output / "results.json").read_text())
     assert results["method"] == method
     assert results["shots"] == 4
@@ -88,6 +91,89 @@ def test_train_on_a_folder_of_pictures(method, run, pictures, tmp_path):
     assert "lime, ripe tomato" in card.text
     assert "None" not in card.text
     assert "More Information Needed" not in card.text
+
+
+@pytest.mark.parametrize("method", REFERENCES)
+def test_references_run_like_the_methods(method, run, pictures, tmp_path):
+    output = tmp_path / "run"
+    printed = run("--method", method, "--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", output)
+    assert "Reloaded from disk, it is equal." in printed
+    results = json.loads((output / "results.json").read_text())
+    assert results["method"] == method
+    assert (results["trainable_parameters"] == 0) == (method == "zero-shot")
+    assert results["takes_new_classes"] == (method != "linear-probe")
+    if method == "zero-shot":
+        assert results["accuracy"] == results["zero_shot_accuracy"]
+
+
+@pytest.fixture(scope="module")
+def base_adapters(pictures, tmp_path_factory):
+    """Adapters that know the first half of the pictures' classes: base_adapters[method] is a folder."""
+    folder = tmp_path_factory.mktemp("base")
+    for method in ("maple", "linear-probe"):
+        command = [
+            sys.executable,
+            EXAMPLES / "train.py",
+            "--method",
+            method,
+            "--dataset",
+            pictures,
+            "--classes",
+            "base",
+        ]
+        command += ["--shots", "2", "--max_steps", "2", "--output_dir", folder / method]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def test_an_open_method_is_evaluated_on_classes_it_has_not_seen(base_adapters, run, pictures, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in base_adapters["maple"].iterdir()}
+    about = ("--dataset", pictures, "--output", tmp_path / "new.json")
+    printed = run("--adapter", base_adapters["maple"], "--classes", "new", *about, program="evaluate.py")
+    assert "new classes (1), 4 pictures" in printed
+    results = json.loads((tmp_path / "new.json").read_text())
+    assert results["accuracy"] == 1.0  # there is one class to choose from
+    assert len(results["per_class_accuracy"]) == 1
+    assert {path: path.stat().st_mtime_ns for path in base_adapters["maple"].iterdir()} == before  # nothing was trained
+
+
+def test_a_method_with_fixed_classes_refuses_others_and_says_so_in_the_results(base_adapters, run, pictures, tmp_path):
+    about = ("--dataset", pictures, "--output", tmp_path / "new.json")
+    with pytest.raises(SystemExit, match="'ripe tomato'"):
+        run("--adapter", base_adapters["linear-probe"], "--classes", "new", *about, program="evaluate.py")
+    results = json.loads((tmp_path / "new.json").read_text())
+    assert results["accuracy"] is None
+    assert "'ripe tomato'" in results["refused"]
+
+
+def test_a_fixed_class_list_is_scored_among_the_classes_that_are_asked_for(load_clip):
+    model = make_classifier("linear-probe", load_clip(), CLASS_NAMES).eval()
+    wanted = [CLASS_NAMES[3], CLASS_NAMES[1]]
+    logits = for_classes(model, wanted)(pixels(model.clip)).logits
+    assert torch.equal(logits, model(pixels(model.clip)).logits[:, [3, 1]])
+    assert for_classes(model, CLASS_NAMES) is model
+
+
+def test_compare_writes_one_table_and_goes_on_where_it_stopped(pictures, tmp_path):
+    output = tmp_path / "results"
+
+    def compare(*arguments):
+        command = [sys.executable, EXAMPLES / "compare.py", "--output_dir", output, "--datasets", pictures, *arguments]
+        command += ["--protocols", "base-to-new", "--shots", 2, "--seeds", 0, "--max_steps", 2]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    compare("--methods", "shallow: maple --prompt_depth 1")
+    (first,) = output.rglob("results.json")
+    time = first.stat().st_mtime_ns
+    done = compare("--methods", "linear probe", "shallow: maple --prompt_depth 1")
+    assert first.stat().st_mtime_ns == time
+    assert "| shallow | 100.0 | 100.0 | 100.0 |" in done.stdout
+    assert "| linear probe | 100.0 |  |  |" in done.stdout  # it has no accuracy on new classes
+    assert (output / "table.md").read_text().strip() == done.stdout.strip()
+    assert (output / "table.csv").read_text().count("\n") == 3
+    assert len(list(output.glob("*.png"))) == 1
 
 
 def test_a_run_is_not_overwritten(run, pictures, tmp_path):

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from conftest import CLASS_NAMES, pixels, shake
+from conftest import CLASS_NAMES, METHODS, pixels, shake
 from peft import PeftModel
 from transformers import AutoTokenizer
 
 from hf_tgpt import load_trained
 from hf_tgpt.checkpoint import trained_weights
-from hf_tgpt.references import REFERENCES, base_model_of, make_classifier
+from hf_tgpt.loading import base_model_of, change_config, make_classifier
+from hf_tgpt.references import REFERENCES
 
 LABELS = torch.tensor([0, 3, 1])
 
@@ -112,3 +113,17 @@ def test_a_damaged_note_is_named(tmp_path, load_clip):
     (tmp_path / "reference.json").write_text('{"method": "magic"}')
     with pytest.raises(ValueError, match=r"reference\.json.*magic"):
         load_trained(load_clip(), tmp_path)
+
+
+def test_a_change_of_the_config_counts_at_once(adapt):
+    model = adapt(METHODS["tgpt"])
+    before = model(pixels(model))
+    change_config(model, {"wise_ft": "0.25"})
+    expected = torch.lerp(before.head_logits, before.zero_shot_logits, 0.25)
+    assert torch.equal(model(pixels(model)).logits, expected)
+    with pytest.raises(ValueError, match="'wise' is no field of TGPTConfig"):
+        change_config(model, {"wise": "0.5"})
+    with pytest.raises(ValueError, match="`wise_ft`=2"):
+        change_config(model, {"wise_ft": "2"})
+    with pytest.raises(ValueError, match="has a config to change"):
+        change_config(torch.nn.Identity(), {"wise_ft": "0"})

@@ -145,9 +145,10 @@ def plot_shots(path: str | Path, title: str, measure: str, table: Table) -> None
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(method for _, method in table):
+    for i, name in enumerate(dict.fromkeys(method for _, method in table)):
+        style = {"color": f"C{i % 10}", "linestyle": "--" if i >= 10 else "-"}  # there are ten colours
         points = sorted((shots, *row[measure]) for (shots, method), row in table.items() if method == name)
-        axes.errorbar(*zip(*points, strict=True), label=name, marker="o", capsize=2)
+        axes.errorbar(*zip(*points, strict=True), label=name, marker="o", capsize=2, **style)
     axes.set(xscale="log", xlabel="shots", ylabel="accuracy in percent", title=title)
     ticks = sorted({shots for shots, _ in table})
     axes.set_xticks(ticks, ticks)

@@ -12,7 +12,17 @@ from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .learner import OpenPromptLearner, classification_loss, clip_output
-from .towers import after_bos, encode_image, encode_text, in_chunks, logit_scale, token_embeddings, unit
+from .packing import chunks, pack
+from .towers import (
+    after_bos,
+    dimensions,
+    encode_image,
+    encode_text,
+    in_chunks,
+    logit_scale,
+    token_embeddings,
+    unit,
+)
 
 
 class ImageConditionedLearner(OpenPromptLearner):
@@ -52,11 +62,17 @@ class ImageConditionedLearner(OpenPromptLearner):
     def encode_pairs(self, clip, prompts: torch.Tensor, input_ids, eos, images, classes) -> torch.Tensor:
         """prompts (b, n, d_t), sentences (s, t), pairs as indices (m,) and (m,) -> unit features (m, d)."""
 
+        shared, context = self.shared_length(input_ids, eos), dimensions(clip)["context_length"]
+        ends = eos[classes]  # (m,)
+        on_cpu = ends.cpu(), images.cpu()  # once, where `pack` needs them
+
         def encode(part: slice) -> torch.Tensor:
             words = nn.functional.embedding(input_ids[classes[part]], token_embeddings(clip))  # (m, t, d_t)
-            return encode_text(clip, after_bos(words, prompts[images[part]]), eos[classes[part]])
+            # A row holds sentences of one image, since its prompts are among what they share.
+            packing = pack(on_cpu[0][part], shared, context, on_cpu[1][part]).to(ends.device) if shared else None
+            return encode_text(clip, after_bos(words, prompts[images[part]]), ends[part], packing=packing)
 
-        return unit(in_chunks(encode, len(images), self.config.text_chunk_size))
+        return unit(in_chunks(encode, chunks(on_cpu[0], shared, self.config.text_chunk_size)))
 
     def forward(self, clip: CLIPModel, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs):
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
@@ -70,7 +86,7 @@ class ImageConditionedLearner(OpenPromptLearner):
         logits, image_embeds, text_embeds = self.match(clip, pixel_values, *self.read_texts(clip, input_ids), **kwargs)
         return clip_output(logits, image_embeds, text_embeds, return_loss)
 
-    def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
+    def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, packing=None) -> torch.Tensor:
         raise ValueError(
             f"{self.config.method} has no text features apart from an image, on which its prompts depend; call "
             "model(input_ids=..., pixel_values=...)."

@@ -53,10 +53,11 @@ class PromptConfig(PeftConfig):
         "The class sentence is '{initial_text} {name}.'; learned tokens start from its words (CTX_INIT of the "
         "releases). None: as many 'X' as learned tokens, and a random start. Default: as released.",
     )
-    text_chunk_size: int = documented(
-        256,
+    text_chunk_size: int | None = documented(
+        None,
         "Class sentences whose activations are held at a time. More are computed chunk by chunk, and in training once "
-        "again in the backward pass: the same numbers in less memory.",
+        "again in the backward pass: the same numbers in less memory. Default: as many as have 2,048 tokens of their "
+        "own, about 500 classes.",
     )
     base_model_dimensions: dict[str, int] | None = documented(
         None, "Filled in when the adapter is attached: the CLIP it fits. Checked when it is loaded."
@@ -68,7 +69,7 @@ class PromptConfig(PeftConfig):
         check_class_names(self.class_names)
         self.class_names = list(self.class_names)
         self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
-        self.require("text_chunk_size", self.text_chunk_size >= 1, "hold at least 1 sentence.")
+        self.require("text_chunk_size", self.text_chunk_size is None or self.text_chunk_size >= 1, "hold 1 or more.")
 
     @property
     def citation(self) -> str:

@@ -17,6 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contra
 
 from .classes import PLACEHOLDER, class_tokens, load_tokenizer
 from .config import PromptConfig
+from .packing import Packing, chunks, common_length, pack
 from .towers import dimensions, in_chunks, logit_scale, text_parameters, trim, unit
 
 
@@ -48,8 +49,13 @@ class PromptLearner(nn.Module):
         """A user's texts, ids (s, t) -> trimmed ids and EOS positions (s,). Raises ValueError if they cannot serve."""
         raise ValueError(self._closed())
 
-    def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
-        """T with this adapter's prompts: ids (s, t), EOS positions (s,) -> (s, d), not normalised."""
+    def text_features(
+        self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, packing: Packing | None = None
+    ) -> torch.Tensor:
+        """T with this adapter's prompts: ids (s, t), EOS positions (s,) -> (s, d), not normalised.
+
+        `packing` is `self.pack` of these sentences, which is made where it is not given.
+        """
         raise ValueError(self._closed())
 
     def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -79,6 +85,7 @@ class OpenPromptLearner(PromptLearner):
     def __init__(self, config: PromptConfig, clip: CLIPModel):
         super().__init__(config)
         self._cache: tuple[list, torch.Tensor] | None = None
+        self._chunks: tuple[int | None, list[tuple[slice, Packing | None]]] | None = None
         self.set_class_names(clip, config.class_names)
 
     def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
@@ -94,7 +101,7 @@ class OpenPromptLearner(PromptLearner):
         self.register_buffer("class_ids", ids, persistent=False)  # (c, t)
         self.register_buffer("class_eos", eos, persistent=False)  # (c,)
         self.config.class_names = list(class_names)
-        self._cache = None
+        self._cache = self._chunks = None
 
     def forward(self, clip: CLIPModel, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs):
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
@@ -125,12 +132,32 @@ class OpenPromptLearner(PromptLearner):
         return self._cache[1]
 
     def _encode_classes(self, clip: CLIPModel) -> torch.Tensor:
-        count, size = len(self.class_ids), self.config.text_chunk_size
-        return unit(in_chunks(lambda part: self.class_chunk(clip, part), count, size))
+        return unit(in_chunks(lambda chunk: self.class_chunk(clip, *chunk), self.class_chunks(clip)))
 
-    def class_chunk(self, clip: CLIPModel, part: slice) -> torch.Tensor:
+    def class_chunk(self, clip: CLIPModel, part: slice, packing: Packing | None) -> torch.Tensor:
         """T of a slice of the classes, (part, d), not normalised. To override where prompts differ by class."""
-        return self.text_features(clip, self.class_ids[part], self.class_eos[part])
+        return self.text_features(clip, self.class_ids[part], self.class_eos[part], packing)
+
+    def class_chunks(self, clip: CLIPModel) -> list[tuple[slice, Packing | None]]:
+        """The class list in chunks, each with its packing; worked out once."""
+        size = self.config.text_chunk_size
+        if self._chunks is None or self._chunks[0] != size:
+            with torch.inference_mode(False):
+                ids, eos = self.class_ids, self.class_eos
+                parts = chunks(eos, self.shared_length(ids, eos), size)
+                self._chunks = size, [(part, self.pack(clip, ids[part], eos[part])) for part in parts]
+        return self._chunks[1]
+
+    def pack(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> Packing | None:
+        """Sentences, ids (s, t), EOS positions (s,) -> how they share rows; None if they do not even begin alike."""
+        shared = self.shared_length(input_ids, eos)
+        return pack(eos, shared, dimensions(clip)["context_length"]) if shared else None
+
+    def shared_length(self, input_ids: torch.Tensor, eos: torch.Tensor) -> int:
+        """How many leading tokens all sentences have in common once prompts are in. To override if not after BOS."""
+        words = input_ids.clone()
+        words[:, 1 : 1 + self.config.prompt_length] = 0
+        return common_length(words, eos)
 
     def train(self, mode: bool = True):
         self._cache = None
@@ -138,11 +165,11 @@ class OpenPromptLearner(PromptLearner):
 
     def _apply(self, fn, recurse=True):
         # .to(), .half(), .cuda(): weights may move within the same Parameter objects.
-        self._cache = None
+        self._cache = self._chunks = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self):
-        return self.__dict__ | {"_cache": None}
+        return self.__dict__ | {"_cache": None, "_chunks": None}
 
     def read_texts(self, clip: CLIPModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ids, eos = trim(clip, input_ids)

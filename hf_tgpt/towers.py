@@ -10,12 +10,17 @@ Gradient checkpointing, attention backends and autocast therefore work as the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.masking_utils import create_causal_mask
+
+from .packing import Packing, chunks, common_length, pack
+
+Part = TypeVar("Part")
 
 
 def dimensions(clip: CLIPModel) -> dict[str, int]:
@@ -89,42 +94,58 @@ def encode_text(
     embeddings: torch.Tensor,
     eos: torch.Tensor,
     deep_prompts: Sequence[torch.Tensor] = (),
+    packing: Packing | None = None,
 ) -> torch.Tensor:
     """T: token embeddings without positions (s, t, d_t), EOS positions (s,) -> joint features (s, d), not normalised.
 
-    `deep_prompts[i]`, (n, d_t) or (s, n, d_t), replaces tokens 1..n before layer i + 1; layer 0 takes what
-    `embeddings` already holds.
+    `deep_prompts[i]`, (n, d_t), replaces tokens 1..n before layer i + 1; layer 0 takes what `embeddings` already holds.
+    `packing` says which leading tokens the sentences have in common, the deep prompts among them; without one, each
+    sentence is computed by itself.
     """
     text = clip.text_model
-    hidden = text.embeddings(inputs_embeds=embeddings.to(token_embeddings(clip).dtype))  # (s, t, d_t)
-    mask = create_causal_mask(config=text.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+    embeddings = embeddings.to(token_embeddings(clip).dtype)
+    attention = text.config._attn_implementation
+    if packing is None or attention not in ("sdpa", "eager"):  # others, such as flash attention, take no masks
+        rows, ends = torch.arange(len(embeddings), device=embeddings.device), eos
+        hidden = text.embeddings(inputs_embeds=embeddings)  # (s, t, d_t)
+        mask = create_causal_mask(config=text.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+    else:
+        rows, ends = packing.row, packing.place
+        embeddings = embeddings[packing.sentence, packing.position]  # (r, l, d_t)
+        hidden = text.embeddings(inputs_embeds=embeddings, position_ids=packing.position)  # (r, l, d_t)
+        mask = packing.mask
+        if attention == "eager":
+            mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
     for i, layer in enumerate(text.encoder.layers):
         if 0 < i <= len(deep_prompts):
             hidden = after_bos(hidden, deep_prompts[i - 1])
         hidden = layer(hidden, mask, is_causal=True)
-    ends = hidden[torch.arange(len(hidden), device=hidden.device), eos]  # (s, d_t)
-    return clip.text_projection(text.final_layer_norm(ends))  # (s, d)
+    return clip.text_projection(text.final_layer_norm(hidden[rows, ends]))  # (s, d)
 
 
-def in_chunks(encode: Callable[[slice], torch.Tensor], count: int, size: int) -> torch.Tensor:
-    """`encode(slice)` gives the rows of a slice; all `count` rows, with activations held for `size` rows at a time.
+def in_chunks(encode: Callable[[Part], torch.Tensor], parts: Sequence[Part]) -> torch.Tensor:
+    """The rows that `encode(part)` gives, of all parts, with the activations of one part held at a time.
 
-    Exact: in training a chunk's activations are dropped and computed again in its backward pass, so memory hardly
-    grows with `count`, at the price of a second forward pass. With `count` up to `size` nothing is dropped.
+    Exact: in training the activations are dropped and computed again in the backward pass, at the price of a second
+    forward pass. The last part, whose backward pass comes first, keeps its own; so one part alone costs nothing.
     """
-    if count <= size:
-        return encode(slice(0, count))
-    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    if torch.is_grad_enabled():
-        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
-    return torch.cat([encode(part) for part in parts])
+    rows = [
+        checkpoint(encode, part, use_reentrant=False) if torch.is_grad_enabled() else encode(part)
+        for part in parts[:-1]
+    ]
+    return torch.cat([*rows, encode(parts[-1])])
 
 
 @torch.no_grad()
-def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, chunk: int = 256) -> torch.Tensor:
+def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, chunk: int | None = None):
     """Plain CLIP text features without gradient: ids (s, t), EOS positions (s,) -> (s, d), `chunk` at once."""
-    embed = clip.text_model.embeddings.token_embedding
-    return in_chunks(lambda part: encode_text(clip, embed(input_ids[part]), eos[part]), len(input_ids), chunk)
+    embed, shared = clip.text_model.embeddings.token_embedding, common_length(input_ids, eos)
+
+    def encode(part: slice) -> torch.Tensor:
+        packing = pack(eos[part], shared, clip.config.text_config.max_position_embeddings)
+        return encode_text(clip, embed(input_ids[part]), eos[part], packing=packing)
+
+    return in_chunks(encode, chunks(eos, shared, chunk))
 
 
 def vision_tokens(

@@ -168,7 +168,7 @@ def test_coop_leaves_the_vision_tower_alone(adapt, load_clip):
 def test_vision_only_leaves_the_text_tower_alone(adapt, load_clip, off):
     model, ids = adapt(IVLP, **off), token_ids(load_clip(), SENTENCES)
     expected = load_clip().get_text_features(ids).pooler_output
-    assert torch.equal(model.get_text_features(ids).pooler_output, expected)
+    torch.testing.assert_close(model.get_text_features(ids).pooler_output, expected)  # packed, so not to the last bit
     torch.testing.assert_close(model.learner.class_features(model.get_base_model()), unit(expected))
     plain = load_clip().get_image_features(pixels(model)).pooler_output
     assert not torch.allclose(model.get_image_features(pixels(model)).pooler_output, plain, atol=1e-3)

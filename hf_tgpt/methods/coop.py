@@ -15,6 +15,7 @@ from transformers import CLIPModel
 from ..classes import PLACEHOLDER, initial_prompts, words
 from ..config import PromptConfig, documented
 from ..learner import OpenPromptLearner
+from ..packing import Packing, common_length
 from ..registry import register
 from ..towers import after_bos, encode_image, encode_text, token_embeddings
 
@@ -86,22 +87,35 @@ class CoOp(OpenPromptLearner):
             raise ValueError(f"`class_specific`=True: {self._closed()}")
         super().set_class_names(clip, class_names)
 
-    def class_chunk(self, clip: CLIPModel, part: slice) -> torch.Tensor:
+    def class_chunk(self, clip: CLIPModel, part: slice, packing: Packing | None) -> torch.Tensor:
         prompts = self.text_prompts[part] if self.config.class_specific else self.text_prompts
-        return self.text_features(clip, self.class_ids[part], self.class_eos[part], prompts)
+        return self.text_features(clip, self.class_ids[part], self.class_eos[part], packing, prompts)
 
     def text_features(
-        self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, prompts: torch.Tensor | None = None
+        self,
+        clip: CLIPModel,
+        input_ids: torch.Tensor,
+        eos: torch.Tensor,
+        packing: Packing | None = None,
+        prompts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Class sentences "{initial_text} {name}.", ids (s, t), EOS positions (s,) -> (s, d), not normalised.
 
         `prompts` are those of the sentences' classes; the shared ones unless given.
         """
         prompts = self.text_prompts if prompts is None else prompts
+        packing = packing or self.pack(clip, input_ids, eos)
         embeddings = nn.functional.embedding(input_ids, token_embeddings(clip))  # (s, t, d_t)
         sentences = after_bos(embeddings, prompts)  # (s, t, d_t): BOS, prompts, name, full stop, EOS
         order = self.order(input_ids, eos)  # (s, t)
-        return encode_text(clip, sentences.take_along_dim(order[..., None], dim=1), eos)  # (s, d)
+        return encode_text(clip, sentences.take_along_dim(order[..., None], dim=1), eos, packing=packing)  # (s, d)
+
+    def shared_length(self, input_ids: torch.Tensor, eos: torch.Tensor) -> int:
+        order = self.order(input_ids, eos)  # (s, t)
+        learned = (order > 0) & (order <= self.config.prompt_length)
+        # Prompts go by their number, which no word has; where each class has its own, nothing but BOS is shared.
+        words = input_ids.take_along_dim(order, dim=1).where(~learned, -order)  # (s, t)
+        return min(1, common_length(words, eos)) if self.config.class_specific else common_length(words, eos)
 
     def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         return encode_image(clip, pixel_values, **kwargs)  # (b, d), plain CLIP

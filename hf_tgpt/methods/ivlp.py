@@ -17,6 +17,7 @@ from transformers import CLIPModel
 from ..classes import initial_prompts, words
 from ..config import PromptConfig, documented
 from ..learner import OpenPromptLearner
+from ..packing import Packing
 from ..registry import register
 from ..towers import after_bos, encode_image, encode_text, token_embeddings
 
@@ -110,11 +111,14 @@ class IVLP(OpenPromptLearner):
             config.require("text_prompt_length", length <= found, remedy)
             self.text_prompts[0] = initial_prompts(tokenizer, clip, text, length)
 
-    def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
+    def text_features(
+        self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, packing: Packing | None = None
+    ) -> torch.Tensor:
+        packing = packing or self.pack(clip, input_ids, eos)
         embeddings = nn.functional.embedding(input_ids, token_embeddings(clip))  # (s, t, d_t)
         if len(self.text_prompts):
             embeddings = after_bos(embeddings, self.text_prompts[0])  # (s, t, d_t)
-        return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:])  # (s, d)
+        return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:], packing)  # (s, d)
 
     def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         return encode_image(clip, pixel_values, list(self.vision_prompts), **kwargs)  # (b, d)

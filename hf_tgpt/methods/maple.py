@@ -15,6 +15,7 @@ from transformers import CLIPModel
 from ..classes import initial_prompts
 from ..config import PromptConfig, documented
 from ..learner import OpenPromptLearner
+from ..packing import Packing
 from ..registry import register
 from ..towers import after_bos, encode_image, encode_text, token_embeddings
 
@@ -76,10 +77,13 @@ class MaPLe(OpenPromptLearner):
         self.text_prompts = nn.ParameterList([first, *deeper])
         self.couplings = nn.ModuleList(nn.Linear(text.hidden_size, vision.hidden_size) for _ in self.text_prompts)
 
-    def text_features(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
+    def text_features(
+        self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, packing: Packing | None = None
+    ) -> torch.Tensor:
+        packing = packing or self.pack(clip, input_ids, eos)
         words = nn.functional.embedding(input_ids, token_embeddings(clip))  # (s, t, d_t)
         embeddings = after_bos(words, self.text_prompts[0])  # (s, t, d_t)
-        return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:])  # (s, d)
+        return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:], packing)  # (s, d)
 
     def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         coupled = [

@@ -18,6 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contra
 from .classes import PLACEHOLDER, class_tokens, load_tokenizer
 from .config import PromptConfig
 from .packing import Packing, chunks, common_length, pack
+from .parallel import in_shares
 from .towers import dimensions, in_chunks, logit_scale, text_parameters, trim, unit
 
 
@@ -85,7 +86,7 @@ class OpenPromptLearner(PromptLearner):
     def __init__(self, config: PromptConfig, clip: CLIPModel):
         super().__init__(config)
         self._cache: tuple[list, torch.Tensor] | None = None
-        self._chunks: tuple[int | None, list[tuple[slice, Packing | None]]] | None = None
+        self._chunks: tuple[tuple, list[tuple[slice, Packing | None]]] | None = None
         self.set_class_names(clip, config.class_names)
 
     def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
@@ -118,7 +119,9 @@ class OpenPromptLearner(PromptLearner):
         write through `.data` is not counted; call train() or eval() after one.
         """
         owned = list(self.parameters())
-        if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in owned)):
+        if self.training:
+            return in_shares(lambda share: self._encode_classes(clip, share), len(self.class_ids))
+        if torch.is_grad_enabled() and any(p.requires_grad for p in owned):
             return self._encode_classes(clip)
         rests_on = [*owned, *text_parameters(clip)]
         if any(p.is_inference() for p in rests_on):  # such tensors do not count their changes
@@ -131,21 +134,23 @@ class OpenPromptLearner(PromptLearner):
                 self._cache = state, self._encode_classes(clip)
         return self._cache[1]
 
-    def _encode_classes(self, clip: CLIPModel) -> torch.Tensor:
-        return unit(in_chunks(lambda chunk: self.class_chunk(clip, *chunk), self.class_chunks(clip)))
+    def _encode_classes(self, clip: CLIPModel, share: slice = slice(None)) -> torch.Tensor:
+        return unit(in_chunks(lambda chunk: self.class_chunk(clip, *chunk), self.class_chunks(clip, share)))
 
     def class_chunk(self, clip: CLIPModel, part: slice, packing: Packing | None) -> torch.Tensor:
         """T of a slice of the classes, (part, d), not normalised. To override where prompts differ by class."""
         return self.text_features(clip, self.class_ids[part], self.class_eos[part], packing)
 
-    def class_chunks(self, clip: CLIPModel) -> list[tuple[slice, Packing | None]]:
-        """The class list in chunks, each with its packing; worked out once."""
-        size = self.config.text_chunk_size
-        if self._chunks is None or self._chunks[0] != size:
+    def class_chunks(self, clip: CLIPModel, share: slice) -> list[tuple[slice, Packing | None]]:
+        """The classes of a share in chunks, each with its packing; worked out once."""
+        key = self.config.text_chunk_size, share
+        if self._chunks is None or self._chunks[0] != key:
             with torch.inference_mode(False):
                 ids, eos = self.class_ids, self.class_eos
-                parts = chunks(eos, self.shared_length(ids, eos), size)
-                self._chunks = size, [(part, self.pack(clip, ids[part], eos[part])) for part in parts]
+                numbers = range(len(ids))[share]
+                parts = [numbers[part] for part in chunks(eos[share], self.shared_length(ids, eos), key[0])]
+                parts = [slice(part.start, part.stop) for part in parts]
+                self._chunks = key, [(part, self.pack(clip, ids[part], eos[part])) for part in parts]
         return self._chunks[1]
 
     def pack(self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor) -> Packing | None:

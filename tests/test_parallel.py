@@ -1,0 +1,79 @@
+"""Processes that share a class list compute what one process computes."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import METHODS
+from peft import get_peft_model
+from torch.nn.parallel import DistributedDataParallel
+from transformers import CLIPModel
+
+from hf_tgpt import parallel
+
+COUNTS = {"maple": 71, "coop": 70}  # one that two processes cannot share evenly
+NAMES = [f"{'abcdefgh'[i % 8]} {i}" for i in range(71)]
+
+
+def trained(folder, name, rank, processes):
+    """Losses and weights after two steps of two batches each, every process with its share of the pictures."""
+    torch.manual_seed(1)
+    clip = CLIPModel.from_pretrained(folder)
+    fields = {"class_specific": True} if name == "coop" else {}
+    config = METHODS[name].config(NAMES[: COUNTS[name]], text_chunk_size=20, **fields)
+    model = get_peft_model(clip, config).double().train()
+    encoded, tower = [], type(model.learner).text_features
+    type(model.learner).text_features = lambda self, clip, ids, *rest: (
+        encoded.append(len(ids)) or tower(self, clip, ids, *rest)
+    )
+    run = DistributedDataParallel(model) if processes > 1 else model
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    pictures = torch.randn(2, 2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(2)).double()
+    labels = torch.arange(16).view(2, 2, 4) * 4
+    mine, losses = slice(rank * 4 // processes, (rank + 1) * 4 // processes), []
+    try:
+        for batches, targets in zip(pictures, labels, strict=True):
+            for part, (x, y) in enumerate(zip(batches, targets, strict=True)):
+                run.require_backward_grad_sync = part == 1  # what DDP's no_sync sets: gradients are accumulated
+                loss = run(pixel_values=x[mine], labels=y[mine]).loss / 2
+                loss.backward()
+                losses.append(loss.item())
+            optimizer.step()
+            optimizer.zero_grad()
+    finally:
+        type(model.learner).text_features = tower
+    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return losses, weights, sum(encoded)
+
+
+def work(rank, folder, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
+    torch.save([trained(folder, name, rank, 2) for name in COUNTS], f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_classes_and_train_like_one(clip_folders, tmp_path):
+    mp.spawn(work, (clip_folders["plain"], tmp_path), nprocs=2)
+    for name, *two in zip(COUNTS, *(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True):
+        losses, weights, encoded = trained(clip_folders["plain"], name, 0, 1)
+        mean = [(a + b) / 2 for a, b in zip(two[0][0], two[1][0], strict=True)]
+        assert mean == pytest.approx(losses, abs=1e-10)
+        for _, found, its in two:
+            for key in weights:
+                torch.testing.assert_close(found[key], weights[key], atol=1e-10, rtol=1e-10)
+            assert its < 0.6 * encoded  # half of the classes, or one more
+
+
+def test_few_classes_and_processes_of_their_own_are_not_shared(monkeypatch):
+    asked = []
+
+    def rows(share):
+        asked.append(share)
+        return torch.arange(100)[share]
+
+    assert torch.equal(parallel.in_shares(rows, 100), torch.arange(100))  # no DDP forward around it
+    monkeypatch.setattr(DistributedDataParallel, "_active_ddp_module", type("DDP", (), {"process_group": None}))
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 4)
+    assert torch.equal(parallel.in_shares(rows, 100), torch.arange(100))  # 25 classes each
+    assert asked == [slice(0, 100)] * 2

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from .classes import load_tokenizer, tokenize
 from .data import Collator, FewShotImages
 from .metrics import classification_metrics
-from .towers import encode_text, in_chunks, unit
+from .towers import encode_tokens, unit
 
 
 def zero_shot_head(
@@ -24,21 +24,14 @@ def zero_shot_head(
     class_names: list[str],
     templates: list[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
-    text_chunk_size: int = 256,
 ) -> torch.Tensor:
-    """Unit text features of the classes, averaged over templates after encoding -> (c, d).
-
-    `text_chunk_size` sentences hold activations at a time where there is a gradient (LoRA).
-    """
+    """Unit text features of the classes, averaged over templates after encoding -> (c, d)."""
     tokenizer = tokenizer or load_tokenizer(clip)
-
-    def features(template: str) -> torch.Tensor:
+    features = []
+    for template in templates:
         sentences = [template.replace("{}", name) for name in class_names]
-        ids, eos = tokenize(tokenizer, sentences, clip, class_names)
-        embed = clip.text_model.embeddings.token_embedding
-        return unit(in_chunks(lambda part: encode_text(clip, embed(ids[part]), eos[part]), len(ids), text_chunk_size))
-
-    return unit(torch.stack([features(template) for template in templates]).mean(0))
+        features.append(unit(encode_tokens(clip, *tokenize(tokenizer, sentences, clip, class_names))))
+    return unit(torch.stack(features).mean(0))
 
 
 class UnknownClasses(ValueError):

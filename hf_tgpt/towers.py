@@ -136,9 +136,8 @@ def in_chunks(encode: Callable[[Part], torch.Tensor], parts: Sequence[Part]) -> 
     return torch.cat([*rows, encode(parts[-1])])
 
 
-@torch.no_grad()
 def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, chunk: int | None = None):
-    """Plain CLIP text features without gradient: ids (s, t), EOS positions (s,) -> (s, d), `chunk` at once."""
+    """CLIP's own text features: ids (s, t), EOS positions (s,) -> (s, d), `chunk` at once."""
     embed, shared = clip.text_model.embeddings.token_embedding, common_length(input_ids, eos)
 
     def encode(part: slice) -> torch.Tensor:

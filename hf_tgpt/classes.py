@@ -49,14 +49,15 @@ def tokenize(
     clip: CLIPModel,
     names: list[str] | None = None,
     extra: int = 0,
+    truncate: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sentences with BOS and EOS -> ids (s, longest), EOS positions (s,), on the model's device.
 
     Raises ValueError for a sentence that with `extra` more tokens is beyond the context, naming the class in `names`
-    that it belongs to, and for a tokenizer that is not CLIP's kind.
+    that it belongs to, unless `truncate` cuts it; and for a tokenizer that is not CLIP's kind.
     """
-    rows = tokenizer(sentences)["input_ids"]
     context = clip.config.text_config.max_position_embeddings
+    rows = tokenizer(sentences, truncation=truncate, max_length=context if truncate else None)["input_ids"]
     for i, row in enumerate(rows):
         if len(row) < 2 or int(eos_positions(clip, torch.tensor([row]))) != len(row) - 1:
             raise ValueError(

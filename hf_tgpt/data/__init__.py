@@ -1,5 +1,13 @@
 """Images and labels: where they come from, which are chosen, and how they become pixel values."""
 
+from .benchmarks import BENCHMARKS as BENCHMARKS
+from .benchmarks import Benchmark as Benchmark
+from .benchmarks import find_benchmark as find_benchmark
+from .captions import attach_captions as attach_captions
+from .captions import read_class_descriptions as read_class_descriptions
+from .coop import load_coop_split as load_coop_split
+from .coop import select_draw as select_draw
+from .duplicates import count_duplicates as count_duplicates
 from .fewshot import choose_classes as choose_classes
 from .fewshot import sample_few_shot as sample_few_shot
 from .fewshot import split_base_new as split_base_new

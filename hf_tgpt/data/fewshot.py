@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict
 
 CLASSES = ("all", "base", "new")
@@ -37,9 +39,8 @@ def sample_few_shot(
         raise ValueError(f"`shots`={shots} but {listed}; lower `shots` or pass allow_fewer=True.")
 
     chosen: list[int] = []
-    for label, count in enumerate(counts):
-        rows = np.flatnonzero(labels == label)
-        draw = np.random.default_rng([seed, label]).permutation(count)[:shots]
+    for label, rows in enumerate(rows_of_classes(labels, len(names))):
+        draw = np.random.default_rng([seed, label]).permutation(len(rows))[:shots]
         chosen += rows[np.sort(draw)].tolist()
     return dataset.select(chosen)
 
@@ -52,7 +53,7 @@ def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Datas
 
     Source: generalisation from base to new classes, CoCoOp (Zhou et al., CVPR 2022, section 4.1).
 
-    Raises ValueError if there are fewer than two classes or if a half has no images.
+    Raises ValueError if there are fewer than two classes or if a half has no images; warns of classes without any.
     """
     labels = read_labels(dataset, label_column)
     names = dataset.features[label_column].names
@@ -66,6 +67,13 @@ def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Datas
             raise ValueError(
                 f"the {half} classes ({names[first]!r} to {names[last - 1]!r}) have no images; "
                 "pass a dataset with images of both halves."
+            )
+        present = np.bincount(labels[rows] - first, minlength=last - first) > 0
+        empty = [name for name, found in zip(names[first:last], present, strict=True) if not found]
+        if empty:
+            warnings.warn(
+                f"{len(empty)} of the {last - first} {half} classes have no images ({', '.join(empty[:5])}).",
+                stacklevel=2,
             )
         # Relabelling comes first since it copies no pictures only while the dataset is unselected; the clipped labels
         # are those of the rows that the selection drops.
@@ -104,20 +112,27 @@ def read_labels(dataset: Dataset, label_column: str = "label") -> np.ndarray:
             f"`label_column`={label_column!r} holds {feature}, not class labels; "
             f"call dataset.class_encode_column({label_column!r}) first."
         )
-    values = dataset.select_columns(label_column).with_format("arrow")[:][label_column].to_pylist()
-    for row, value in enumerate(values):
-        if value is None or not 0 <= value < feature.num_classes:
-            raise ValueError(
-                f"`{label_column}`={value} in row {row} is outside the {feature.num_classes} class names "
-                f"(0 to {feature.num_classes - 1}); correct it or drop such rows with Dataset.filter."
-            )
-    return np.array(values, dtype=np.int64)
+    values = dataset.select_columns(label_column).with_format("arrow")[:][label_column]
+    labels = pc.fill_null(values, -1).to_numpy().astype(np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= feature.num_classes))
+    if len(wrong):
+        raise ValueError(
+            f"`{label_column}`={values[int(wrong[0])].as_py()} in row {wrong[0]} is outside the {feature.num_classes} "
+            f"class names (0 to {feature.num_classes - 1}); correct it or drop such rows with Dataset.filter."
+        )
+    return labels
+
+
+def rows_of_classes(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The rows of each class, in order, in one pass: (N,) labels -> `num_classes` arrays of rows."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
 
 
 def replace_labels(dataset: Dataset, labels: np.ndarray, names: list[str], label_column: str = "label") -> Dataset:
     """The dataset with `labels`, (N,) integers into `names`, in its label column; the order of columns is kept."""
     others = dataset.remove_columns(label_column)
-    replaced = others.add_column(label_column, labels.tolist(), feature=ClassLabel(names=names))
+    replaced = others.add_column(label_column, labels, feature=ClassLabel(names=names))
     return replaced.select_columns(dataset.column_names)
 
 
@@ -128,12 +143,12 @@ def split_each_class(dataset: Dataset, seed: int) -> dict[str, Dataset]:
     """Splits every class by the same shares, at least one image to each split; a class's cut depends on no other."""
     labels = read_labels(dataset)
     rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for label, name in enumerate(dataset.features["label"].names):
-        images = np.flatnonzero(labels == label)
+    names = dataset.features["label"].names
+    for label, images in enumerate(rows_of_classes(labels, len(names))):
         if len(images) < 3:
             raise ValueError(
-                f"class '{name}' has {len(images)} image{'s' * (len(images) != 1)} but a split into train, validation "
-                "and test needs 3; add images or remove the class."
+                f"class '{names[label]}' has {len(images)} image{'s' * (len(images) != 1)} but a split into train, "
+                "validation and test needs 3; add images or remove the class."
             )
         images = np.random.default_rng([seed, label]).permutation(images)
         validation, test = (max(1, round(share * len(images))) for share in _SHARES.values())

@@ -1,32 +1,24 @@
-"""Where images come from: the toy world, a local folder or the Hub, all brought into one form by `load_splits`."""
+"""Where images come from, all brought into one form by `load_splits`."""
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from pathlib import Path
 
 import datasets
-import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import Dataset, DatasetDict
 
-from .fewshot import read_labels, replace_labels, split_each_class
+from .benchmarks import Benchmark, find_benchmark, nearest_benchmarks
+from .captions import caption_folder
+from .columns import check_captions, find_columns, is_labelled, label_names, to_canonical
+from .coop import load_coop_split, select_draw
+from .duplicates import warn_of_duplicates
+from .fewshot import split_each_class
+from .folders import SPLIT_NAMES, load_folder, subfolders
+from .naming import clean_class_names, read_class_names, rename_classes, spelling
+from .tables import TABLE_SUFFIXES, class_list, find_tables, load_tables
 from .toyworld import load_toyworld
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-CAPTIONS_FILE = "captions.jsonl"
-# The name that a split gets here, and the names that it goes by elsewhere.
-_SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "validation": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
-}
-_LABEL_NAMES = ("label", "labels", "class", "class_name", "fine_label", "category")
-_STRINGS = (Value("string"), Value("large_string"))
 
 
 def load_splits(
@@ -35,45 +27,99 @@ def load_splits(
     label_column: str | None = None,
     caption_column: str | None = None,
     seed: int = 0,
+    *,
+    splits: str | os.PathLike | None = None,
+    draw: str | os.PathLike | None = None,
+    class_names_file: str | os.PathLike | None = None,
 ) -> DatasetDict:
     """The splits `train`, `test` and, where there is one, `validation`, with the columns `image`, `label`[, `caption`].
 
     `source` is one of
     - "toyworld", "toyworld:TASK" or "toyworld:TASK/DOMAIN";
+    - a name in `BENCHMARKS`, such as "caltech101", for the Hub's copy, or "caltech101:FOLDER" for pictures in a folder
+      of any of the following forms, with the catalogue's class names. Robustness sets have a test split only;
     - a folder `<dir>/{train,val,test}/<class>/*.jpg`, or `<dir>/<class>/*.jpg` without splits, in both cases with an
-      optional `captions.jsonl` of lines {"file_name": path within <dir>, "caption": text} that covers every image;
-    - the id of a dataset on the Hub. Its columns are found by their types unless they are named.
+      optional `captions.jsonl` of lines {"file_name": path within <dir>, "caption": text} for every training image;
+    - a folder as CoOp keeps it, with pictures at any depth and one `split_zhou_*.json`;
+    - a file, or a folder with the files train.*, test.* and optionally val.*, of the kind .csv, .tsv, .jsonl, .parquet
+      or (in WebDataset's form, with .cls files) .tar. Class numbers get their names from a `classnames.txt` beside;
+    - the id of a dataset on the Hub. Columns of files and of the Hub are found by type and name unless named.
 
-    `label` is a ClassLabel whose names are those of the train split, "_" written as a space. Without a test split the
-    validation split serves as test, with a warning. Without either, every class is split by `seed` into 50% train,
-    20% validation and 30% test, the proportions of CoOp (Zhou et al., IJCV 2022) for datasets without a split.
+    `splits` is a CoOp split file for the pictures of a folder (see `load_coop_split`) and decides everything about
+    them, `draw` a published few-shot draw that `train` and `validation` are cut to (see `select_draw`), and
+    `class_names_file` renames the classes (see `read_class_names`).
 
-    Raises FileNotFoundError for a folder that does not exist and ValueError for data that fits none of this.
+    `label` is a ClassLabel. Names that come neither from the catalogue nor from a file of names are those of the train
+    split with "_" and parentheses as spaces. Without a test split the validation split serves as test, with a warning.
+    Without either, every class is split by `seed` into 50% train, 20% validation and 30% test, the proportions of CoOp
+    (Zhou et al., IJCV 2022) for datasets without a split.
+
+    Raises FileNotFoundError for a folder or file that does not exist and ValueError for data that fits none of this.
+    Warns of images that are in train and in test.
     """
     source = os.fspath(source)
-    if source == "toyworld" or source.startswith("toyworld:"):
-        task, _, domain = source.removeprefix("toyworld").removeprefix(":").partition("/")
-        raw = dict(load_toyworld(task or "coloured_shapes", domain or "photo"))
-    elif source and Path(source).expanduser().is_dir():
-        raw = _load_folder(Path(source).expanduser().absolute())
-    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise FileNotFoundError(f"`source`={source!r} is not a folder; correct the path, or name a dataset on the Hub.")
-    else:
-        raw = _load_from_hub(source)
-
-    columns = _find_columns(raw["train"], image_column, label_column, caption_column)
-    raw = {split: data for split, data in raw.items() if split == "train" or _is_labelled(data, columns["label"])}
-    names = _label_names(raw["train"], columns["label"])
-    splits = {split: _to_canonical(raw[split], split, columns, names) for split in raw}
-    if "test" not in splits and "validation" in splits:
-        warnings.warn(
-            f"{source!r} has no test split: its validation split serves as test, so choose no settings by it.",
-            stacklevel=2,
+    benchmark, folder = (None, None) if Path(source).expanduser().exists() else find_benchmark(source)
+    if benchmark is not None and folder is None and benchmark.hub_id is None:
+        raise ValueError(
+            f"`source`={source!r} has no copy on the Hub that could be read; name a folder with its pictures, "
+            f"'{benchmark.name}:FOLDER'."
         )
-        splits["test"] = splits.pop("validation")
-    if "test" not in splits:
-        splits = split_each_class(splits["train"], seed)
-    return DatasetDict({split: splits[split] for split in ("train", "validation", "test") if split in splits})
+    place = source if benchmark is None else folder or benchmark.hub_id
+    path = Path(place).expanduser().absolute()
+    given = read_class_names(class_names_file) if class_names_file is not None else None
+    if benchmark is not None and folder is None:
+        label_column = label_column or benchmark.label_column
+
+    if splits is not None or (place and not path.is_file() and (splits := _coop_split_file(path)) is not None):
+        raw = _load_coop(splits, path, source)
+    elif place == "toyworld" or place.startswith("toyworld:"):
+        task, _, domain = place.removeprefix("toyworld").removeprefix(":").partition("/")
+        raw = dict(load_toyworld(task or "coloured_shapes", domain or "photo"))
+    elif place and path.is_dir() and not (files := _tables_of(path)):
+        raw = caption_folder(load_folder(path), path)
+    elif place and (path.is_dir() or (path.is_file() and path.suffix.lower() in TABLE_SUFFIXES)):
+        files = files if path.is_dir() else {"train": [path]}
+        raw = load_tables(files)
+        if given is None and benchmark is None and (names := class_list(files)) is not None:
+            given = read_class_names(names)
+    elif folder or place.startswith((".", "/", "~")) or place.count("/") > 1:
+        raise FileNotFoundError(
+            f"`source`={source!r} is not a folder or a file of a known kind; correct the path, or name a dataset on "
+            "the Hub."
+        )
+    else:
+        raw = _load_from_hub(place, source)
+
+    if benchmark is not None and benchmark.only_tested:
+        raw = {"test": raw.get("test", next(iter(raw.values())))}
+    first = raw["train"] if "train" in raw else next(iter(raw.values()))
+    columns = find_columns(first, image_column, label_column, caption_column)
+    raw = {split: data for split, data in raw.items() if data is first or is_labelled(data, columns["label"])}
+    numbered = benchmark.class_names() if benchmark is not None else given if isinstance(given, list) else None
+    names = label_names(first, columns["label"], numbered)
+    words = names if splits is not None or given is not None or benchmark is not None else clean_class_names(names)
+    loaded = DatasetDict({split: to_canonical(raw[split], split, columns, names, words) for split in raw})
+    if given is not None:
+        loaded = loaded if given == names else rename_classes(loaded, given)
+    elif benchmark is not None:
+        loaded = _name_as_catalogue(loaded, benchmark)
+    elif splits is not None:
+        loaded = rename_classes(loaded, clean_class_names(names))
+
+    if "test" not in loaded and "validation" in loaded:
+        if benchmark is None or benchmark.tested_split != "validation":
+            warnings.warn(
+                f"{source!r} has no test split: its validation split serves as test, so choose no settings by it.",
+                stacklevel=2,
+            )
+        loaded["test"] = loaded.pop("validation")
+    if "test" not in loaded:
+        loaded = split_each_class(loaded["train"], seed)
+    loaded = DatasetDict({split: loaded[split] for split in ("train", "validation", "test") if split in loaded})
+    check_captions(loaded)
+    if "train" in loaded:
+        warn_of_duplicates(loaded["train"], loaded["test"])
+    return loaded if draw is None else select_draw(draw, loaded)
 
 
 def class_names(dataset: Dataset) -> list[str]:
@@ -81,209 +127,70 @@ def class_names(dataset: Dataset) -> list[str]:
     return list(dataset.features["label"].names)
 
 
-# Local folders -------------------------------------------------------------------------------------------------------
+# Folders and the Hub -------------------------------------------------------------------------------------------------
 
 
-def _load_folder(root: Path) -> dict[str, Dataset]:
-    """Splits with `image` (a path), `label` (the class folder's name) and, with a captions file, `caption`."""
-    split_folders: dict[str, Path] = {}
-    for folder in _folders(root):
-        split = _SPLIT_NAMES.get(folder.name.lower())
-        if split is None or not _folders(folder):  # a class may be called "train": it has images, not class folders
-            continue
-        if split in split_folders:
-            raise ValueError(
-                f"{root} has two {split} folders, {split_folders[split].name} and {folder.name}; keep one."
-            )
-        split_folders[split] = folder
-    if not split_folders and all(folder.name.lower() in _SPLIT_NAMES for folder in _folders(root)):
-        raise ValueError(f"{root} has no class folders; put the images of each class into a folder of its own.")
-    if split_folders and "train" not in split_folders:
+def _coop_split_file(folder: Path) -> Path | None:
+    """The split file of a folder that has no other sign of its splits."""
+    if not folder.is_dir() or any(inner.name.lower() == "train" for inner in subfolders(folder)):
+        return None
+    found = sorted(folder.glob("split_zhou_*.json"))
+    if len(found) > 1:
+        raise ValueError(f"{folder} has {len(found)} split files, {found[0].name} and others; name one as `splits`.")
+    return found[0] if found else None
+
+
+def _load_coop(split_file: str | os.PathLike, folder: Path, source: str) -> dict[str, Dataset]:
+    if not folder.is_dir():
         raise ValueError(
-            f"{root} has a {next(iter(split_folders))} folder but no train folder with class folders; add it."
+            f"`splits`={os.fspath(split_file)!r} needs a folder with the pictures; `source`={source!r} is none."
         )
-    if len(split_folders) == 1:
-        raise ValueError(
-            f"{root} has a train folder but neither a test nor a val folder with class folders; add one, or pass the "
-            "train folder itself to have it split."
-        )
-    captions = _read_captions(root / CAPTIONS_FILE) if (root / CAPTIONS_FILE).exists() else None
-    split_folders = split_folders or {"train": root}
-    return {split: _load_class_folders(folder, root, captions) for split, folder in split_folders.items()}
+    # A file that is not where the user stands is looked for beside the pictures.
+    file = Path(split_file).expanduser()
+    file = file if file.is_file() or not (folder / file).is_file() else folder / file
+    return {SPLIT_NAMES[split]: data for split, data in load_coop_split(file, folder).items()}
 
 
-def _load_class_folders(folder: Path, root: Path, captions: dict[str, str] | None) -> Dataset:
-    class_folders = _folders(folder)
-    if not class_folders:
-        raise ValueError(f"{folder} has no class folders; put the images of each class into a folder of its own.")
-    paths: list[Path] = []
-    labels: list[str] = []
-    for class_folder in class_folders:
-        if any(_SPLIT_NAMES.get(inner.name.lower()) == "train" for inner in _folders(class_folder)):
-            raise ValueError(
-                f"{class_folder} has splits of its own, so it is no class; pass one such folder as `source`."
-            )
-        found = _images(class_folder)
-        if not found:
-            raise ValueError(
-                f"{class_folder} has no images ({', '.join(IMAGE_SUFFIXES)}); add some or remove the folder."
-            )
-        paths += found
-        labels += [class_folder.name] * len(found)
-    columns = {"image": [str(path) for path in paths], "label": labels}
-    features = {"image": Image(), "label": Value("string")}
-    if captions is not None:
-        files = [path.relative_to(root).as_posix() for path in paths]
-        missing = [file for file in files if file not in captions]
-        if missing:
-            raise ValueError(
-                f"{root / CAPTIONS_FILE} has no caption for {len(missing)} of {len(files)} images in {folder}, the "
-                f"first is {missing[0]}; add them or remove the file."
-            )
-        columns["caption"] = [captions[file] for file in files]
-        features["caption"] = Value("string")
-    return Dataset.from_dict(columns, features=Features(features))
+def _tables_of(folder: Path) -> dict[str, list[Path]]:
+    """The files with a folder's data, if it is not one of class folders."""
+    train = next((inner for inner in subfolders(folder) if inner.name.lower() == "train"), None)
+    return {} if train is not None and subfolders(train) else find_tables(folder)
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _images(folder: Path) -> list[Path]:
-    """Images at any depth, without hidden ones such as the "._*.jpg" that macOS leaves behind."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
-def _read_captions(file: Path) -> dict[str, str]:
-    captions: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name, caption = Path(entry["file_name"]).as_posix(), entry["caption"].strip()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f'{file}, line {number}: {line[:80]!r} is not {{"file_name": path, "caption": text}}; correct it.'
-            ) from error
-        if not caption or name in captions:
-            problem = "is there twice" if caption else "has an empty caption"
-            raise ValueError(f"{file}, line {number}: {name} {problem}; give every image one caption.")
-        captions[name] = caption
-    return captions
-
-
-# The Hub -------------------------------------------------------------------------------------------------------------
-
-
-def _load_from_hub(source: str) -> dict[str, Dataset]:
+def _load_from_hub(hub_id: str, source: str) -> dict[str, Dataset]:
     """The splits under the names that they have here; a split that stands alone is train."""
     try:
-        loaded = datasets.load_dataset(source)
+        loaded = datasets.load_dataset(hub_id)
     except Exception as error:  # the Hub client, the network and every file format have errors of their own
+        near = nearest_benchmarks(source)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near and hub_id == source else ""
         raise ValueError(
             f"`source`={source!r} could not be loaded from the Hub ({type(error).__name__}: {error}); it must be "
-            "'toyworld:TASK', a folder that exists or the id of a dataset on the Hub."
+            "'toyworld:TASK', a folder that exists or the id of a dataset on the Hub." + hint
         ) from error
     if len(loaded) == 1:
         return {"train": next(iter(loaded.values()))}
-    splits = {_SPLIT_NAMES[split]: loaded[split] for split in loaded if split in _SPLIT_NAMES}
+    splits = {SPLIT_NAMES[split]: loaded[split] for split in loaded if split in SPLIT_NAMES}
     if "train" not in splits:
         raise ValueError(f"`source`={source!r} has no split 'train', only {', '.join(loaded)}; use another dataset.")
     return splits
 
 
-# One form for all ----------------------------------------------------------------------------------------------------
-
-
-def _find_columns(
-    dataset: Dataset, image_column: str | None, label_column: str | None, caption_column: str | None
-) -> dict[str, str]:
-    """The dataset's names for `image`, `label` and, if it has one, `caption`: as asked for, else by type and name."""
-    features = dataset.features
-    asked = {"image": image_column, "label": label_column, "caption": caption_column}
-    for role, column in asked.items():
-        if column is not None and column not in features:
-            raise ValueError(
-                f"`{role}_column`={column!r} is not a column of the dataset; available: {', '.join(features)}."
-            )
-    if image_column is not None and not isinstance(features[image_column], Image):
-        raise ValueError(f"`image_column`={image_column!r} holds {features[image_column]}; choose a column of images.")
-    images = [name for name, feature in features.items() if isinstance(feature, Image)]
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if caption_column is not None and features[caption_column] not in _STRINGS:
-        raise ValueError(
-            f"`caption_column`={caption_column!r} holds {features[caption_column]}; choose one of strings."
+def _name_as_catalogue(splits: DatasetDict, benchmark: Benchmark) -> DatasetDict:
+    """The catalogue's names and label order; the data's own, with a warning, where the two do not go together."""
+    given = benchmark.names()
+    found = next(iter(splits.values())).features["label"].names
+    if (
+        benchmark.by_position
+        and len(found) == len(given)
+        and not {spelling(name) for name in found} <= {spelling(name) for pair in given.items() for name in pair}
+    ):
+        return rename_classes(splits, list(given.values()))
+    try:
+        return rename_classes(splits, given)
+    except ValueError as error:
+        warnings.warn(
+            f"the class names of {benchmark.title} in the data are not the catalogue's and are kept: {error}",
+            stacklevel=3,
         )
-    labels = labels or [name for name in _LABEL_NAMES if name in features]
-    columns = {
-        "image": image_column or _only_one("image", images, list(features)),
-        "label": label_column or _only_one("label", labels, list(features)),
-    }
-    if caption_column or (features.get("caption") in _STRINGS and columns["label"] != "caption"):
-        columns["caption"] = caption_column or "caption"
-    if len(set(columns.values())) < len(columns):
-        asked_for = ", ".join(f"`{role}_column`={column!r}" for role, column in columns.items())
-        raise ValueError(f"{asked_for} name one column twice; choose different ones.")
-    return columns
-
-
-def _only_one(role: str, candidates: list[str], available: list[str]) -> str:
-    if len(candidates) == 1:
-        return candidates[0]
-    if candidates:
-        raise ValueError(f"`{role}_column`=None but several columns fit: {', '.join(candidates)}; name one of them.")
-    raise ValueError(f"`{role}_column`=None and no column holds the {role}; name one of: {', '.join(available)}.")
-
-
-def _label_names(train: Dataset, column: str) -> list[str]:
-    """The classes as the source writes them: a ClassLabel's own, else the sorted strings of the train split."""
-    feature = train.features[column]
-    if isinstance(feature, ClassLabel):
-        return feature.names
-    if feature not in _STRINGS:
-        raise ValueError(
-            f"`label_column`={column!r} holds {feature}, which name no classes; choose class labels or strings."
-        )
-    return sorted(name for name in train.unique(column) if name is not None)
-
-
-def _is_labelled(dataset: Dataset, column: str) -> bool:
-    """False for a split whose labels are kept back, as benchmarks with a leaderboard do: the Hub writes them as -1."""
-    return column not in dataset.column_names or not set(dataset.unique(column)) <= {-1, None}
-
-
-def _to_canonical(dataset: Dataset, split: str, columns: dict[str, str], names: list[str]) -> Dataset:
-    missing = [column for column in columns.values() if column not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"the {split} split has no column {missing[0]!r}; available: {', '.join(dataset.column_names)}."
-        )
-    dataset = dataset.select_columns(list(columns.values())).rename_columns({old: new for new, old in columns.items()})
-    feature = dataset.features["label"]
-    if isinstance(feature, ClassLabel):
-        written = [feature.names[label] for label in read_labels(dataset)]
-    else:
-        written = dataset["label"][:]
-    known = {name: label for label, name in enumerate(names)}
-    for row, name in enumerate(written):
-        if name not in known:
-            raise ValueError(
-                f"`label`={name!r} in row {row} of the {split} split is no class of the train split; "
-                "add such images to train or remove these."
-            )
-    if "caption" in dataset.column_names and None in (captions := dataset["caption"][:]):
-        raise ValueError(
-            f"`caption`=None in row {captions.index(None)} of the {split} split; caption all images or drop the column."
-        )
-    words = [name.replace("_", " ") for name in names]
-    twins = [name for name, word in zip(names, words, strict=True) if words.count(word) > 1]
-    if twins:
-        raise ValueError(f"`label` has classes that differ only in '_' and ' ': {', '.join(twins)}; rename one.")
-    return replace_labels(dataset, np.array([known[name] for name in written], dtype=np.int64), words)
+        return rename_classes(splits, clean_class_names(found))

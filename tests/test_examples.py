@@ -50,11 +50,11 @@ def pictures(tmp_path_factory):
     """A folder of pictures as people have them: splits, class folders, JPEG, one of them grey."""
     folder = tmp_path_factory.mktemp("pictures")
     colours = {"ripe_tomato": (210, 30, 20), "lime": (120, 200, 40)}
-    for split, count in (("train", 5), ("val", 2), ("test", 4)):
+    for split, count, width in (("train", 5, 80), ("val", 2, 90), ("test", 4, 100)):
         for name, colour in colours.items():
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
-                image = PILImage.new("RGB", (80 + i, 70), tuple(min(255, v + 5 * i) for v in colour))
+                image = PILImage.new("RGB", (width + i, 70), tuple(min(255, v + 5 * i) for v in colour))
                 (image.convert("L") if i == 4 else image).save(folder / split / name / f"{i}.jpg")
     return folder
 

@@ -85,9 +85,12 @@ def read_class_descriptions(file: str | os.PathLike, class_names: list[str]) -> 
         raise ValueError(f"{file} is no JSON object of {{class: [sentences]}} ({error}); correct it.") from error
     missing = [name for name in class_names if not given.get(spelling(name))]
     if missing:
+        known = {spelling(name) for name in class_names}
+        others = [name for name in content if spelling(name) not in known]
         raise ValueError(
-            f"{file} has no sentences for {len(missing)} of {len(class_names)} classes ({', '.join(missing[:5])}); add "
-            "them, under the class names or their spelling with '_'."
+            f"{file} has no sentences for {len(missing)} of {len(class_names)} classes ({', '.join(missing[:8])})"
+            + (f", but for others ({', '.join(others[:8])})" if others else "")
+            + "; add them, or rename classes in the file."
         )
     return {name: given[spelling(name)] for name in class_names}
 
@@ -122,7 +125,7 @@ def caption_folder(splits: dict[str, Dataset], root: Path) -> dict[str, Dataset]
     captions = read_captions(file)
     captioned = {}
     for split, data in splits.items():
-        files = [os.path.relpath(record["path"], root) for record in _records(data)]
+        files = [os.path.relpath(record["path"], root) for record in undecoded_images(data)]
         texts = [captions.get(Path(name).as_posix(), (None,))[0] for name in files]
         missing = [name for name, text in zip(files, texts, strict=True) if text is None]
         if missing and split == "train" and len(splits) > 1:
@@ -149,7 +152,7 @@ def image_key(record: dict, root: str | os.PathLike | None = None) -> str:
 
 def _find_captions(dataset: Dataset, captions: dict[str, tuple[str, str | None]], file: Path) -> dict[int, str]:
     """The description of each row that has one. Raises ValueError if none has."""
-    keys = [image_key(record) for record in _records(dataset)]
+    keys = [image_key(record) for record in undecoded_images(dataset)]
     names = dataset.features["label"].names
     wanted = [(name, class_name) for name, (_, class_name) in captions.items()]
     rows = match_images(wanted, keys, classes=[names[label] for label in dataset["label"]])
@@ -162,7 +165,8 @@ def _find_captions(dataset: Dataset, captions: dict[str, tuple[str, str | None]]
     return found
 
 
-def _records(dataset: Dataset) -> Dataset:
+def undecoded_images(dataset: Dataset) -> Dataset:
+    """The images as {"bytes", "path"}, read one at a time."""
     return dataset.select_columns("image").cast_column("image", Image(decode=False))["image"]
 
 

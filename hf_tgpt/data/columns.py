@@ -11,7 +11,7 @@ from .fewshot import replace_labels
 
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "fine_label", "category", "cls")
 _CAPTION_NAMES = ("caption", "txt")
-_STRINGS = (Value("string"), Value("large_string"))
+STRINGS = (Value("string"), Value("large_string"))
 
 
 def find_columns(
@@ -29,7 +29,7 @@ def find_columns(
         raise ValueError(f"`image_column`={image_column!r} holds {features[image_column]}; choose a column of images.")
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if caption_column is not None and features[caption_column] not in _STRINGS:
+    if caption_column is not None and features[caption_column] not in STRINGS:
         raise ValueError(
             f"`caption_column`={caption_column!r} holds {features[caption_column]}; choose one of strings."
         )
@@ -38,7 +38,7 @@ def find_columns(
         "image": image_column or _only_one("image", images, list(features)),
         "label": label_column or _only_one("label", labels, list(features)),
     }
-    captions = [name for name in _CAPTION_NAMES if features.get(name) in _STRINGS and columns["label"] != name]
+    captions = [name for name in _CAPTION_NAMES if features.get(name) in STRINGS and columns["label"] != name]
     if caption_column or captions:
         columns["caption"] = caption_column or captions[0]
     if len(set(columns.values())) < len(columns):
@@ -62,7 +62,7 @@ def label_names(dataset: Dataset, column: str, numbered: list[str] | None) -> li
         return feature.names
     if numbered is not None and pa.types.is_integer(dataset.data.schema.field(column).type):
         return numbered
-    if feature not in _STRINGS:
+    if feature not in STRINGS:
         raise ValueError(
             f"`label_column`={column!r} holds {feature}, which name no classes; choose class labels or strings, or "
             "list the names of the numbers as `class_names_file`."

@@ -79,7 +79,7 @@ def load_splits(
         raw = caption_folder(load_folder(path), path)
     elif place and (path.is_dir() or (path.is_file() and path.suffix.lower() in TABLE_SUFFIXES)):
         files = files if path.is_dir() else {"train": [path]}
-        raw = load_tables(files)
+        raw = load_tables(files, image_column)
         if given is None and benchmark is None and (names := class_list(files)) is not None:
             given = read_class_names(names)
     elif folder or place.startswith((".", "/", "~")) or place.count("/") > 1:

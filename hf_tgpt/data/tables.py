@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Image
 
+from .columns import STRINGS
 from .folders import SPLIT_NAMES
 
 # How `datasets` calls the reader of each kind.
@@ -36,11 +37,11 @@ def find_tables(root: Path) -> dict[str, list[Path]]:
     return found if "train" in found else {}
 
 
-def load_tables(files: dict[str, list[Path]]) -> dict[str, Dataset]:
+def load_tables(files: dict[str, list[Path]], image_column: str | None = None) -> dict[str, Dataset]:
     """The rows of the files of each split, read through Arrow, with their paths turned into images.
 
-    A column of strings named `image`, `file_name`, `path` or the like is a column of paths, absolute or from the
-    file's own folder (from the folder above for "data/train.csv").
+    `image_column`, or else a column of strings named `image`, `file_name`, `path` or the like, holds paths, absolute or
+    from the file's own folder (from the folder above for "data/train.csv").
 
     Raises ValueError for files of several kinds, a file that cannot be read, and paths that lead to no file.
     """
@@ -60,7 +61,7 @@ def load_tables(files: dict[str, list[Path]]) -> dict[str, Dataset]:
             f"{', '.join(file for part in listed.values() for file in part[:3])} could not be read "
             f"({type(cause).__name__}: {cause}); a file may be damaged or cut off: download or pack it again."
         ) from error
-    return {split: _with_images(data, files[split][0].parent) for split, data in loaded.items()}
+    return {split: _with_images(data, files[split][0].parent, image_column) for split, data in loaded.items()}
 
 
 def _check_end(archive: Path) -> None:
@@ -83,10 +84,12 @@ def class_list(files: dict[str, list[Path]]) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _with_images(dataset: Dataset, folder: Path) -> Dataset:
+def _with_images(dataset: Dataset, folder: Path, image_column: str | None) -> Dataset:
     if any(isinstance(feature, Image) for feature in dataset.features.values()):
         return dataset
-    strings = [name for name in _PATH_COLUMNS if dataset.features.get(name) == Value("string")]
+    strings = [
+        name for name in ((image_column,) if image_column else _PATH_COLUMNS) if dataset.features.get(name) in STRINGS
+    ]
     if not strings:
         return dataset  # the columns are judged where all sources' are
     column = strings[0]

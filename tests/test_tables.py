@@ -1,0 +1,188 @@
+"""CSV, TSV, JSONL, Parquet and tar files load as folders do, and what is wrong with them is named."""
+
+import io
+import json
+import tarfile
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from hf_tgpt.data import class_names, load_splits
+
+
+@pytest.fixture(autouse=True)
+def no_bars():
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def png(shade):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_pictures(root, count=10):
+    """Pictures 0.png, 1.png, ... whose number is their shade."""
+    (root / "images").mkdir(parents=True)
+    for number in range(count):
+        (root / "images" / f"{number}.png").write_bytes(png(number))
+
+
+def rows(numbers):
+    return [{"image": f"images/{n}.png", "label": ["ant", "big_cat"][n % 2], "caption": f"number {n}"} for n in numbers]
+
+
+def write_table(file, records):
+    if file.suffix == ".jsonl":
+        text = "\n".join(json.dumps(record) for record in records)
+    else:
+        mark = "\t" if file.suffix == ".tsv" else ","
+        text = "\n".join(mark.join(record) for record in [records[0].keys(), *(record.values() for record in records)])
+    file.write_text(text + "\n")
+
+
+def check(splits, train, test):
+    """`splits` hold the numbered pictures with their labels."""
+    assert class_names(splits["train"]) == ["ant", "big cat"]
+    for split, numbers in {"train": train, "test": test}.items():
+        assert [image.getpixel((0, 0))[0] for image in splits[split]["image"]] == numbers
+        assert splits[split]["label"][:] == [n % 2 for n in numbers]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_tables_of_the_splits_with_captions(tmp_path, suffix):
+    write_pictures(tmp_path)
+    write_table(tmp_path / f"train{suffix}", rows([3, 0, 1]))
+    write_table(tmp_path / f"test{suffix}", rows([4, 5]))
+    splits = load_splits(tmp_path)
+    check(splits, train=[3, 0, 1], test=[4, 5])
+    assert splits["train"]["caption"][:] == ["number 3", "number 0", "number 1"]
+
+
+def test_one_table_is_split_by_the_seed(tmp_path):
+    write_pictures(tmp_path)
+    write_table(tmp_path / "all.csv", rows(range(10)))
+    splits = load_splits(tmp_path / "all.csv")
+    assert {split: len(data) for split, data in splits.items()} == {"train": 4, "validation": 2, "test": 4}
+    check(splits, *([i.getpixel((0, 0))[0] for i in splits[split]["image"]] for split in ("train", "test")))
+
+
+def test_other_names_of_columns_and_absolute_paths(tmp_path):
+    write_pictures(tmp_path)
+    for split, numbers in {"train": [0, 1], "test": [2]}.items():
+        records = [{"path": str(tmp_path / "images" / f"{n}.png"), "species": "xy"[n % 2]} for n in numbers]
+        write_table(tmp_path / f"{split}.csv", records)
+    splits = load_splits(tmp_path, label_column="species")
+    assert class_names(splits["test"]) == ["x", "y"]
+    named = load_splits(tmp_path, image_column="path", label_column="species")
+    assert named["train"]["label"][:] == splits["train"]["label"][:] == [0, 1]
+
+
+def test_tables_in_a_data_folder_may_have_paths_from_above(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_table(tmp_path / "data" / "train.csv", rows([0, 1]))
+    write_table(tmp_path / "data" / "test.csv", rows([2, 3]))
+    check(load_splits(tmp_path), train=[0, 1], test=[2, 3])
+
+
+def test_parquet_as_the_hub_exports_it(tmp_path):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["ant", "big_cat"])})
+    (tmp_path / "data").mkdir()
+    for part, numbers in {"train-00000-of-00002": [0, 1], "train-00001-of-00002": [2], "test-0": [3]}.items():
+        pictures = [{"bytes": png(n), "path": None} for n in numbers]
+        table = Dataset.from_dict({"image": pictures, "label": [n % 2 for n in numbers]}, features=features)
+        table.to_parquet(tmp_path / "data" / f"{part}.parquet")
+    check(load_splits(tmp_path), train=[0, 1, 2], test=[3])
+
+
+def test_class_folders_come_before_tables_beside_them(tmp_path):
+    for shade, split in enumerate(["train", "test"]):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").write_bytes(png(10 * shade + len(name)))
+    (tmp_path / "train.csv").write_text("id,something\n1,2\n")
+    assert class_names(load_splits(tmp_path)["train"]) == ["ant", "bee"]
+
+
+def test_images_that_are_not_there_are_counted_and_named(tmp_path):
+    write_pictures(tmp_path, count=3)
+    write_table(tmp_path / "train.csv", rows([0, 1, 7, 8]))
+    write_table(tmp_path / "test.csv", rows([2]))
+    with pytest.raises(
+        ValueError, match=r"'image' names 2 of 4 images that are not in .*; the first are images/7\.png"
+    ):
+        load_splits(tmp_path)
+
+
+def test_class_numbers_without_names_ask_for_them(tmp_path):
+    write_pictures(tmp_path)
+    for split, numbers in {"train": [0, 1], "test": [2, 3]}.items():
+        records = [{"image": f"images/{n}.png", "label": str(n % 2)} for n in numbers]
+        write_table(tmp_path / f"{split}.csv", records)
+    with pytest.raises(ValueError, match="list the names of the numbers as `class_names_file`"):
+        load_splits(tmp_path)
+    (tmp_path / "names.txt").write_text("ant\nbig cat\n")
+    check(load_splits(tmp_path, class_names_file=tmp_path / "names.txt"), train=[0, 1], test=[2, 3])
+
+
+def test_files_of_several_kinds_are_refused(tmp_path):
+    write_pictures(tmp_path)
+    write_table(tmp_path / "train.csv", rows([0, 1]))
+    write_table(tmp_path / "test.jsonl", rows([2, 3]))
+    with pytest.raises(ValueError, match=r"several kinds, \.csv, \.jsonl; keep one kind"):
+        load_splits(tmp_path)
+
+
+# Archives ------------------------------------------------------------------------------------------------------------
+
+
+def write_tar(file, numbers, **texts):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as archive:
+        for n in numbers:
+            for suffix, data in {"png": png(n), "cls": str(n % 2).encode(), "txt": f"number {n}".encode()}.items():
+                member = tarfile.TarInfo(f"s{n:07d}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+
+def write_archives(root):
+    write_tar(root / "train" / "0.tar", [0, 1])
+    write_tar(root / "train" / "1.tar", [2])
+    write_tar(root / "test" / "0.tar", [3, 4])
+    (root / "classnames.txt").write_text("ant\nbig cat\n")
+
+
+def test_tar_archives_in_webdatasets_form(tmp_path):
+    write_archives(tmp_path)
+    splits = load_splits(tmp_path)
+    check(splits, train=[0, 1, 2], test=[3, 4])
+    assert splits["train"]["caption"][:] == ["number 0", "number 1", "number 2"]
+
+
+@pytest.mark.parametrize("keep", [100, 1024, 3072, 5000])
+def test_an_archive_that_is_cut_off_is_named(tmp_path, keep):
+    write_archives(tmp_path)
+    archive = tmp_path / "train" / "0.tar"
+    archive.write_bytes(archive.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"0\.tar could not be read.*damaged or cut off; download or pack it again"):
+        load_splits(tmp_path)
+
+
+def test_an_archive_of_noise_is_named(tmp_path):
+    write_archives(tmp_path)
+    (tmp_path / "test" / "0.tar").write_bytes(b"noise" * 512 + bytes(512))
+    with pytest.raises(ValueError, match=r"0\.tar could not be read \(.*\); a file may be damaged or cut off"):
+        load_splits(tmp_path)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(ValueError, match=r"train\.parquet could not be read"):
+        load_splits(tmp_path)

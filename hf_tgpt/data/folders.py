@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, Value
 from tqdm.auto import tqdm
 
@@ -66,13 +68,17 @@ def load_folder(root: Path) -> dict[str, Dataset]:
 
 
 def _load_class_folders(folder: Path) -> Dataset:
-    for class_folder in subfolders(folder):
-        if any(SPLIT_NAMES.get(inner.name.lower()) == "train" for inner in subfolders(class_folder)):
-            raise ValueError(
-                f"{class_folder} has splits of its own, so it is no class; pass one such folder as `source`."
-            )
     index = image_index(folder)
-    found = index.unique("label")
+    separator = re.escape(os.sep)
+    in_train = f"(?i)^{re.escape(str(folder))}{separator}[^{separator}]+{separator}train{separator}"
+    for chunk in index.with_format("arrow")["image"][:].chunks:
+        split_again = pc.index(pc.match_substring_regex(chunk.field("path"), in_train), True).as_py()
+        if split_again >= 0:
+            class_folder = Path(chunk.field("path")[split_again].as_py()).relative_to(folder).parts[0]
+            raise ValueError(
+                f"{folder / class_folder} has splits of its own, so it is no class; pass one such folder as `source`."
+            )
+    found = set(index.unique("label"))
     for class_folder in subfolders(folder):
         if class_folder.name not in found:
             raise ValueError(
@@ -86,7 +92,8 @@ def _load_class_folders(folder: Path) -> Dataset:
 
 def subfolders(parent: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones."""
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    with os.scandir(parent) as listing:  # which knows folders from files without a look at each
+        return sorted(Path(entry.path) for entry in listing if entry.is_dir() and not entry.name.startswith("."))
 
 
 def image_index(root: Path) -> Dataset:

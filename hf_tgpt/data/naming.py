@@ -100,10 +100,9 @@ def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> Da
     if len(set(found)) < len(found):
         twins = [name for name, place in zip(names, found, strict=True) if found.count(place) > 1]
         raise ValueError(f"`class_names` gives one name to several classes of the data: {', '.join(twins[:5])}.")
-    order = sorted(found)
-    new_label = np.array([order.index(place) for place in found])
-    words = [list(given.values())[place] for place in order]
-    return _relabelled(splits, new_label, words)
+    order, new_label = np.unique(found, return_inverse=True)
+    words = list(given.values())
+    return _relabelled(splits, new_label, [words[place] for place in order])
 
 
 def _relabelled(splits: DatasetDict, new_label: np.ndarray, names: list[str]) -> DatasetDict:

@@ -65,31 +65,13 @@ def load_splits(
             f"'{benchmark.name}:FOLDER'."
         )
     place = source if benchmark is None else folder or benchmark.hub_id
-    path = Path(place).expanduser().absolute()
     given = read_class_names(class_names_file) if class_names_file is not None else None
     if benchmark is not None and folder is None:
         label_column = label_column or benchmark.label_column
 
-    if splits is not None or (place and not path.is_file() and (splits := _coop_split_file(path)) is not None):
-        raw = _load_coop(splits, path, source)
-    elif place == "toyworld" or place.startswith("toyworld:"):
-        task, _, domain = place.removeprefix("toyworld").removeprefix(":").partition("/")
-        raw = dict(load_toyworld(task or "coloured_shapes", domain or "photo"))
-    elif place and path.is_dir() and not (files := _tables_of(path)):
-        raw = caption_folder(load_folder(path), path)
-    elif place and (path.is_dir() or (path.is_file() and path.suffix.lower() in TABLE_SUFFIXES)):
-        files = files if path.is_dir() else {"train": [path]}
-        raw = load_tables(files, image_column)
-        if given is None and benchmark is None and (names := class_list(files)) is not None:
-            given = read_class_names(names)
-    elif folder or place.startswith((".", "/", "~")) or place.count("/") > 1:
-        raise FileNotFoundError(
-            f"`source`={source!r} is not a folder or a file of a known kind; correct the path, or name a dataset on "
-            "the Hub."
-        )
-    else:
-        raw = _load_from_hub(place, source)
-
+    raw, listed = _read(place, source, splits, image_column)
+    if given is None and benchmark is None and listed is not None:
+        given = read_class_names(listed)
     if benchmark is not None and benchmark.only_tested:
         raw = {"test": raw.get("test", next(iter(raw.values())))}
     first = raw["train"] if "train" in raw else next(iter(raw.values()))
@@ -97,14 +79,12 @@ def load_splits(
     raw = {split: data for split, data in raw.items() if data is first or is_labelled(data, columns["label"])}
     numbered = benchmark.class_names() if benchmark is not None else given if isinstance(given, list) else None
     names = label_names(first, columns["label"], numbered)
-    words = names if splits is not None or given is not None or benchmark is not None else clean_class_names(names)
+    words = names if given is not None or benchmark is not None else clean_class_names(names)
     loaded = DatasetDict({split: to_canonical(raw[split], split, columns, names, words) for split in raw})
     if given is not None:
         loaded = loaded if given == names else rename_classes(loaded, given)
     elif benchmark is not None:
         loaded = _name_as_catalogue(loaded, benchmark)
-    elif splits is not None:
-        loaded = rename_classes(loaded, clean_class_names(names))
 
     if "test" not in loaded and "validation" in loaded:
         if benchmark is None or benchmark.tested_split != "validation":
@@ -130,6 +110,34 @@ def class_names(dataset: Dataset) -> list[str]:
 # Folders and the Hub -------------------------------------------------------------------------------------------------
 
 
+def _read(
+    place: str, source: str, splits: str | os.PathLike | None, image_column: str | None
+) -> tuple[dict[str, Dataset], Path | None]:
+    """The splits as they come, and the list of class names that lies with them; `source` is what an error names."""
+    path = Path(place).expanduser().absolute()
+    if not place or not path.exists():
+        path = None
+    if splits is not None or (path and (splits := _coop_split_file(path)) is not None):
+        return _load_coop(splits, path, source), None
+    if place == "toyworld" or place.startswith("toyworld:"):
+        task, _, domain = place.removeprefix("toyworld").removeprefix(":").partition("/")
+        return dict(load_toyworld(task or "coloured_shapes", domain or "photo")), None
+    if path and path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        files = {"train": [path]}
+        return load_tables(files, image_column), class_list(files)
+    if path and path.is_dir():
+        files = _tables_of(path)
+        if files:
+            return load_tables(files, image_column), class_list(files)
+        return caption_folder(load_folder(path), path), None
+    if path or place.startswith((".", "/", "~")) or place.count("/") > 1 or ":" in source:
+        raise FileNotFoundError(
+            f"`source`={source!r} is not a folder or a file of a known kind; correct the path, or name a dataset on "
+            "the Hub."
+        )
+    return _load_from_hub(place, source), None
+
+
 def _coop_split_file(folder: Path) -> Path | None:
     """The split file of a folder that has no other sign of its splits."""
     if not folder.is_dir() or any(inner.name.lower() == "train" for inner in subfolders(folder)):
@@ -140,15 +148,16 @@ def _coop_split_file(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _load_coop(split_file: str | os.PathLike, folder: Path, source: str) -> dict[str, Dataset]:
-    if not folder.is_dir():
+def _load_coop(split_file: str | os.PathLike, folder: Path | None, source: str) -> dict[str, Dataset]:
+    if folder is None or not folder.is_dir():
         raise ValueError(
             f"`splits`={os.fspath(split_file)!r} needs a folder with the pictures; `source`={source!r} is none."
         )
     # A file that is not where the user stands is looked for beside the pictures.
     file = Path(split_file).expanduser()
     file = file if file.is_file() or not (folder / file).is_file() else folder / file
-    return {SPLIT_NAMES[split]: data for split, data in load_coop_split(file, folder).items()}
+    splits = {SPLIT_NAMES[split]: data for split, data in load_coop_split(file, folder).items()}
+    return caption_folder(splits, folder)
 
 
 def _tables_of(folder: Path) -> dict[str, list[Path]]:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from transformers import CLIPImageProcessorPil
 
 import hf_tgpt
-from hf_tgpt.arguments import add_data_arguments, data_arguments
+from hf_tgpt.arguments import add_data_arguments, data_arguments, zero_shot_templates
 from hf_tgpt.data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from hf_tgpt.evaluation import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
 from hf_tgpt.loading import base_model_of, change_config, load_trained, make_classifier
@@ -33,7 +33,7 @@ parser.add_argument("--adapter", required=True, help="a folder that train.py wro
 add_data_arguments(parser)
 parser.add_argument("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the adapter's config to "
                     "change; tells how its answers agree with the unchanged adapter's")  # fmt: skip
-parser.add_argument("--templates", nargs="+", default=["a photo of a {}."], help="zero-shot's (default: %(default)s)")
+parser.add_argument("--templates", nargs="+", help="zero-shot's (default: a known data set's, or 'a photo of a {}.')")
 parser.add_argument("--seed", type=int, default=0, help="of the split, where the data set comes without one")
 parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
 parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
@@ -68,7 +68,7 @@ except UnknownClasses as error:
     write(results | {"accuracy": None, "refused": str(error)})
     raise SystemExit(str(error)) from None
 plain = hf_tgpt.load_clip(model_name).to(accelerator.device).eval()
-plain = make_classifier("zero-shot", plain, names, templates=args.templates)
+plain = make_classifier("zero-shot", plain, names, **zero_shot_templates(args, names, args.templates))
 zero_shot = evaluate(plain, test, accelerator, "zero-shot")
 predictions = predict(model, test, accelerator, "testing")
 adapted = measure(predictions)

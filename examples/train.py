@@ -20,9 +20,8 @@ from accelerate.utils import set_seed
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 import hf_tgpt
-from hf_tgpt.arguments import add_data_arguments, data_arguments, parse_arguments
+from hf_tgpt import arguments, data
 from hf_tgpt.checkpoint import prepare_output_dir, trained_weights
-from hf_tgpt.data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits, sample_few_shot
 from hf_tgpt.evaluation import evaluate, evaluation_loader
 from hf_tgpt.loading import load_trained, make_classifier
 from hf_tgpt.report import plot_run, summarise, tidy_output, write_json
@@ -32,14 +31,9 @@ from hf_tgpt.training import train
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False
 )
-add_data_arguments(parser)
-parser.add_argument("--shots", type=int, default=16, help="training images per class (default: %(default)s)")
-parser.add_argument("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
-parser.add_argument("--output_dir", type=Path, help="a folder without a run in it (default: a new one in runs/)")
-parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output_dir")
-parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
-parser.add_argument("--log_with", help="a tracker of accelerate's, such as tensorboard or wandb (default: none)")
-args = parse_arguments(parser, recipes=Path(__file__).parent / "recipes")
+arguments.add_data_arguments(parser)
+arguments.add_run_arguments(parser)
+args = arguments.parse_arguments(parser, recipes=Path(__file__).parent / "recipes")
 config = args.training_config
 
 # 2. Processes, seed and folder.
@@ -65,21 +59,26 @@ processor = CLIPImageProcessorPil.from_pretrained(model_name)
 
 # 4. The images: k per class for training, min(4, k) for validation, the whole test split.
 with accelerator.main_process_first():
-    splits = choose_classes(load_splits(**data_arguments(args), seed=config.seed), args.classes)
-names = class_names(splits["train"])
-few = sample_few_shot(splits["train"], args.shots, config.seed, allow_fewer=args.allow_fewer)
-images = FewShotImages(few, ImageTransform.from_processor(processor, train=True), seed=config.seed)
+    splits = data.choose_classes(data.load_splits(**arguments.data_arguments(args), seed=config.seed), args.classes)
+names = data.class_names(splits["train"])
+few = data.sample_few_shot(splits["train"], args.shots, config.seed, allow_fewer=args.allow_fewer)
+captions = "descriptions" if "caption" in few.column_names else "template"
+if args.descriptions:
+    few, captions = data.attach_captions(few, args.descriptions, seed=config.seed)
+images = data.FewShotImages(few, data.ImageTransform.from_processor(processor, train=True), seed=config.seed)
 images.check()
-as_is = ImageTransform.from_processor(processor, train=False)
-test = evaluation_loader(FewShotImages(splits["test"], as_is), accelerator, config.num_workers)
+as_is = data.ImageTransform.from_processor(processor, train=False)
+test = evaluation_loader(data.FewShotImages(splits["test"], as_is), accelerator, config.num_workers)
 validation = None
 if "validation" in splits:
-    few = sample_few_shot(splits["validation"], min(4, args.shots), config.seed, allow_fewer=True)
-    validation = evaluation_loader(FewShotImages(few, as_is), accelerator, config.num_workers)
+    few = data.sample_few_shot(splits["validation"], min(4, args.shots), config.seed, allow_fewer=True)
+    validation = evaluation_loader(data.FewShotImages(few, as_is), accelerator, config.num_workers)
     validation.dataset.check()
 
 # 5. Zero-shot CLIP, to compare with.
-templates = {"templates": args.method_config["templates"]} if "templates" in args.method_config else {}
+templates = arguments.zero_shot_templates(args, names, args.method_config.get("templates"))
+if args.method == "zero-shot":
+    args.method_config |= templates
 zero_shot = evaluate(make_classifier("zero-shot", clip, names, **templates), test, accelerator, "zero-shot")
 
 # 6. The method, trained.
@@ -103,7 +102,7 @@ if accelerator.is_main_process:
             raise RuntimeError(f"What was saved in {output_dir} does not give the trained model's logits.")
 
 # 8. results.json, a picture and, saved again, the model card with the results.
-results = summarise(args, config, model, zero_shot, adapted, seconds=time.perf_counter() - start)
+results = summarise(args, config, model, zero_shot, adapted, captions, seconds=time.perf_counter() - start)
 if accelerator.is_main_process:
     plot_run(output_dir / "training.png", history, names, zero_shot, adapted)
     write_json(output_dir / "results.json", results)

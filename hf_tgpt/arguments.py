@@ -14,6 +14,7 @@ from typing import Any
 
 from peft import PeftConfig
 
+from .data import BENCHMARKS, find_benchmark, read_class_descriptions
 from .data.fewshot import CLASSES
 from .loading import method_configs
 from .training import TrainingConfig
@@ -28,27 +29,62 @@ _COLUMNS = ("image", "label", "caption")
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What every example says about the base model and the images; `data_arguments` reads it."""
-    parser.add_argument("--model", help="a CLIP: a Hub id or folder; a folder with only config files starts at random")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model", help="a CLIP: a Hub id or folder; a folder with only config files starts at random")
+    add(
         "--dataset",
         default="toyworld:codes",
-        help="toyworld:TASK[/DOMAIN], a folder of pictures or a Hub id (default: %(default)s)",
+        help="toyworld:TASK[/DOMAIN]; a folder of pictures; a .csv, .tsv, .jsonl, .parquet or .tar file; a Hub id; or "
+        f"a known data set, NAME or NAME:FOLDER, one of {', '.join(BENCHMARKS)} (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--classes",
         choices=CLASSES,
         default="all",
         help="base and new are the first and the second half of the classes (default: %(default)s)",
     )
     for column in _COLUMNS:
-        parser.add_argument(
-            f"--{column}_column", help=f"the {column} column of a Hub dataset (default: found by its type)"
-        )
+        add(f"--{column}_column", help=f"the {column} column of a file or Hub data set (default: found by its type)")
+    add("--splits", help="a split file of CoOp's (split_zhou_*.json) for the pictures of the folder")
+    add("--draw", help="a published few-shot draw (JSON) that the training and validation images are cut to")
+    add("--class_names_file", help="other class names: a line each, NAME or NAME IN THE DATA<tab>NAME, or a .json file")
+    add(
+        "--class_descriptions",
+        help="a .json file {class: [sentences]} (as CuPL's) for zero-shot CLIP, in place of templates",
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a training says beside that and beside the fields of its configs."""
+    add = parser.add_argument
+    add("--shots", type=int, default=16, help="training images per class (default: %(default)s)")
+    add("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
+    add(
+        "--descriptions",
+        help="of the training images, for TGP-T: .jsonl as examples/describe.py writes, .txt of "
+        "image<tab>description<tab>class, or .json of sentences for each class",
+    )
+    add("--output_dir", type=Path, help="a folder without a run in it (default: a new one in runs/)")
+    add("--resume", action="store_true", help="go on from the checkpoint in --output_dir")
+    add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
+    add("--log_with", help="a tracker of accelerate's, such as tensorboard or wandb (default: none)")
 
 
 def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load_splits` but for the seed."""
-    return {"source": args.dataset} | {f"{column}_column": getattr(args, f"{column}_column") for column in _COLUMNS}
+    names = (*(f"{column}_column" for column in _COLUMNS), "splits", "draw", "class_names_file")
+    return {"source": args.dataset} | {name: getattr(args, name) for name in names}
+
+
+def zero_shot_templates(
+    args: argparse.Namespace, class_names: list[str], templates: list[str] | None = None
+) -> dict[str, Any]:
+    """Zero-shot's config: the class descriptions, else `templates`, else those of a known data set or the plainest."""
+    if args.class_descriptions:
+        return {"templates": read_class_descriptions(args.class_descriptions, class_names)}
+    benchmark, _ = find_benchmark(args.dataset)
+    templates = templates or (benchmark and benchmark.templates)
+    return {"templates": templates} if templates else {}
 
 
 def parse_arguments(
@@ -96,6 +132,9 @@ def parse_arguments(
     unknown = sorted(set(recipe) - known - set(_RECIPE_NOTES))
     if unknown:
         parser.error(f"{recipe_path}: `{unknown[0]}` is no argument of {method}; see --help.")
+    benchmark, _ = find_benchmark(first.dataset)
+    if benchmark is not None and "templates" in known:
+        parser.set_defaults(templates=benchmark.templates)
     parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})
     result = parser.parse_args(arguments)
     result.config = recipe_path

@@ -120,7 +120,7 @@ def check_class_names(class_names: list[str] | None) -> None:
         seen[text] = label
 
 
-def check_templates(templates: list[str]) -> None:
+def check_templates(templates: list[str] | None) -> None:
     """Raises ValueError unless these are sentences with a place for a class name."""
     if not templates or isinstance(templates, str) or not all("{}" in template for template in templates):
         raise ValueError(

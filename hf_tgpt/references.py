@@ -35,13 +35,15 @@ _PROBE = "linear_probe.safetensors"
 class ZeroShotConfig:
     """Configuration of zero-shot CLIP, which learns nothing."""
 
-    templates: list[str] = documented(
-        ["a photo of a {}."], "Sentences with {} for the class name, averaged after encoding."
+    templates: list[str] | dict[str, list[str]] = documented(
+        ["a photo of a {}."],
+        "Sentences with {} for the class name, averaged after encoding. In Python also {class: [sentences about it]}.",
     )
     tokenizer_name_or_path: str | None = documented(None, "Tokenizer of the sentences. Default: the base model's own.")
 
     def __post_init__(self):
-        check_templates(self.templates)
+        if not isinstance(self.templates, dict):
+            check_templates(self.templates)
 
 
 @dataclass

@@ -43,7 +43,7 @@ def peak_memory_bytes() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
-def summarise(args, config, model, zero_shot: dict, adapted: dict, seconds: float) -> dict[str, Any]:
+def summarise(args, config, model, zero_shot: dict, adapted: dict, captions: str, seconds: float) -> dict[str, Any]:
     """The content of results.json: accuracies are fractions, on the test split."""
     toy = args.model is None or args.dataset.startswith("toyworld")
     return {
@@ -54,6 +54,7 @@ def summarise(args, config, model, zero_shot: dict, adapted: dict, seconds: floa
         "classes": args.classes,
         "shots": args.shots,
         "seed": config.seed,
+        **({"captions": captions} if model.uses_captions else {}),
         "zero_shot_accuracy": zero_shot["accuracy"],
         **{name: value for name, value in adapted.items() if name != "per_class_accuracy"},
         "takes_new_classes": model.takes_new_classes,

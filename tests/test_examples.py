@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, pixels
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from PIL import Image as PILImage
 from transformers import CLIPModel
 
@@ -197,6 +197,35 @@ def test_too_few_pictures_are_named_and_may_be_accepted(run, pictures, tmp_path)
         run(*arguments, "--output_dir", tmp_path / "a")
     with pytest.warns(UserWarning, match="TGP-T is trained without descriptions"):
         run(*arguments, "--allow_fewer", "--output_dir", tmp_path / "b")
+
+
+@pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")
+def test_splits_names_and_descriptions_are_files_of_ones_own(run, pictures, tmp_path):
+    def entry(split, i, name):
+        return [f"{split}/{name}/{i}.jpg", ["lime", "ripe_tomato"].index(name), name]
+
+    names = ("lime", "ripe_tomato")
+    content = {
+        "train": [entry("test", i, name) for name in names for i in range(4)],
+        "val": [entry("val", i, name) for name in names for i in range(2)],
+        "test": [entry("train", i, name) for name in names for i in range(5)],
+    }
+    (tmp_path / "split.json").write_text(json.dumps(content))
+    (tmp_path / "names.txt").write_text("lime\tgreen fruit\nripe_tomato\tred fruit\n")
+    lines = [f"test/{name}/{i}.jpg\ta round thing on a table\t{name}" for name in names for i in range(4)]
+    (tmp_path / "descriptions.txt").write_text("\n".join(lines))
+    (tmp_path / "classes.json").write_text(json.dumps({"green fruit": ["sour and green"], "red fruit": ["red"]}))
+    output = tmp_path / "run"
+    about = ("--splits", tmp_path / "split.json", "--class_names_file", tmp_path / "names.txt", "--shots", 4)
+    run("--dataset", pictures, *about, "--descriptions", tmp_path / "descriptions.txt", "--max_steps", 1,
+        "--class_descriptions", tmp_path / "classes.json", "--batch_size", 4, "--output_dir", output)  # fmt: skip
+    results = json.loads((output / "results.json").read_text())
+    assert results["captions"] == "descriptions"
+    assert PeftConfig.from_pretrained(output).class_names == ["green fruit", "red fruit"]
+    template = tmp_path / "template"
+    run("--dataset", pictures, *about, "--batch_size", 4, "--max_steps", 1, "--output_dir", template)
+    assert json.loads((template / "results.json").read_text())["captions"] == "template"
+    assert "| captions in training | template |" in (template / "README.md").read_text()
 
 
 def test_captions_are_asked_for_by_name(run, pictures, tmp_path):

@@ -17,15 +17,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPModel
+from transformers import CLIPModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .card import replace_empty_card
-from .classes import load_tokenizer
+from .classes import load_tokenizer, tokenize
 from .config import check_class_names, check_templates, documented
-from .evaluation import zero_shot_head
 from .learner import classification_loss
-from .towers import dimensions, encode_image, logit_scale, unit
+from .towers import dimensions, encode_image, encode_tokens, logit_scale, unit
 
 NOTE = "reference.json"
 _PROBE = "linear_probe.safetensors"
@@ -151,6 +150,44 @@ class LoRA(ZeroShot):
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         self.clip.load_adapter(folder, "default")
+
+
+def zero_shot_head(
+    clip: CLIPModel,
+    class_names: list[str],
+    templates: list[str] | dict[str, list[str]],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> torch.Tensor:
+    """Unit text features of the classes, averaged over sentences after encoding -> (c, d).
+
+    `templates` are sentences with {} for the class name, or {class name: [sentences about it]}, as
+    `hf_tgpt.data.read_class_descriptions` reads; the latter are cut where they are longer than the context.
+
+    Source: Radford et al., ICML 2021, section 3.1.4; per class: CuPL (Pratt et al., ICCV 2023, section 3).
+
+    Raises ValueError for a class without sentences.
+    """
+    tokenizer = tokenizer or load_tokenizer(clip)
+    if isinstance(templates, dict):
+        return _head_of_descriptions(clip, class_names, templates, tokenizer)
+    features = []
+    for template in templates:
+        sentences = [template.replace("{}", name) for name in class_names]
+        features.append(unit(encode_tokens(clip, *tokenize(tokenizer, sentences, clip, class_names))))
+    return unit(torch.stack(features).mean(0))
+
+
+def _head_of_descriptions(
+    clip: CLIPModel, class_names: list[str], descriptions: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase
+) -> torch.Tensor:
+    silent = [name for name in class_names if not descriptions.get(name)]
+    if silent:
+        raise ValueError(f"`templates` has no sentences for {', '.join(map(repr, silent[:5]))}; add at least one each.")
+    rows = []
+    for name in class_names:
+        ids, eos = tokenize(tokenizer, descriptions[name], clip, [name] * len(descriptions[name]), truncate=True)
+        rows.append(unit(encode_tokens(clip, ids, eos)).mean(0))
+    return unit(torch.stack(rows))
 
 
 class LinearProbe(nn.Module):

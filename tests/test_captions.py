@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from hf_tgpt.data import BENCHMARKS, attach_captions, load_splits, read_class_descriptions
-from hf_tgpt.evaluation import zero_shot_classifier, zero_shot_head
+from hf_tgpt.loading import make_classifier
+from hf_tgpt.references import zero_shot_head
 
 SHARED_DATA = Path(os.environ.get("HF_TGPT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 CUPL = SHARED_DATA / "descriptions" / "cupl"
@@ -142,8 +143,9 @@ def test_a_head_of_class_sentences_is_that_of_the_same_templates(load_clip):
     torch.testing.assert_close(
         zero_shot_head(clip, names, sentences, tokenizer), zero_shot_head(clip, names, templates, tokenizer)
     )
-    classify = zero_shot_classifier(clip, names, sentences | {"cat": ["cat " * 100]}, tokenizer)  # cut to the context
-    assert classify(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
+    long = sentences | {"cat": ["cat " * 100]}  # cut to the context
+    model = make_classifier("zero-shot", clip, names, templates=long).eval()
+    assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
     with pytest.raises(ValueError, match="no sentences for 'forest'; add at least one"):
         zero_shot_head(clip, [*names, "forest"], sentences, tokenizer)
 

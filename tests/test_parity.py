@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from hf_tgpt import config_class, convert_original_state_dict, convert_to_original_state_dict
-from hf_tgpt.evaluation import zero_shot_head
+from hf_tgpt.references import zero_shot_head
 from hf_tgpt.towers import encode_image, logit_scale, unit
 
 TOLERANCE = dict(atol=5e-5, rtol=0)

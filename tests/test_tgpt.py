@@ -8,8 +8,8 @@ from conftest import METHODS, pixels, token_ids
 from peft import get_peft_model
 from transformers import CLIPModel
 
-from hf_tgpt.evaluation import zero_shot_head
 from hf_tgpt.methods import tgpt
+from hf_tgpt.references import zero_shot_head
 from hf_tgpt.towers import unit
 
 TGPT = METHODS["tgpt"]

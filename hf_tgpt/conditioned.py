@@ -36,10 +36,14 @@ class ImageConditionedLearner(OpenPromptLearner):
         """f(x): x0 (b, d) and the image's class texts (b, s, d) -> the image features to compare, (b, d), unit."""
         return image_features
 
-    def match(self, clip: CLIPModel, pixel_values: torch.Tensor, input_ids: torch.Tensor, eos: torch.Tensor, **kwargs):
+    def match(
+        self, clip: CLIPModel, pixel_values, input_ids: torch.Tensor, eos: torch.Tensor, image_states=None, **kwargs
+    ):
         """Pictures (b, 3, h, w), sentences (s, t) -> logits (b, s), image features (b, d), text features (b, s, d)."""
-        with torch.no_grad():
-            image_features = unit(encode_image(clip, pixel_values, **kwargs))  # x0 (b, d)
+        if image_states is None:
+            with torch.no_grad():
+                image_states = encode_image(clip, pixel_values, **kwargs)
+        image_features = unit(image_states)  # x0 (b, d)
         text_features = self.describe(clip, image_features, input_ids, eos)  # w (b, s, d)
         seen = self.see(clip, pixel_values, image_features, text_features, **kwargs)  # f (b, d)
         logits = logit_scale(clip) * torch.einsum("bd,bsd->bs", seen, text_features)
@@ -74,7 +78,7 @@ class ImageConditionedLearner(OpenPromptLearner):
 
         return unit(in_chunks(encode, chunks(on_cpu[0], shared, self.config.text_chunk_size)))
 
-    def forward(self, clip: CLIPModel, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs):
+    def forward(self, clip: CLIPModel, pixel_values: torch.Tensor | None, labels: torch.Tensor | None = None, **kwargs):
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
         logits, _, _ = self.match(clip, pixel_values, self.class_ids, self.class_eos, **kwargs)
         return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)

@@ -75,7 +75,8 @@ def predict(
     parts: dict[str, list[torch.Tensor]] = {"logits": [], "labels": []}
     for batch in tqdm(loader, desc=description, leave=False, disable=silent(accelerator)):
         with accelerator.autocast():
-            output = classify(batch["pixel_values"])
+            kept = batch.get("image_states")  # of `hf_tgpt.features`
+            output = classify(batch["pixel_values"]) if kept is None else classify(image_states=kept)
         found = {"logits": output.logits.float(), "labels": batch["labels"]}
         if output.get("zero_shot_logits") is not None:
             found["wise_ft_logits"] = (output.head_logits + output.zero_shot_logits).float() / 2

@@ -63,6 +63,28 @@ class PromptLearner(nn.Module):
         """V with this adapter's prompts: (b, 3, h, w) -> (b, d), not normalised."""
         raise ValueError(self._closed())
 
+    def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """What the vision tower says of pictures before this adapter has any part in it: (b, 3, h, w) -> (b, d).
+
+        Where the tower has no learned prompts this never changes, so `hf_tgpt.features` can keep it, and
+        `model(image_states=...)` takes it in place of the pictures. A method may need more than the image features.
+        """
+        return self.image_features(clip, pixel_values, **kwargs)
+
+    def vision_prompt_field(self) -> str | None:
+        """The config's field that puts learned prompts into the vision tower; None if there are none."""
+        return None
+
+    def check_vision_is_frozen(self) -> None:
+        """Raises ValueError where the vision tower has learned prompts, so that its output cannot be kept."""
+        if (field := self.vision_prompt_field()) is not None:
+            raise ValueError(
+                f"`{field}`={getattr(self.config, field)!r}: {self.config.method} learns prompts in the vision tower, "
+                "whose output therefore changes with every step and cannot be kept. Train on the pictures themselves, "
+                "or use a method without visual prompts: TGPT, COOP, COCOOP, or IVLP or MUTUAL_PROMPT with "
+                "`vision_prompt_length`=0."
+            )
+
     def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
         raise ValueError(self._closed())
 
@@ -104,9 +126,18 @@ class OpenPromptLearner(PromptLearner):
         self.config.class_names = list(class_names)
         self._cache = self._chunks = None
 
-    def forward(self, clip: CLIPModel, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs):
+    def forward(
+        self,
+        clip: CLIPModel,
+        pixel_values: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        **kwargs,
+    ):
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
-        image_features = unit(self.image_features(clip, pixel_values, **kwargs))  # (b, d)
+        if image_states is None:
+            image_states = self.image_features(clip, pixel_values, **kwargs)
+        image_features = unit(image_states)  # (b, d)
         class_features = self.class_features(clip)  # (c, d)
         logits = logit_scale(clip) * image_features @ class_features.T  # (b, c)
         return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)

@@ -45,6 +45,12 @@ def text_parameters(clip: CLIPModel) -> Iterator[torch.nn.Parameter]:
     yield from clip.text_projection.parameters()
 
 
+def vision_parameters(clip: CLIPModel) -> Iterator[torch.nn.Parameter]:
+    """All that V rests on."""
+    yield from clip.vision_model.parameters()
+    yield from clip.visual_projection.parameters()
+
+
 def token_embeddings(clip: CLIPModel) -> torch.Tensor:
     """The vocabulary E, (v, d_t)."""
     return clip.text_model.embeddings.token_embedding.weight

@@ -96,7 +96,8 @@ class PromptedCLIPModel(CLIPModel):
 
         Shapes: pixel_values (b, 3, h, w), labels (b,), input_ids (s, t); logits (b, c). `attention_mask` is not needed:
         attention is causal and a sentence is read at its EOS, which sees no padding. Other arguments go to the method,
-        for example TGP-T's `caption_ids`.
+        for example TGP-T's `caption_ids`. `image_states`, what the learner's `image_states` gave of the pictures, may
+        stand in place of pixel_values where the vision tower has no learned prompts.
         """
         if input_ids is not None and input_ids.is_floating_point():  # model(pixel_values, labels), by position
             input_ids, pixel_values, labels = None, input_ids, pixel_values if labels is None else labels
@@ -119,10 +120,17 @@ class PromptedCLIPModel(CLIPModel):
                 **kwargs,
             )
         kwargs = {name: value for name, value in kwargs.items() if value is not None and value is not False}
-        allowed = {"caption_ids"} if input_ids is None and learner.uses_captions else set()
+        allowed = set()
+        if input_ids is None:
+            allowed = {"image_states", "caption_ids"} if learner.uses_captions else {"image_states"}
         for name in kwargs.keys() - allowed:
             raise ValueError(f"`{name}`={kwargs[name]!r} is no argument of {learner.config.method}; leave it out.")
-        if pixel_values is None:
+        if "image_states" in kwargs:
+            learner.check_vision_is_frozen()
+            if pixel_values is not None:
+                raise ValueError("`image_states` stand in place of `pixel_values`; pass one of the two.")
+            kwargs["image_states"] = kwargs["image_states"].to(self.dtype)
+        elif pixel_values is None:
             raise ValueError("`pixel_values` is missing; pass pictures (b, 3, h, w).")
         if interpolate_pos_encoding:
             kwargs["interpolate_pos_encoding"] = True

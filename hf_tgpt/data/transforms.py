@@ -222,14 +222,18 @@ class FewShotImages(torch.utils.data.Dataset):
 
 
 class Collator:
-    """Makes a batch of images and labels and, given a tokenizer, of captions, padded and cut to `max_length` tokens."""
+    """Makes a batch of images and labels and, given a tokenizer, of captions, padded and cut to `max_length` tokens.
+
+    A row's image is its `pixel_values` or, from `hf_tgpt.features`, its `image_states`.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None = None, max_length: int | None = None):
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        image = "image_states" if "image_states" in rows[0] else "pixel_values"
         batch = {
-            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            image: torch.stack([row[image] for row in rows]),
             "labels": torch.tensor([row["labels"] for row in rows]),
         }
         if self.tokenizer is not None:

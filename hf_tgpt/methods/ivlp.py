@@ -123,6 +123,9 @@ class IVLP(OpenPromptLearner):
     def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         return encode_image(clip, pixel_values, list(self.vision_prompts), **kwargs)  # (b, d)
 
+    def vision_prompt_field(self) -> str | None:
+        return "vision_prompt_length" if len(self.vision_prompts) else None
+
 
 def random_prompts(config: IVLPConfig, clip: CLIPModel, tower: str) -> nn.ParameterList:
     """N(0, 0.02) for every layer of the "text" or "vision" tower that gets prompts."""

@@ -153,6 +153,9 @@ class MutualPrompt(ImageConditionedLearner):
         )
         return unit(encode_image(clip, pixel_values, list(prompts.unbind(1)), **kwargs))  # J of (b, n_v, d_v)
 
+    def vision_prompt_field(self) -> str | None:
+        return "vision_prompt_length" if self.config.vision_prompt_length else None
+
     def relevance(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """a: the softmax over the K most relevant classes; classes of negative relevance get nothing. -> (b, s)."""
         cosines = torch.einsum("bd,bsd->bs", image_features, text_features)

@@ -167,9 +167,10 @@ class TGPT(PromptLearner):
     def forward(
         self,
         clip: CLIPModel,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         labels: torch.Tensor | None = None,
         caption_ids: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
         **kwargs,
     ) -> TGPTOutput:
         """pixel_values (b, 3, h, w), labels (b,), caption_ids (b, t): one tokenised description per picture.
@@ -177,7 +178,9 @@ class TGPT(PromptLearner):
         In training, or with caption_ids, `loss` is the sum of the classification, category and content losses; in
         evaluation without them it is the classification loss alone. Raises ValueError for a description without EOS.
         """
-        hidden = vision_tokens(clip, pixel_values, **kwargs)  # (b, p, d_v)
+        hidden = image_states  # (b, p, d_v)
+        if hidden is None:
+            hidden = self.image_states(clip, pixel_values, **kwargs)
         image_tokens = project_image(clip, hidden)  # X (b, p, d)
         image_tokens = self.image_to_text(image_tokens.to(self.head.dtype))  # (b, p, d_t)
         image_features = pool_image(clip, hidden)  # v (b, d)
@@ -206,6 +209,10 @@ class TGPT(PromptLearner):
             output.loss_content = self.sentence_loss(clip, content, caption_ids, ends)
             output.loss = output.loss_classification + output.loss_category + output.loss_content
         return output
+
+    def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """The vision tower's last hidden states: the Bonder reads all tokens. (b, 3, h, w) -> (b, p, d_v)."""
+        return vision_tokens(clip, pixel_values, **kwargs)
 
     def read(self, clip: CLIPModel, prompts: torch.Tensor) -> torch.Tensor:
         """T of "[BOS] P . [EOS]", n + 3 tokens: prompts (b, n, d_t) -> (b, d), not normalised."""

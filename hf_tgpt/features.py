@@ -1,0 +1,206 @@
+"""What the frozen vision tower says of the training images, computed once and kept on disk.
+
+For methods without visual prompts a picture goes through the vision tower in the same way at every step.
+`cache_features` runs it once for each of N augmented views of every picture; training then reads a mapped file and
+decodes no image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import CLIPModel
+
+from .data import Collator, FewShotImages
+from .learner import PromptLearner
+from .towers import vision_parameters
+
+DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors names them
+FILE_NAME = "image_states.safetensors"
+logger = logging.getLogger(__name__)
+
+
+class CachedImages(torch.utils.data.Dataset):
+    """`FewShotImages` whose rows hold `image_states` from a file in place of `pixel_values`.
+
+    Epoch e shows view e modulo the number of views, which is what live images show in epoch e as long as there are
+    enough views. The file is mapped into memory, so only rows that are asked for are read, and processes share them.
+
+    Shapes: `image_states` (d,) or (p, d_v), in the file's dtype; `labels` an int, `caption` a string.
+    """
+
+    def __init__(self, images: FewShotImages, path: str | os.PathLike):
+        self.dataset = images.dataset.remove_columns("image")
+        self.path = Path(path)
+        self._states: torch.Tensor | None = None
+        # Shared memory, so that persistent workers, which hold a copy of this object, see a new epoch too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def states(self) -> torch.Tensor:
+        """All rows, (views, images, ...), mapped and not read."""
+        if self._states is None:
+            with safe_open(self.path, framework="pt") as file:
+                self._states = file.get_tensor("states")
+        return self._states
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the view of this epoch; call it before iterating."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        row = range(len(self))[index]
+        record = self.dataset[row]
+        item = {"image_states": self.states[int(self._epoch) % len(self.states), row], "labels": record["label"]}
+        if "caption" in record:
+            item["caption"] = record["caption"]
+        return item
+
+    def __getstate__(self):
+        return self.__dict__ | {"_states": None}  # a process maps the file for itself
+
+
+def cache_features(
+    model: PeftModel,
+    images: FewShotImages,
+    views: int,
+    folder: str | os.PathLike,
+    dtype: torch.dtype = torch.float16,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> CachedImages:
+    """The images as the model's active adapter gets to see them, from `folder` where they are kept already.
+
+    What is kept is what the adapter's `image_states` gives: image features (b, d), or TGP-T's tokens (b, p, d_v). It is
+    used again if vision weights, transform, images, seed, `views` and `dtype` are the same, else made anew, with a
+    message that says what changed. The file appears whole or not at all. Several processes: call it within
+    `accelerator.main_process_first()`; the first makes it, the others find it.
+
+    Raises ValueError if no adapter is active, if it learns visual prompts, for `views` below 1, for an unknown `dtype`,
+    and for an image that cannot be read.
+    """
+    clip = model.get_base_model()
+    learner = getattr(clip, "learner", None)
+    if learner is None:
+        raise ValueError("`model` has no active adapter, which says what to keep; enable one by set_adapter.")
+    learner.check_vision_is_frozen()
+    if views < 1:
+        raise ValueError(f"`views`={views} but every image needs one; choose 1 or more.")
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype`={dtype} cannot be kept; choose one of {', '.join(map(str, DTYPES))}.")
+
+    path, wanted = Path(folder) / FILE_NAME, _fingerprint(clip, learner, images, views, dtype)
+    found = _read_fingerprint(path)
+    if found != wanted:
+        if found is not None:
+            changed = ", ".join(name for name in wanted if found.get(name) != wanted[name])
+            reason = f"was made with another {changed}" if found else "is damaged"
+            logger.warning("%s %s; it is made anew.", path, reason)
+        loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers)
+        _write(path, wanted, _states_of(clip, learner, loader, views), (views, len(images)), dtype)
+    return CachedImages(images, path)
+
+
+@torch.no_grad()
+def _states_of(clip: CLIPModel, learner: PromptLearner, loader: DataLoader, views: int):
+    """Yields image states, batch by batch and view by view."""
+    training = clip.training
+    clip.eval()
+    try:
+        for view in range(views):
+            loader.dataset.set_epoch(view)
+            for batch in tqdm(loader, desc=f"image features {view + 1}/{views}", leave=False, disable=None):
+                yield learner.image_states(clip, batch["pixel_values"].to(clip.device))
+    finally:
+        clip.train(training)
+
+
+def _write(path: Path, fingerprint: dict[str, str], batches, leading: tuple[int, int], dtype: torch.dtype) -> None:
+    """A safetensors file with one tensor (views, images, ...), written batch by batch and renamed when it is whole.
+
+    By hand because safetensors itself wants the whole tensor in memory; the format is a length, a JSON header and data.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            first = next(batches)
+            shape = [*leading, *first.shape[1:]]
+            size = dtype.itemsize * torch.Size(shape).numel()
+            header = {
+                "__metadata__": fingerprint,
+                "states": {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [0, size]},
+            }
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
+            file.write(len(text).to_bytes(8, "little") + text)
+            for states in itertools.chain([first], batches):
+                kept = states.to("cpu", dtype)
+                if not kept.isfinite().all():
+                    raise ValueError(
+                        f"`dtype`={dtype} cannot hold image states up to {states.abs().max().item():.3g}; choose "
+                        "torch.float32."
+                    )
+                file.write(kept.contiguous().view(torch.uint8).numpy())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# When a kept file is still true -------------------------------------------------------------------------------------
+
+
+def _read_fingerprint(path: Path) -> dict[str, str] | None:
+    """A file's fingerprint, empty if it is damaged; None if there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        return {}
+
+
+def _fingerprint(clip, learner, images: FewShotImages, views: int, dtype: torch.dtype) -> dict[str, str]:
+    """All that image states depend on, each in words or as a hash."""
+    return {
+        "method's view": type(learner).image_states.__qualname__,
+        "model": _hash_of_weights(clip),
+        "transform": repr(images.transform),
+        "data": _hash_of_images(images),
+        "seed": str(images.seed),
+        "views": str(views),
+        "dtype": str(dtype),
+    }
+
+
+def _hash_of_weights(clip: CLIPModel) -> str:
+    digest = hashlib.sha256(repr(clip.config.vision_config.to_diff_dict()).encode())
+    for parameter in vision_parameters(clip):
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _hash_of_images(images: FewShotImages) -> str:
+    """Of the stored images in their order; of a file its path, size and time of change. Labels may change freely."""
+    digest = hashlib.sha256()
+    for image in images.dataset.select_columns("image")["image"]:
+        if image["bytes"] is not None:
+            digest.update(hashlib.sha256(image["bytes"]).digest())
+        else:
+            status = os.stat(image["path"])
+            digest.update(f"{image['path']} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

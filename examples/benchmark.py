@@ -1,0 +1,299 @@
+"""Measures time and memory of a step over methods, numbers of classes and batch sizes, each case in its own process.
+
+    python examples/benchmark.py
+    python examples/benchmark.py --model path/to/vit-b-16 --methods tgpt coop --classes 10 100 1000 --batch 8 --cached
+
+Three paths are measured side by side, on random pictures:
+
+    ours       the adapter as everybody calls it (with --cached also `ours, cached features`: training that begins at
+               what `hf_tgpt.features` keeps, without the vision tower)
+    reference  what the released research codes do: sentences padded to the whole context, all classes at once, nothing
+               kept between steps; with the same weights it gives the same logits and losses (tests/test_benchmark.py)
+    floor      what cannot be done without: the plain image forward, and forward and backward of the method's
+               sentences at the length where the longest ends
+
+A step is forward, backward and optimizer step (--mode train), or a forward that may reuse class features (--mode
+infer). Peak memory is what steps need above the loaded model and adapter: on a GPU what torch allocates, on a CPU the
+resident size. Threads are torch's, so OMP_NUM_THREADS sets them. A case without memory or time is a row that says so.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import resource  # not on Windows
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+from reference import REFERENCES, floor
+from transformers import AutoTokenizer
+
+import hf_tgpt
+from hf_tgpt.data.toyscenes import COLOURS, SHAPES
+from hf_tgpt.report import peak_memory_bytes, tidy_output, write_json
+
+OURS, CACHED, REFERENCE, FLOOR = "ours", "ours, cached features", "reference", "floor"
+TOO_MUCH = ("out of memory", "out of time")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(hf_tgpt.TOY_CLIP), help="a CLIP: a Hub id or folder; a folder with only "
+                        "config and tokenizer starts at random (default: the package's toy CLIP)")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", default=["tgpt", "maple"], choices=hf_tgpt.methods())
+    parser.add_argument("--classes", nargs="+", type=int, default=[10, 100, 1000])
+    parser.add_argument("--batch", nargs="+", type=int, default=[8], help="images of a step")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not; the median counts")
+    parser.add_argument("--mode", default="train", choices=["train", "infer"])
+    parser.add_argument("--cached", action="store_true", help="also measure ours with cached features, where it can be")
+    parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"], help="torch's autocast")
+    parser.add_argument("--time_limit", type=float, default=600, help="seconds for a case, loading included")
+    parser.add_argument(
+        "--memory_limit",
+        type=float,
+        help="GiB for a case on a CPU, beside the program's own (default: 80%% of the machine's)",
+    )
+    parser.add_argument("--json", type=Path, default="benchmark.json", help="the rows; table and picture go beside it")
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # a process of its own is asked for this case
+    args = parser.parse_args(arguments)
+    tidy_output()
+    if args.case:
+        case = json.loads(args.case)
+        limit_memory(case.pop("memory_limit"))
+        print(json.dumps(measure(**case)))
+        return
+
+    rows = []
+    paths = [OURS, *([CACHED] if args.cached else []), REFERENCE, FLOOR]
+    common = {"model": args.model, "mode": args.mode, "steps": args.steps, "mixed_precision": args.mixed_precision}
+    common["memory_limit"] = args.memory_limit
+    for method in args.methods:
+        for batch in args.batch:
+            for path in paths:
+                given_up = None
+                for classes in sorted(args.classes):
+                    case = dict(method=method, classes=classes, batch=batch, path=path)
+                    result = given_up or run(case | common, args.time_limit)
+                    if result["status"] in TOO_MUCH:
+                        given_up = {"status": f"not tried: {result['status']} with {classes} classes"}
+                    if result["status"] != "no cache":
+                        rows.append(case | {name: common[name] for name in ("model", "mode")} | result)
+                        print(*case.values(), result["status"], sep=", ", file=sys.stderr)
+    compare(rows)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.json, rows)
+    text = table(rows)
+    args.json.with_suffix(".md").write_text(text)
+    draw(rows, args.json.with_suffix(".png"))
+    print(text)
+
+
+def run(case, time_limit):
+    """`measure` in a process of its own; whatever happens to that is the row's status."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=time_limit)
+    except subprocess.TimeoutExpired:
+        return {"status": "out of time"}
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    # Killed by the system, or refused in the words of Python, torch on a GPU, torch on a CPU or C++.
+    refusals = ("MemoryError", "OutOfMemoryError", "allocate memory", "bad_alloc")
+    if done.returncode == -9 or any(words in last for words in refusals):
+        return {"status": "out of memory"}
+    return {"status": f"failed: {last}"}
+
+
+# One case ------------------------------------------------------------------------------------------------------------
+
+
+def limit_memory(gibibytes):
+    """Lets this process fail, instead of the machine, when a step on a CPU needs too much."""
+    if not torch.cuda.is_available():
+        machine = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+        room = int(gibibytes * 2**30 if gibibytes else 0.8 * machine)
+        limit = host_memory("VmData") + room  # the limit counts what libraries have reserved and never touch
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def measure(model, method, classes, batch, path, mode, steps, mixed_precision):
+    """Seconds and bytes of a step, as a row; meant for a process of its own."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = class_names(classes)
+    training = mode == "train"
+    torch.manual_seed(0)
+    clip = hf_tgpt.load_clip(model)
+    model = get_peft_model(clip, default_config(method, names, clip)).to(device).train(training)
+    inputs = make_batch(model, names, batch, training)
+    learner = model.learner
+    if path == CACHED:
+        if learner.vision_prompt_field():
+            return {"status": "no cache"}
+        with torch.no_grad():
+            inputs["image_states"] = learner.image_states(clip, inputs.pop("pixel_values"))
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=1e-5)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+
+    def step():
+        with autocast, torch.set_grad_enabled(training):
+            if path == FLOOR:
+                return floor(clip, learner, method, training, **inputs)
+            loss = (REFERENCES[method](clip, learner, **inputs) if path == REFERENCE else model(**inputs)).get("loss")
+        if training:
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    before = start_of_memory(device)
+    seconds = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    seconds = statistics.median(seconds[1:])
+    return {
+        "status": "ok",
+        "seconds_per_step": seconds,
+        "images_per_second": batch / seconds,
+        "peak_bytes_above_model": max(0, peak_of_memory(device) - before),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+    }
+
+
+def default_config(method, names, clip):
+    """The method's defaults, with prompts in no more layers than there are."""
+    layers = min(clip.config.text_config.num_hidden_layers, clip.config.vision_config.num_hidden_layers)
+    config = hf_tgpt.config_class(method)
+    depths = [field for field in dataclasses.fields(config) if field.name.endswith("prompt_depth")]
+    return config(class_names=names, **{field.name: min(field.default, layers) for field in depths})
+
+
+def class_names(count):
+    """Names of a usual length; they need not mean anything."""
+    shapes, colours = list(SHAPES), list(COLOURS)
+    return [f"{colours[i % len(colours)]} {shapes[i % len(shapes)]} {i}" for i in range(count)]
+
+
+def make_batch(model, names, count, training):
+    size = model.config.vision_config.image_size
+    inputs = {"pixel_values": torch.randn(count, 3, size, size, device=model.device)}
+    if training:
+        labels = torch.randint(len(names), (count,))
+        inputs["labels"] = labels.to(model.device)
+        if model.uses_captions:
+            tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+            captions = [f"a photo of a large {names[label]} at the left, on a bright wall." for label in labels]
+            options = dict(padding=True, truncation=True, return_tensors="pt")
+            options["max_length"] = model.config.text_config.max_position_embeddings
+            inputs["caption_ids"] = tokenizer(captions, **options).input_ids.to(model.device)
+    return inputs
+
+
+def start_of_memory(device):
+    """Bytes that are in use now, from where the peak is counted."""
+    warm = torch.randn(8, 8, device=device, requires_grad=True)  # loads what the first backward of a process loads
+    (warm @ warm).sum().backward()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError, AttributeError):  # glibc: memory that loading has freed goes back to the system
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with contextlib.suppress(OSError):  # Linux: the peak of loading is forgotten
+        Path("/proc/self/clear_refs").write_text("5")
+    return host_memory("VmRSS")
+
+
+def peak_of_memory(device):
+    return peak_memory_bytes() if device.type == "cuda" else host_memory("VmHWM")
+
+
+def host_memory(field):
+    """This process's bytes: resident now (VmRSS) or at most (VmHWM), reserved (VmData). Only Linux tells; elsewhere the
+    most resident so far stands for all.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), peak_memory_bytes())
+
+
+# Ratios, table and picture -------------------------------------------------------------------------------------------
+
+
+def compare(rows):
+    """Adds to each row its time as a multiple of the reference's and of the floor's, and its memory of the former's."""
+
+    def beside(row, path):
+        same = ("method", "classes", "batch")
+        return next((r for r in rows if r["path"] == path and all(r[name] == row[name] for name in same)), {})
+
+    for row in rows:
+        for name, path, unit in (
+            ("ratio_to_reference", REFERENCE, "seconds_per_step"),
+            ("ratio_to_floor", FLOOR, "seconds_per_step"),
+            ("memory_ratio_to_reference", REFERENCE, "peak_bytes_above_model"),
+        ):
+            other = beside(row, path).get(unit)
+            row[name] = row[unit] / other if other and unit in row else None
+
+
+def table(rows):
+    """The rows in Markdown, for people."""
+    header = ["method", "classes", "batch", "path", "s/step", "images/s", "peak MB", "time / reference", "time / floor",
+              "memory / reference"]  # fmt: skip
+    lines = [header, ["---"] * len(header)]
+    for row in rows:
+        cells = [row["method"], row["classes"], row["batch"], row["path"]]
+        if row["status"] == "ok":
+            cells += [f"{row['seconds_per_step']:.3g}", f"{row['images_per_second']:.3g}"]
+            cells += [f"{row['peak_bytes_above_model'] / 1e6:.0f}"]
+            ratios = (row[name] for name in ("ratio_to_reference", "ratio_to_floor", "memory_ratio_to_reference"))
+            cells += ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        else:
+            cells += [row["status"], *[""] * 5]
+        lines.append(cells)
+    devices = sorted({row["device"] for row in rows if "device" in row})
+    about = f"{rows[0]['model']}, {rows[0]['mode']}, {', '.join(devices)}"
+    return f"{about}\n\n" + "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines) + "\n"
+
+
+def draw(rows, path):
+    """Time and memory over the number of classes, a column for each method, both axes logarithmic."""
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    methods, batches = list(dict.fromkeys(row["method"] for row in rows)), {row["batch"] for row in rows}
+    figure = Figure(figsize=(1 + 4 * len(methods), 7), layout="constrained")
+    axes = figure.subplots(2, len(methods), sharex=True, sharey="row", squeeze=False)
+    for column, method in enumerate(methods):
+        lines = {}
+        for row in rows:
+            if row["method"] == method and row["status"] == "ok":
+                label = row["path"] + (f", batch {row['batch']}" if len(batches) > 1 else "")
+                lines.setdefault(label, []).append(row)
+        for label, points in lines.items():
+            style = {"reference": "--", "floor": ":"}.get(points[0]["path"], "-")
+            classes = [point["classes"] for point in points]
+            axes[0, column].loglog(classes, [p["seconds_per_step"] for p in points], "o" + style, label=label)
+            axes[1, column].loglog(classes, [p["peak_bytes_above_model"] / 1e6 for p in points], "o" + style)
+        axes[0, column].set(title=method)
+        axes[1, column].set(xlabel="classes")
+    axes[0, 0].set(ylabel="seconds per step")
+    axes[1, 0].set(ylabel="peak memory above the model, MB")
+    axes[0, 0].legend()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""examples/benchmark.py: its references are the same methods, and whatever a case does, there is a row of it."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import METHODS, pixels, token_ids
+
+LABELS = torch.tensor([0, 3, 1])
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """example("benchmark") -> the module examples/benchmark.py."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    yield importlib.import_module
+    for name in ("benchmark", "reference"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("shape", ["plain", "narrow_projection"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_reference_has_our_logits_losses_and_gradients(name, shape, adapt, example):
+    # Half of the classes are relevant to an image, and chunks of two classes are computed again in the backward pass.
+    model = adapt(METHODS[name], shape, text_chunk_size=2).train()
+    inputs = {"pixel_values": pixels(model), "labels": LABELS}
+    if name == "tgpt":
+        inputs["caption_ids"] = token_ids(model, ["a photo of a cat.", "the forest at night", "red"])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ours = model(**inputs)
+    gradients = torch.autograd.grad(ours.loss, trained)
+    reference = example("reference").REFERENCES[name](model.get_base_model(), model.learner, **inputs)
+    torch.testing.assert_close(reference["logits"], ours.logits, atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(reference["loss"], ours.loss, atol=5e-5, rtol=1e-5)
+    for expected, gradient in zip(torch.autograd.grad(reference["loss"], trained), gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_floor_reads_every_sentence_once(name, adapt, example, monkeypatch):
+    model, reference = adapt(METHODS[name]), example("reference")
+    read, seen = reference.read, []
+    monkeypatch.setattr(reference, "read", lambda clip, words, *args: seen.append(words) or read(clip, words, *args))
+    reference.floor(model.get_base_model(), model.learner, name, True, pixels(model), LABELS, chunk=3)
+    count = {"tgpt": 6, "cocoop": 12, "mutual_prompt": 12}.get(name, 4)
+    assert sum(len(words) for words in seen) == count
+    assert all(words.grad is not None for words in seen)
+    assert all(words.shape[1] < 30 for words in seen)  # the context
+
+
+def test_a_benchmark_leaves_rows_a_table_and_a_picture(example, clip_folders, tmp_path, monkeypatch, capsys):
+    benchmark = example("benchmark")
+
+    def run(case, time_limit):  # in this process, to be fast
+        case.pop("memory_limit")
+        return benchmark.measure(**case)
+
+    monkeypatch.setattr(benchmark, "run", run)
+    cases = ["--methods", "coop", "--classes", "3", "5", "--batch", "2", "--steps", "1", "--cached"]
+    file = tmp_path / "new" / "rows.json"
+    benchmark.main([*cases, "--model", clip_folders["plain"], "--json", str(file)])
+    rows = json.loads(file.read_text())
+    paths = ["ours", "ours, cached features", "reference", "floor"]
+    expected = [("coop", path, classes) for path in paths for classes in (3, 5)]
+    assert [(row["method"], row["path"], row["classes"]) for row in rows] == expected
+    for row in rows:
+        assert row["status"] == "ok"
+        assert row["batch"] == 2
+        assert row["seconds_per_step"] > 0
+        assert row["images_per_second"] == pytest.approx(2 / row["seconds_per_step"])
+        assert row["peak_bytes_above_model"] >= 0  # torch may serve so small a step from what it has
+        assert row["ratio_to_floor"] > 0
+        assert (row["ratio_to_reference"] == 1) == (row["path"] == "reference")
+    text = file.with_suffix(".md").read_text()
+    assert text in capsys.readouterr().out
+    assert text.count("| coop | 3 | 2 |") == 4
+    assert file.with_suffix(".png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("name", ["tgpt", "maple", "cocoop"])
+def test_inference_is_measured_on_all_paths(name, example, clip_folders):
+    case = dict(model=clip_folders["legacy_eos"], classes=3, batch=2, mode="infer", steps=1, mixed_precision="bf16")
+    for path in ("ours", "reference", "floor"):  # the shape with a context of 77, for TGP-T's long prompts
+        assert example("benchmark").measure(method=name, path=path, **case)["status"] == "ok"
+
+
+def test_methods_with_visual_prompts_have_no_cached_case(example, clip_folders):
+    case = dict(model=clip_folders["plain"], classes=3, batch=2, mode="train", steps=1, mixed_precision="no")
+    result = example("benchmark").measure(method="maple", path="ours, cached features", **case)
+    assert result == {"status": "no cache"}
+
+
+def test_a_case_that_fails_is_a_row_and_larger_ones_are_not_tried(example, monkeypatch, tmp_path):
+    benchmark = example("benchmark")
+    answers = {"ours": {"status": "ok", "seconds_per_step": 1.0, "images_per_second": 8, "peak_bytes_above_model": 9}}
+    tried = []
+
+    def run(case, time_limit):
+        tried.append((case["path"], case["classes"]))
+        return answers.get(case["path"], {"status": "out of memory"})
+
+    monkeypatch.setattr(benchmark, "run", run)
+    benchmark.main(["--methods", "maple", "--classes", "10", "20", "30", "--json", str(tmp_path / "rows.json")])
+    assert tried == [("ours", 10), ("ours", 20), ("ours", 30), ("reference", 10), ("floor", 10)]
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 9
+    assert rows[5]["status"] == "not tried: out of memory with 10 classes"
+    assert rows[0]["ratio_to_reference"] is None
+
+
+def test_a_case_beyond_its_memory_or_time_says_so(example, clip_folders):
+    benchmark = example("benchmark")
+    case = dict(model=clip_folders["plain"], method="maple", classes=9_000, batch=1, path="reference", mode="train")
+    case |= dict(steps=1, mixed_precision="no", memory_limit=0.5)
+    assert benchmark.run(case, time_limit=200) == {"status": "out of memory"}
+    assert benchmark.run(case, time_limit=0.2) == {"status": "out of time"}
+    small = benchmark.run(case | {"classes": 3}, time_limit=200)
+    assert small["status"] == "ok"
+    assert 0 < small["peak_bytes_above_model"] < 100e6
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "status"),
+    [
+        (-9, "", "out of memory"),
+        (1, "Traceback\ntorch.OutOfMemoryError: CUDA out of memory.", "out of memory"),
+        (1, "Traceback\nRuntimeError: DefaultCPUAllocator: can't allocate memory", "out of memory"),
+        (1, "Traceback\nValueError: `model`='/nowhere' is not a folder", "failed: ValueError: `model`='/nowhere' is not "
+         "a folder"),
+        (-11, "", "failed: exit code -11"),
+    ],
+)  # fmt: skip
+def test_a_case_that_ends_early_says_why(code, stderr, status, example, monkeypatch):
+    done = subprocess.CompletedProcess([], code, stdout="", stderr=stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+    assert example("benchmark").run({}, time_limit=1) == {"status": status}
+
+
+def test_peak_memory_is_what_a_step_holds(example):
+    benchmark, device = example("benchmark"), torch.device("cpu")
+    torch.zeros(50_000_000)  # 200 MB before the start do not count
+    before = benchmark.start_of_memory(device)
+    torch.zeros(25_000_000)  # 100 MB
+    assert benchmark.peak_of_memory(device) - before == pytest.approx(100e6, rel=0.1)
+
+
+def test_class_names_are_accepted_by_the_thousand(example):
+    names = example("benchmark").class_names(10_000)
+    assert len(set(names)) == 10_000

@@ -129,11 +129,10 @@ def test_a_case_beyond_its_memory_or_time_says_so(example, clip_folders):
         (-9, "", "out of memory"),
         (1, "Traceback\ntorch.OutOfMemoryError: CUDA out of memory.", "out of memory"),
         (1, "Traceback\nRuntimeError: DefaultCPUAllocator: can't allocate memory", "out of memory"),
-        (1, "Traceback\nValueError: `model`='/nowhere' is not a folder", "failed: ValueError: `model`='/nowhere' is not "
-         "a folder"),
+        (1, "Traceback\nValueError: `model`=3 is no folder", "failed: ValueError: `model`=3 is no folder"),
         (-11, "", "failed: exit code -11"),
     ],
-)  # fmt: skip
+)
 def test_a_case_that_ends_early_says_why(code, stderr, status, example, monkeypatch):
     done = subprocess.CompletedProcess([], code, stdout="", stderr=stderr)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)

@@ -31,9 +31,12 @@ import sys
 import time
 from pathlib import Path
 
+from reference import REFERENCES, floor
+
+sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]  # evaluate.py there hides the library
+
 import torch
 from peft import get_peft_model
-from reference import REFERENCES, floor
 from transformers import AutoTokenizer
 
 import hf_tgpt

@@ -11,7 +11,10 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
+
+sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]  # evaluate.py there hides the library
 
 import torch
 from tqdm.auto import tqdm

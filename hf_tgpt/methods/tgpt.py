@@ -142,25 +142,21 @@ class TGPT(PromptLearner):
 
         category_queries = queries(config.num_category_queries)
         if config.initial_text is not None:
-            first = torch.tensor(
-                words(tokenizer, config.initial_text)[: config.num_category_queries], device=clip.device
-            )
+            first = words(tokenizer, config.initial_text)[: config.num_category_queries]
             category_queries[0, : len(first)] = token_embeddings(clip)[first].detach()
         self.category_queries = nn.Parameter(category_queries)  # (1, 32, d_t)
         self.content_queries = nn.Parameter(queries(config.num_content_queries))  # (1, 64, d_t)
         self.category_bonder = Bonder(text_width)
         self.content_bonder = Bonder(text_width)
-        # Departs from the release: its queries live in the joint space, which it takes to be as wide as the text tower.
-        # Where a CLIP's widths differ, a trained map brings the image tokens to the text width; it starts as the
-        # transpose of CLIP's own text projection.
+        # Departs from the release, which takes both widths to be the same: where they differ, a trained map brings the
+        # image tokens to the text width. It starts as the transpose of CLIP's own text projection.
         self.image_to_text = nn.Identity()
         if width != text_width:
             self.image_to_text = nn.Linear(width, text_width, bias=False)
             self.image_to_text.weight = nn.Parameter(clip.text_projection.weight.detach().float().T.clone())
 
-        head = torch.stack(
-            [encode_tokens(clip, *sentences(template), chunk=config.text_chunk_size) for template in templates]
-        ).mean(0)  # (c, d)
+        heads = [encode_tokens(clip, *sentences(template), chunk=config.text_chunk_size) for template in templates]
+        head = torch.stack(heads).mean(0)  # (c, d)
         self.register_buffer("zero_shot_head", unit(torch.cat([head, head], dim=-1)), persistent=False)  # (c, 2d)
         self.head = nn.Parameter(self.zero_shot_head.clone())  # W (c, 2d)
 
@@ -178,12 +174,11 @@ class TGPT(PromptLearner):
         In training, or with caption_ids, `loss` is the sum of the classification, category and content losses; in
         evaluation without them it is the classification loss alone. Raises ValueError for a description without EOS.
         """
-        hidden = image_states  # (b, p, d_v)
-        if hidden is None:
-            hidden = self.image_states(clip, pixel_values, **kwargs)
-        image_tokens = project_image(clip, hidden)  # X (b, p, d)
+        if image_states is None:
+            image_states = self.image_states(clip, pixel_values, **kwargs)  # (b, p, d_v)
+        image_tokens = project_image(clip, image_states)  # X (b, p, d)
         image_tokens = self.image_to_text(image_tokens.to(self.head.dtype))  # (b, p, d_t)
-        image_features = pool_image(clip, hidden)  # v (b, d)
+        image_features = pool_image(clip, image_states)  # v (b, d)
 
         category = self.category_bonder(self.category_queries, image_tokens)  # P_category (b, 32, d_t)
         content = self.content_bonder(self.content_queries, image_tokens)  # P_content (b, 64, d_t)

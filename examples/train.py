@@ -21,8 +21,9 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 import hf_tgpt
 from hf_tgpt import arguments, data
-from hf_tgpt.checkpoint import prepare_output_dir, trained_weights
+from hf_tgpt.checkpoint import prepare_output_dir
 from hf_tgpt.evaluation import evaluate, evaluation_loader
+from hf_tgpt.features import cache_features
 from hf_tgpt.loading import load_trained, make_classifier
 from hf_tgpt.report import plot_run, summarise, tidy_output, write_json
 from hf_tgpt.training import train
@@ -83,9 +84,11 @@ zero_shot = evaluate(make_classifier("zero-shot", clip, names, **templates), tes
 
 # 6. The method, trained.
 model = make_classifier(args.method, clip, names, **args.method_config)
-history = []
-if trained_weights(model):
-    history = train(model, images, config, accelerator, output_dir, tokenizer, validation, args.resume)
+if args.cache_features is not None:
+    with accelerator.main_process_first():
+        folder = args.cache_dir or output_dir / "features"
+        images = cache_features(model, images, args.cache_features, folder, num_workers=config.num_workers)
+history = train(model, images, config, accelerator, output_dir, tokenizer, validation, args.resume)
 adapted = evaluate(model.eval(), test, accelerator, "testing")
 
 # 7. Saved, reloaded into a fresh CLIP and checked; the seed is another one, so nothing agrees by a common start.

@@ -64,6 +64,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the training images, for TGP-T: .jsonl as examples/describe.py writes, .txt of "
         "image<tab>description<tab>class, or .json of sentences for each class",
     )
+    add(
+        "--cache_features",
+        type=int,
+        help="keep what the vision tower says of so many augmented views of each training image and train on that "
+        "alone, for methods without visual prompts (default: live images)",
+    )
+    add("--cache_dir", type=Path, help="where they are kept, and looked for first (default: in --output_dir)")
     add("--output_dir", type=Path, help="a folder without a run in it (default: a new one in runs/)")
     add("--resume", action="store_true", help="go on from the checkpoint in --output_dir")
     add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
@@ -150,6 +157,7 @@ def parse_arguments(
         "output_dir",
         "resume",
         "log_with",
+        "cache_dir",
         "num_workers",
         "save_every",
         "method_config",

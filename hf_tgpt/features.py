@@ -23,6 +23,7 @@ from transformers import CLIPModel
 
 from .data import Collator, FewShotImages
 from .learner import PromptLearner
+from .references import LinearProbe
 from .towers import vision_parameters
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors names them
@@ -74,7 +75,7 @@ class CachedImages(torch.utils.data.Dataset):
 
 
 def cache_features(
-    model: PeftModel,
+    model: PeftModel | LinearProbe,
     images: FewShotImages,
     views: int,
     folder: str | os.PathLike,
@@ -89,14 +90,22 @@ def cache_features(
     message that says what changed. The file appears whole or not at all. Several processes: call it within
     `accelerator.main_process_first()`; the first makes it, the others find it.
 
-    Raises ValueError if no adapter is active, if it learns visual prompts, for `views` below 1, for an unknown `dtype`,
-    and for an image that cannot be read.
+    Raises ValueError if no adapter is active, if the method learns in the vision tower, for `views` below 1, for an
+    unknown `dtype`, and for an image that cannot be read.
     """
-    clip = model.get_base_model()
-    learner = getattr(clip, "learner", None)
-    if learner is None:
-        raise ValueError("`model` has no active adapter, which says what to keep; enable one by set_adapter.")
-    learner.check_vision_is_frozen()
+    if isinstance(model, PeftModel):
+        clip = model.get_base_model()
+        learner = getattr(clip, "learner", None)
+        if learner is None:
+            raise ValueError("`model` has no active adapter, which says what to keep; enable one by set_adapter.")
+        learner.check_vision_is_frozen()
+    elif isinstance(model, LinearProbe):
+        clip, learner = model.base, model
+    else:
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, which does not learn from a frozen vision tower; train on the "
+            "pictures themselves."
+        )
     if views < 1:
         raise ValueError(f"`views`={views} but every image needs one; choose 1 or more.")
     if dtype not in DTYPES:

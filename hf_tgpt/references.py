@@ -210,13 +210,23 @@ class LinearProbe(nn.Module):
     def set_class_names(self, class_names: list[str]) -> None:
         raise ValueError("A linear probe knows the classes it was trained on and no others; train another one.")
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
-        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
-        with torch.no_grad():
-            image_features = unit(encode_image(self.clip, pixel_values))  # (b, d)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+    ) -> ImageClassifierOutput:
+        """pixel_values (b, 3, h, w) or what `image_states` gave of them, labels (b,) -> output with logits (b, c)."""
+        if image_states is None:
+            image_states = self.image_states(self.clip, pixel_values)
         # CLIP's own scale, for unit features are too short to learn from at the rates that prompts are trained at.
-        logits = self.head(logit_scale(self.clip) * image_features)  # (b, c)
+        logits = self.head(logit_scale(self.clip) * unit(image_states))  # (b, c)
         return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)
+
+    @torch.no_grad()
+    def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What `hf_tgpt.features` may keep: (b, 3, h, w) -> (b, d)."""
+        return encode_image(clip, pixel_values)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         save_file(self.head.state_dict(), Path(folder) / _PROBE)

@@ -15,7 +15,14 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .checkpoint import adapter_checkpoints, load_checkpoint, load_weights, save_checkpoint, save_weights
+from .checkpoint import (
+    adapter_checkpoints,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+    trained_weights,
+)
 from .data import Collator, FewShotImages
 from .evaluation import evaluate, silent
 
@@ -96,10 +103,14 @@ def train(
     best accuracy, otherwise at the last. `tokenizer` is needed where the method reads captions. Checkpoints go to
     `output_dir/checkpoint`; with `resume` the run goes on from there exactly as if it had never stopped.
 
+    A model that has nothing to train (zero-shot) stays as it is and has no history.
+
     Raises ValueError before the first step if labels, class names, batch size or checkpoint do not fit.
     """
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     check_labels(images.dataset, model.class_names)
+    if not trained_weights(model):
+        return []
     folder, best = Path(output_dir) / "checkpoint", Path(output_dir) / "best_adapter.safetensors"
     sampler = EpochSampler(len(images), config.seed)
     collate = Collator()

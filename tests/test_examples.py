@@ -228,6 +228,27 @@ def test_splits_names_and_descriptions_are_files_of_ones_own(run, pictures, tmp_
     assert "| captions in training | template |" in (template / "README.md").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")
+@pytest.mark.parametrize("method", ["tgpt", "coop", "linear-probe"])
+def test_training_from_cached_features(method, run, pictures, tmp_path):
+    about = ("--method", method, "--dataset", pictures, "--shots", 4, "--batch_size", 4, "--max_steps", 3)
+    kept = ("--cache_features", 2, "--cache_dir", tmp_path / "kept")
+    run(*about, *kept, "--output_dir", tmp_path / "a")
+    (file,) = (tmp_path / "kept").iterdir()
+    made = file.stat().st_mtime_ns
+    run(*about, *kept, "--output_dir", tmp_path / "b")
+    assert file.stat().st_mtime_ns == made
+    accuracies = [json.loads((tmp_path / name / "results.json").read_text())["accuracy"] for name in "ab"]
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize("method", ["maple", "lora"])
+def test_what_learns_in_the_vision_tower_cannot_be_trained_from_cached_features(method, run, pictures, tmp_path):
+    about = ("--method", method, "--dataset", pictures, "--shots", 4, "--output_dir", tmp_path / "run")
+    with pytest.raises(ValueError, match=r"learns prompts in the vision tower|does not learn from a frozen vision"):
+        run(*about, "--cache_features", 1)
+
+
 def test_captions_are_asked_for_by_name(run, pictures, tmp_path):
     with pytest.raises(ValueError, match="`caption_column`='text' is not a column"):
         run("--dataset", pictures, "--caption_column", "text", "--output_dir", tmp_path / "run")

@@ -11,15 +11,16 @@ from torch import nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from .chunks import chunks, in_chunks
 from .learner import OpenPromptLearner, classification_loss, clip_output
-from .packing import chunks, pack
+from .packing import pack
 from .towers import (
     after_bos,
     dimensions,
     encode_image,
     encode_text,
-    in_chunks,
     logit_scale,
+    text_parameters,
     token_embeddings,
     unit,
 )
@@ -76,7 +77,8 @@ class ImageConditionedLearner(OpenPromptLearner):
             packing = pack(on_cpu[0][part], shared, context, on_cpu[1][part]).to(ends.device) if shared else None
             return encode_text(clip, after_bos(words, prompts[images[part]]), ends[part], packing=packing)
 
-        return unit(in_chunks(encode, chunks(on_cpu[0], shared, self.config.text_chunk_size)))
+        parts = chunks(on_cpu[0], shared, self.config.text_chunk_size)
+        return unit(in_chunks(encode, parts, [prompts, *text_parameters(clip)]))
 
     def forward(self, clip: CLIPModel, pixel_values: torch.Tensor | None, labels: torch.Tensor | None = None, **kwargs):
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""

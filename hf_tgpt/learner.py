@@ -6,6 +6,7 @@ A learner never owns the CLIP it works on; it is handed over in every call.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -15,11 +16,12 @@ from transformers import CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
 
+from .chunks import chunks, in_chunks
 from .classes import PLACEHOLDER, class_tokens, load_tokenizer
 from .config import PromptConfig
-from .packing import Packing, chunks, common_length, pack
+from .packing import Packing, common_length, pack
 from .parallel import in_shares
-from .towers import dimensions, in_chunks, logit_scale, text_parameters, trim, unit
+from .towers import dimensions, logit_scale, text_parameters, trim, unit
 
 
 class PromptLearner(nn.Module):
@@ -144,17 +146,19 @@ class OpenPromptLearner(PromptLearner):
 
     @torch.compiler.disable  # the cache reads version counters, which a compiled graph has none of
     def class_features(self, clip: CLIPModel) -> torch.Tensor:
-        """The classes' unit features (c, d); in evaluation computed once and kept while what they rest on stays.
+        """The classes' unit features (c, d), computed once and kept while what they rest on stays.
+
+        That is in evaluation, and in training too where only vision prompts are trained.
 
         Every change that torch counts is seen: training, loading, casts, moves, another adapter, other class names. A
         write through `.data` is not counted; call train() or eval() after one.
         """
-        owned = list(self.parameters())
-        if self.training:
+        rests_on = [*self.text_weights(), *text_parameters(clip)]
+        trained = any(p.requires_grad for p in rests_on)
+        if self.training and (trained or clip.config.text_config.attention_dropout > 0):
             return in_shares(lambda share: self._encode_classes(clip, share), len(self.class_ids))
-        if torch.is_grad_enabled() and any(p.requires_grad for p in owned):
+        if trained and torch.is_grad_enabled():
             return self._encode_classes(clip)
-        rests_on = [*owned, *text_parameters(clip)]
         if any(p.is_inference() for p in rests_on):  # such tensors do not count their changes
             return self._encode_classes(clip)
         device = clip.device.type
@@ -166,7 +170,12 @@ class OpenPromptLearner(PromptLearner):
         return self._cache[1]
 
     def _encode_classes(self, clip: CLIPModel, share: slice = slice(None)) -> torch.Tensor:
-        return unit(in_chunks(lambda chunk: self.class_chunk(clip, *chunk), self.class_chunks(clip, share)))
+        weights = [*self.text_weights(), *text_parameters(clip)]
+        return unit(in_chunks(lambda chunk: self.class_chunk(clip, *chunk), self.class_chunks(clip, share), weights))
+
+    def text_weights(self) -> Iterable[nn.Parameter]:
+        """The weights that class features rest on. To override where some belong to the images alone."""
+        return self.parameters()
 
     def class_chunk(self, clip: CLIPModel, part: slice, packing: Packing | None) -> torch.Tensor:
         """T of a slice of the classes, (part, d), not normalised. To override where prompts differ by class."""

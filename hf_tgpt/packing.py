@@ -15,9 +15,6 @@ from dataclasses import dataclass
 
 import torch
 
-# Own tokens of sentences whose activations are held by default: in ViT-B/16's text tower about 0.4 GB in float32.
-CHUNK_TOKENS = 1024
-
 
 @dataclass(frozen=True, eq=False)
 class Packing:
@@ -37,17 +34,6 @@ def common_length(input_ids: torch.Tensor, eos: torch.Tensor) -> int:
     """How many leading tokens all sentences have in common: ids (s, t), EOS positions (s,). EOS is never among them."""
     same = (input_ids == input_ids[:1]).all(0)  # (t,)
     return min(int(same.cumprod(0).sum()), int(eos.min()))
-
-
-def chunks(eos: torch.Tensor, shared: int, size: int | None = None) -> list[slice]:
-    """The sentences in slices of `size`, or of about CHUNK_TOKENS tokens beside the `shared` ones; the first is short.
-
-    So the last, which `in_chunks` need not compute twice, is as long as may be.
-    """
-    count = len(eos)
-    if size is None:
-        size = max(1, int(CHUNK_TOKENS / (eos + 1 - shared).float().mean()))
-    return [slice(max(0, end - size), end) for end in range(count, 0, -size)][::-1]
 
 
 @torch.compiler.disable  # the layout is worked out in Python

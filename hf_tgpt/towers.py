@@ -9,18 +9,15 @@ Gradient checkpointing, attention backends and autocast therefore work as the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.masking_utils import create_causal_mask
 
-from .packing import Packing, chunks, common_length, pack
-
-Part = TypeVar("Part")
+from .chunks import chunks, in_chunks
+from .packing import Packing, common_length, pack
 
 
 def dimensions(clip: CLIPModel) -> dict[str, int]:
@@ -129,19 +126,6 @@ def encode_text(
     return clip.text_projection(text.final_layer_norm(hidden[rows, ends]))  # (s, d)
 
 
-def in_chunks(encode: Callable[[Part], torch.Tensor], parts: Sequence[Part]) -> torch.Tensor:
-    """The rows that `encode(part)` gives, of all parts, with the activations of one part held at a time.
-
-    Exact: in training the activations are dropped and computed again in the backward pass, at the price of a second
-    forward pass. The last part, whose backward pass comes first, keeps its own; so one part alone costs nothing.
-    """
-    rows = [
-        checkpoint(encode, part, use_reentrant=False) if torch.is_grad_enabled() else encode(part)
-        for part in parts[:-1]
-    ]
-    return torch.cat([*rows, encode(parts[-1])])
-
-
 def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, chunk: int | None = None):
     """CLIP's own text features: ids (s, t), EOS positions (s,) -> (s, d), `chunk` at once."""
     embed, shared = clip.text_model.embeddings.token_embedding, common_length(input_ids, eos)
@@ -150,7 +134,7 @@ def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, c
         packing = pack(eos[part], shared, clip.config.text_config.max_position_embeddings)
         return encode_text(clip, embed(input_ids[part]), eos[part], packing=packing)
 
-    return in_chunks(encode, chunks(eos, shared, chunk))
+    return in_chunks(encode, chunks(eos, shared, chunk), text_parameters(clip))
 
 
 def vision_tokens(

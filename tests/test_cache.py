@@ -42,6 +42,22 @@ def test_class_texts_are_encoded_once_for_many_batches(model, count):
     assert len(count) == 0
 
 
+def test_training_of_vision_prompts_encodes_the_class_texts_once(adapt, monkeypatch):
+    model, calls = adapt(OPEN["ivlp"], text_prompt_length=0).train(), []
+    original = type(model.learner).text_features
+    monkeypatch.setattr(type(model.learner), "text_features", lambda *args: calls.append(1) or original(*args))
+    for _ in range(3):
+        change_by_an_optimizer_step_in_evaluation_mode(model)
+    assert len(calls) == 1
+
+
+def test_gradients_reach_a_text_tower_that_is_trained(adapt):
+    model = adapt(OPEN["maple"]).requires_grad_(False)
+    weight = model.get_base_model().text_model.final_layer_norm.weight.requires_grad_()
+    model(pixels(model)).logits.sum().backward()
+    assert weight.grad is not None
+
+
 def test_gradients_flow_in_evaluation_mode_too(model, count):
     model(pixels(model)).logits.sum().backward()
     assert len(count) == 1

@@ -7,8 +7,9 @@ from conftest import CLASS_NAMES, METHODS, pixels, shake, token_ids
 from peft import get_peft_model
 
 from hf_tgpt import CoCoOpConfig, CoOpConfig, IVLPConfig, MaPLeConfig, MutualPromptConfig, conditioned, towers
+from hf_tgpt.chunks import chunks
 from hf_tgpt.methods import coop, ivlp, maple
-from hf_tgpt.packing import chunks, common_length, pack
+from hf_tgpt.packing import common_length, pack
 
 COLOURS, FORMS = ("red", "blue", "dark green"), ("circle", "square", "cat", "zigzag texture")
 NAMES = {
@@ -140,7 +141,7 @@ def test_bfloat16_autocast_runs_and_is_near(variant, load_clip, plainly):
     [
         ["a photo of a cat."],
         ["a photo of a cat.", "a photo of a cat tree.", "a photo of the forest."],  # other words after the prompts
-        ["one red circle", "two red circles in a forest", "red circle red"],  # and in their place
+        ["one red circle and one", "red circles in a forest", "blue blue red circle"],  # and in their place
     ],
 )
 def test_texts_of_the_users_own_too(texts, method, adapt, plainly):

@@ -111,6 +111,9 @@ class IVLP(OpenPromptLearner):
             config.require("text_prompt_length", length <= found, remedy)
             self.text_prompts[0] = initial_prompts(tokenizer, clip, text, length)
 
+    def text_weights(self) -> nn.ParameterList:
+        return self.text_prompts
+
     def text_features(
         self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, packing: Packing | None = None
     ) -> torch.Tensor:

@@ -15,7 +15,7 @@ from hf_tgpt.data import BENCHMARKS, class_names, load_splits
 from hf_tgpt.data.naming import clean_class_name, read_class_names, spelling
 
 SHARED_DATA = Path(os.environ.get("HF_TGPT_DATA", Path(__file__).parents[2] / "shared" / "data"))
-CLASS_NAME_FILES = Path(__file__).parents[1] / "hf_tgpt" / "data" / "class_names"
+CLASS_NAME_FILES = Path(__file__).parents[1] / "hf_tgpt" / "data" / "benchmark_classes"
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -1,6 +1,6 @@
 """The data sets that the field compares methods on: where they are, what their classes are called, how to ask CLIP.
 
-A data set is one entry in `BENCHMARKS` and one file in `class_names/`, with a class a line in the order of CoOp's
+A data set is one entry in `BENCHMARKS` and one file in `benchmark_classes/`, with a class a line in the order of CoOp's
 labels (Zhou et al., IJCV 2022): `name`, or `name on disk or on the Hub<TAB>name`. Names are CoOp's, templates too.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .naming import read_class_names, spelling
 
-_FOLDER = Path(__file__).parent / "class_names"
+_FOLDER = Path(__file__).parent / "benchmark_classes"
 
 
 @dataclass(frozen=True)

@@ -126,12 +126,14 @@ class MutualPrompt(ImageConditionedLearner):
         return prompts + self.decompose(image_features).unflatten(-1, (-1, prompts.shape[-1]))  # (b, n or 1, d_t)
 
     def describe(self, clip: CLIPModel, image_features: torch.Tensor, input_ids, eos) -> torch.Tensor:
-        shortlist = self.config.shortlist
-        if shortlist is None or shortlist >= len(input_ids) or self.config.text_heads == "none":
+        shortlist, conditioned = self.config.shortlist, self.config.text_heads != "none"
+        if conditioned and (shortlist is None or shortlist >= len(input_ids)):
             return super().describe(clip, image_features, input_ids, eos)
         count, device = len(image_features), input_ids.device
         everyone = torch.arange(len(input_ids), device=device)
         plain = self.encode_pairs(clip, self.text_prompts[None], input_ids, eos, torch.zeros_like(everyone), everyone)
+        if not conditioned:
+            return plain.expand(count, -1, -1)  # (b, s, d)
         nearest = (image_features @ plain.detach().T).topk(shortlist).indices  # (b, K')
         images = torch.arange(count, device=device).repeat_interleave(shortlist)
         pairs = self.encode_pairs(

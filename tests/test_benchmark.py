@@ -150,3 +150,13 @@ def test_peak_memory_is_what_a_step_holds(example):
 def test_class_names_are_accepted_by_the_thousand(example):
     names = example("benchmark").class_names(10_000)
     assert len(set(names)) == 10_000
+
+
+def test_loading_is_measured_with_and_without_workers(example, tmp_path, capsys):
+    example("benchmark").main(
+        ["--mode", "load", "--batch", "64", "--workers", "0", "1", "--json", str(tmp_path / "a.json")]
+    )
+    rows = json.loads((tmp_path / "a.json").read_text())
+    assert [row["workers"] for row in rows] == [0, 1]
+    assert all(row["pictures"] == 256 and row["images_per_second"] > 0 for row in rows)
+    assert "| batch | workers |" in capsys.readouterr().out

@@ -51,11 +51,12 @@ def pack(eos: torch.Tensor, shared: int, context: int, groups: torch.Tensor | No
     least = math.ceil(total / (context - shared))
     room = min(context - shared, math.ceil(total / least) + longest - 1)
 
-    heads, rows, starts, used = [], [], [], 0  # a row's first sentence; a sentence's row and first place in it
+    heads, rows, starts = [], [], []  # a row's first sentence; a sentence's row and first place in it
+    used, current = 0, None
     for sentence, (length, member) in enumerate(zip(own.tolist(), group.tolist(), strict=True)):
-        if not heads or used + length > room or member != group[heads[-1]]:
+        if used + length > room or member != current:
             heads.append(sentence)
-            used = 0
+            used, current = 0, member
         rows.append(len(heads) - 1)
         starts.append(shared + used)
         used += length

@@ -158,8 +158,8 @@ def test_texts_of_the_users_own_too(texts, method, adapt, plainly):
 
 def test_texts_that_do_not_begin_alike_are_not_made_to(adapt, plainly):
     model = adapt(METHODS["maple"]).double()
-    ids = token_ids(model, [*CLASS_NAMES, "a photo of a cat."])
-    ids[:2, 0] += 1  # not CLIP's BOS
+    ids = token_ids(model, [f"a photo of a {name}." for name in CLASS_NAMES])
+    ids[:2, 0] = ids[0, 1]  # a word in place of CLIP's BOS
 
     def features():
         return model.get_text_features(ids).pooler_output
@@ -181,7 +181,7 @@ def test_a_class_costs_its_own_tokens(load_clip):
     packing = pack(eos, shared=5, context=77)
     own, places = int((eos - 4).sum()), packing.position.numel()
     assert packing.position.shape[1] <= 77
-    assert places - 5 * len(packing.position) <= 1.05 * own
+    assert places - 5 * len(packing.position) <= 1.1 * own
     assert places <= 1.15 * own
 
 

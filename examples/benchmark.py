@@ -83,6 +83,7 @@ def main(arguments=None):
         print(json.dumps(measure(**case)))
         return
 
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     if args.mode == "load":
         rows = [load(args.model, batch, workers) for batch in args.batch for workers in args.workers]
         write_json(args.json, rows)
@@ -104,9 +105,9 @@ def main(arguments=None):
                         given_up = {"status": f"not tried: {result['status']} with {classes} classes"}
                     if result["status"] != "no cache":
                         rows.append(case | {name: common[name] for name in ("model", "mode")} | result)
+                        write_json(args.json, rows)  # so that an interrupted run leaves what it has
                         print(*case.values(), result["status"], sep=", ", file=sys.stderr)
     compare(rows)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.json, rows)
     text = table(rows)
     args.json.with_suffix(".md").write_text(text)
@@ -154,7 +155,7 @@ def measure(model, method, classes, batch, path, mode, steps, mixed_precision):
     inputs = make_batch(model, names, batch, training)
     learner = model.learner
     if path == CACHED:
-        if learner.vision_prompt_field():
+        if not learner.vision_is_frozen:
             return {"status": "no cache"}
         with torch.no_grad():
             inputs["image_states"] = learner.image_states(clip, inputs.pop("pixel_values"))

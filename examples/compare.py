@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:] = [path for path in sys.path if Path(path) != HERE]  # evaluate.py there hides the library
 
+from hf_tgpt.arguments import add_data_arguments
+from hf_tgpt.checkpoint import find_checkpoint
 from hf_tgpt.report import markdown_table, plot_bars, plot_shots
 
 # What --methods knows by name: a method of train.py and its options.
@@ -60,6 +63,15 @@ parser.add_argument("--shots", nargs="+", type=int, default=[16])
 parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
 args, for_train = parser.parse_known_args()
 
+# What evaluate.py has to know too, of the data set that was trained on and of any.
+of_data = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+add_data_arguments(of_data)
+of_data.add_argument("--mixed_precision")
+known = vars(of_data.parse_known_args(for_train)[0])
+for_any = {name: known.pop(name) for name in ("model", "mixed_precision")}
+for_same = {name: value for name, value in known.items() if name not in ("dataset", "classes")}
+failures: list[str] = []
+
 
 def slug(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in text).strip("._")
@@ -73,30 +85,43 @@ def run(program: str, *arguments) -> str:
     return (done.stderr or "see above") if done.returncode else ""
 
 
+def results_of(file: Path, dataset: str) -> dict | None:
+    """What a program has written, if it has. Two data sets whose names make one folder's name are not mixed up."""
+    if not file.exists():
+        return None
+    results = json.loads(file.read_text())
+    if results["dataset"] != dataset:
+        raise SystemExit(f"{file} is of {results['dataset']}, not of {dataset}; use another --output_dir.")
+    return results
+
+
 def trained(folder: Path, dataset: str, method: list[str], classes: str, shots: int, seed: int) -> dict:
-    """The results of one run of train.py, which is called if there are none."""
-    if not (folder / "results.json").exists():
+    """The results of one run of train.py, which is called if there are none; nothing if it fails."""
+    file = folder / "results.json"
+    if (results := results_of(file, dataset)) is None:
         print(f"{dataset}, {' '.join(method)}, {classes} classes, {shots} shots, seed {seed}", file=sys.stderr)
-        again = ["--resume"] if (folder / "checkpoint").exists() else []
-        if not again:  # interrupted before its first checkpoint
-            for name in ("run.json", "best_adapter.safetensors"):
-                (folder / name).unlink(missing_ok=True)
+        again = ["--resume"] if find_checkpoint(folder / "checkpoint") else []
+        if folder.exists() and not again:  # interrupted before its first checkpoint
+            shutil.rmtree(folder)
         about = ["--dataset", dataset, "--classes", classes, "--shots", shots, "--seed", seed]
         failure = run("train.py", "--method", *method, *about, *for_train, "--output_dir", folder, *again)
         if failure:
-            raise SystemExit(f"The run in {folder} failed:\n{failure}")
-    return json.loads((folder / "results.json").read_text())
+            failures.append(f"The run in {folder} failed:\n{failure}")
+        results = results_of(file, dataset)
+    return results or {}
 
 
-def evaluated(folder: Path, dataset: str, classes: str, seed: int) -> dict:
-    """The results of one run of evaluate.py on what was trained in the folder; a refusal is one, without accuracy."""
-    output = folder / f"{slug(dataset)}-{classes}.json"
-    if not output.exists():
+def evaluated(folder: Path, dataset: str, classes: str, seed: int, options: dict) -> float | None:
+    """The accuracy of what was trained in the folder, by evaluate.py; None if it cannot be had for these classes."""
+    file = folder / f"{slug(dataset)}-{classes}.json"
+    if (results := results_of(file, dataset)) is None and (folder / "results.json").exists():
         about = ["--dataset", dataset, "--classes", classes, "--seed", seed]
-        failure = run("evaluate.py", "--adapter", folder, *about, "--output", output)
-        if not output.exists():
-            raise SystemExit(f"The evaluation of {folder} on {dataset} failed:\n{failure}")
-    return json.loads(output.read_text())
+        for name, value in options.items():
+            about += [f"--{name}", value] if value is not None else []
+        failure = run("evaluate.py", "--adapter", folder, *about, "--output", file)
+        if (results := results_of(file, dataset)) is None:
+            failures.append(f"The evaluation of {folder} on {dataset} failed:\n{failure}")
+    return (results or {}).get("accuracy")
 
 
 # 1. The runs, each only if it is missing.
@@ -113,14 +138,16 @@ for dataset in args.datasets:
                 if "few-shot" in args.protocols:
                     result = trained(folder / "all", dataset, method, "all", shots, seed)
                     for other in args.test_datasets:
-                        result[other] = evaluated(folder / "all", other, "all", seed)["accuracy"]
+                        result[other] = evaluated(folder / "all", other, "all", seed, for_any)
                 if "base-to-new" in args.protocols:
                     base = trained(folder / "base", dataset, method, "base", shots, seed)
-                    result = {**base, "accuracy": None} | result | {"base": base["accuracy"]}
-                    result["new"] = evaluated(folder / "base", dataset, "new", seed)["accuracy"]
-                    if result["new"] is not None:
+                    result = base | {"accuracy": None, "wise_ft_accuracy": None} | result
+                    result["base"] = base.get("accuracy")
+                    result["new"] = evaluated(folder / "base", dataset, "new", seed, for_any | for_same)
+                    if result["base"] is not None and result["new"] is not None:
                         result["harmonic_mean"] = statistics.harmonic_mean([result["base"], result["new"]])
-                cases.setdefault((dataset, shots, label), []).append(result)
+                if "seconds" in result:  # else it failed
+                    cases.setdefault((dataset, shots, label), []).append(result)
 
 # 2. Mean and, over several seeds, standard deviation, in percent; over several data sets also their average.
 measures = MEASURES | {f"on {name}": name for name in args.test_datasets}
@@ -128,8 +155,10 @@ if "base-to-new" not in args.protocols:
     measures = {column: name for column, name in measures.items() if column not in ("base", "new", "H")}
 if len(args.datasets) > 1:
     for dataset, shots, label in [case for case in cases if case[0] == args.datasets[0]]:
-        each = [cases[dataset, shots, label] for dataset in args.datasets]
+        each = [cases.get((dataset, shots, label), []) for dataset in args.datasets]
         average = []
+        if any(len(results) < len(args.seeds) for results in each):
+            continue
         for seed in range(len(args.seeds)):
             runs = [results[seed] for results in each]
             names = [name for name in measures.values() if all(run.get(name) is not None for run in runs)]
@@ -159,7 +188,7 @@ columns = [column for column in measures if any(column in row for row in table.v
 lines, rows = [], []
 for dataset, shots in dict.fromkeys(case[:2] for case in cases):
     body = []
-    for label in dict.fromkeys(case[2] for case in cases):
+    for label in [case[2] for case in cases if case[:2] == (dataset, shots)]:
         runs, row = cases[dataset, shots, label], table[dataset, shots, label]
         cost = [statistics.mean(run[name] for run in runs) for name in ("trainable_parameters", "seconds")]
         memory = max(run["peak_memory_bytes"] for run in runs) / 2**20
@@ -182,3 +211,5 @@ for dataset in dict.fromkeys(case[0] for case in cases):
     if len(args.shots) > 1 and "all classes" in columns:
         plot_shots(args.output_dir / f"{slug(dataset)}-shots.png", dataset, "all classes", found)
 print("\n".join(lines))
+if failures:
+    raise SystemExit("\n\n".join(failures))

@@ -23,6 +23,7 @@ from hf_tgpt.arguments import add_data_arguments, data_arguments, zero_shot_temp
 from hf_tgpt.data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from hf_tgpt.evaluation import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
 from hf_tgpt.loading import base_model_of, change_config, load_trained, make_classifier
+from hf_tgpt.references import ZeroShot
 from hf_tgpt.report import library_versions, tidy_output, write_json
 
 # 1. Arguments.
@@ -62,23 +63,29 @@ test = evaluation_loader(images, accelerator, args.num_workers)
 
 # 3. Zero-shot and the adapter on the same pictures.
 results = {"adapter": args.adapter, "dataset": args.dataset, "classes": args.classes, "images": len(images)}
+trained = load_trained(clip, args.adapter)
+changes = dict(change.partition("=")[::2] for change in args.change)
+unchanged = change_config(trained, changes) if changes else {}
 try:
-    model = for_classes(load_trained(clip, args.adapter), names)
+    model = for_classes(trained, names)
 except UnknownClasses as error:
     write(results | {"accuracy": None, "refused": str(error)})
     raise SystemExit(str(error)) from None
 plain = hf_tgpt.load_clip(model_name).to(accelerator.device).eval()
 plain = make_classifier("zero-shot", plain, names, **zero_shot_templates(args, names, args.templates))
+if type(trained) is ZeroShot:  # asks each data set in that one's words
+    model = plain
 zero_shot = evaluate(plain, test, accelerator, "zero-shot")
+if changes:
+    changed = predict(model, test, accelerator, "testing, changed")
+    change_config(trained, unchanged)
 predictions = predict(model, test, accelerator, "testing")
 adapted = measure(predictions)
-if args.change:
-    change_config(model, dict(change.split("=", 1) for change in args.change))
-    changed = predict(model, test, accelerator, "testing, changed")
+if changes:
     same = predictions["logits"].argmax(-1) == changed["logits"].argmax(-1)
     largest = abs(predictions["logits"] - changed["logits"]).max()
     results["changed"] = {
-        "fields": args.change,
+        "fields": changes,
         "accuracy": measure(changed)["accuracy"],
         "same_answers": float(same.mean()),
         "largest_difference_of_logits": float(largest),

@@ -140,6 +140,10 @@ def parse_arguments(
     if unknown:
         parser.error(f"{recipe_path}: `{unknown[0]}` is no argument of {method}; see --help.")
     benchmark, _ = find_benchmark(first.dataset)
+    if benchmark is not None and benchmark.only_tested:
+        parser.error(
+            f"`dataset`={first.dataset!r} has a test split only; train on another and use examples/evaluate.py."
+        )
     if benchmark is not None and "templates" in known:
         parser.set_defaults(templates=benchmark.templates)
     parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})

@@ -29,7 +29,7 @@ def write_card(folder: str | Path, config: PromptConfig | LoRA, results: dict[st
         pipeline_tag="image-classification",
         base_model=_public(config.base_model_name_or_path),
         datasets=[results["dataset"]] if _is_hub_dataset(results.get("dataset")) else None,
-        tags=["hf-tgpt", config.method.lower(), "clip", "prompt-learning", "few-shot"],
+        tags=list(dict.fromkeys(["hf-tgpt", config.method.lower(), "clip", config.kind, "few-shot"])),
         model_name=f"{config.method} adapter" if results else None,
         eval_results=_eval_results(results),
     )

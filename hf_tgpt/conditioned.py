@@ -33,8 +33,13 @@ class ImageConditionedLearner(OpenPromptLearner):
         """x0 (b, d), unit features of the plain image tower -> text prompts (b, n, d_t)."""
         raise NotImplementedError
 
-    def see(self, clip: CLIPModel, pixel_values, image_features: torch.Tensor, text_features: torch.Tensor, **kwargs):
-        """f(x): x0 (b, d) and the image's class texts (b, s, d) -> the image features to compare, (b, d), unit."""
+    def see(
+        self, clip: CLIPModel, pixel_values, image_features: torch.Tensor, text_features: torch.Tensor, texts, **kwargs
+    ):
+        """f(x): x0 (b, d) and the image's class texts (b, s, d) -> the image features to compare, (b, d), unit.
+
+        `texts` are the sentences themselves, ids (s, t) and EOS positions (s,).
+        """
         return image_features
 
     def match(
@@ -46,7 +51,7 @@ class ImageConditionedLearner(OpenPromptLearner):
                 image_states = encode_image(clip, pixel_values, **kwargs)
         image_features = unit(image_states)  # x0 (b, d)
         text_features = self.describe(clip, image_features, input_ids, eos)  # w (b, s, d)
-        seen = self.see(clip, pixel_values, image_features, text_features, **kwargs)  # f (b, d)
+        seen = self.see(clip, pixel_values, image_features, text_features, (input_ids, eos), **kwargs)  # f (b, d)
         logits = logit_scale(clip) * torch.einsum("bd,bsd->bs", seen, text_features)
         return logits, seen, text_features
 

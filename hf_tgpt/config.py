@@ -41,6 +41,9 @@ class PromptConfig(PeftConfig):
     learner_class: ClassVar[type]
     # The call that the card's example loads it by.
     loader: ClassVar[str] = "hf_tgpt.load_adapter"
+    kind: ClassVar[str] = "prompt-learning"
+    # Fields that are read in every forward, so that they may change on a trained adapter.
+    changeable: ClassVar[tuple[str, ...]] = ()
     # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.
     target_modules: ClassVar[tuple[str, ...]] = ("prompts",)
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -27,7 +28,6 @@ from .references import LinearProbe
 from .towers import vision_parameters
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors names them
-FILE_NAME = "image_states.safetensors"
 logger = logging.getLogger(__name__)
 
 
@@ -86,12 +86,12 @@ def cache_features(
     """The images as the model's active adapter gets to see them, from `folder` where they are kept already.
 
     What is kept is what the adapter's `image_states` gives: image features (b, d), or TGP-T's tokens (b, p, d_v). It is
-    used again if vision weights, transform, images, seed, `views` and `dtype` are the same, else made anew, with a
-    message that says what changed. The file appears whole or not at all. Several processes: call it within
+    used again if vision weights, transform, images, seed, `views` and `dtype` are the same: the file's name tells them
+    apart, so that runs may share a folder. The file appears whole or not at all. Several processes: call it within
     `accelerator.main_process_first()`; the first makes it, the others find it.
 
     Raises ValueError if no adapter is active, if the method learns in the vision tower, for `views` below 1, for an
-    unknown `dtype`, and for an image that cannot be read.
+    unknown `dtype`, for a folder without room, and for an image that cannot be read.
     """
     if isinstance(model, PeftModel):
         clip = model.get_base_model()
@@ -111,13 +111,12 @@ def cache_features(
     if dtype not in DTYPES:
         raise ValueError(f"`dtype`={dtype} cannot be kept; choose one of {', '.join(map(str, DTYPES))}.")
 
-    path, wanted = Path(folder) / FILE_NAME, _fingerprint(clip, learner, images, views, dtype)
+    wanted = _fingerprint(clip, learner, images, views, dtype)
+    path = Path(folder) / f"image_states-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}.safetensors"
     found = _read_fingerprint(path)
     if found != wanted:
         if found is not None:
-            changed = ", ".join(name for name in wanted if found.get(name) != wanted[name])
-            reason = f"was made with another {changed}" if found else "is damaged"
-            logger.warning("%s %s; it is made anew.", path, reason)
+            logger.warning("%s is damaged; it is made anew.", path)
         loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers)
         _write(path, wanted, _states_of(clip, learner, loader, views), (views, len(images)), dtype)
     return CachedImages(images, path)
@@ -149,6 +148,12 @@ def _write(path: Path, fingerprint: dict[str, str], batches, leading: tuple[int,
             first = next(batches)
             shape = [*leading, *first.shape[1:]]
             size = dtype.itemsize * torch.Size(shape).numel()
+            free = shutil.disk_usage(path.parent).free
+            if size > free:
+                raise ValueError(
+                    f"`views`={leading[0]} of {leading[1]} images take {size / 1e9:.1f} GB in {path.parent}, which has "
+                    f"{free / 1e9:.1f} GB free; keep fewer views or choose another folder."
+                )
             header = {
                 "__metadata__": fingerprint,
                 "states": {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [0, size]},

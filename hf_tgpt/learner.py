@@ -6,7 +6,7 @@ A learner never owns the CLIP it works on; it is handed over in every call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
@@ -33,6 +33,8 @@ class PromptLearner(nn.Module):
     uses_captions: ClassVar[bool] = False
     # Whether it classifies by text, and so takes class names that it was not trained on.
     takes_new_classes: ClassVar[bool] = False
+    # Whether the vision tower works without learned prompts, so that what it says of a picture may be kept.
+    vision_is_frozen: ClassVar[bool] = False
     # The release's tensor names -> ours. Names that are missing here are left out on conversion.
     original_names: ClassVar[dict[str, str]] = {}
 
@@ -73,18 +75,12 @@ class PromptLearner(nn.Module):
         """
         return self.image_features(clip, pixel_values, **kwargs)
 
-    def vision_prompt_field(self) -> str | None:
-        """The config's field that puts learned prompts into the vision tower; None if there are none."""
-        return None
-
     def check_vision_is_frozen(self) -> None:
         """Raises ValueError where the vision tower has learned prompts, so that its output cannot be kept."""
-        if (field := self.vision_prompt_field()) is not None:
+        if not self.vision_is_frozen:
             raise ValueError(
-                f"`{field}`={getattr(self.config, field)!r}: {self.config.method} learns prompts in the vision tower, "
-                "whose output therefore changes with every step and cannot be kept. Train on the pictures themselves, "
-                "or use a method without visual prompts: TGPT, COOP, COCOOP, or IVLP or MUTUAL_PROMPT with "
-                "`vision_prompt_length`=0."
+                f"{self.config.method} as configured learns prompts in the vision tower, whose output therefore "
+                "changes with every step and cannot be kept. Train on the pictures, or without visual prompts."
             )
 
     def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
@@ -109,7 +105,7 @@ class OpenPromptLearner(PromptLearner):
 
     def __init__(self, config: PromptConfig, clip: CLIPModel):
         super().__init__(config)
-        self._cache: tuple[list, torch.Tensor] | None = None
+        self._cache: Kept | None = None
         self._chunks: tuple[tuple, list[tuple[slice, Packing | None]]] | None = None
         self.set_class_names(clip, config.class_names)
 
@@ -159,14 +155,7 @@ class OpenPromptLearner(PromptLearner):
             return in_shares(lambda share: self._encode_classes(clip, share), len(self.class_ids))
         if trained and torch.is_grad_enabled():
             return self._encode_classes(clip)
-        if any(p.is_inference() for p in rests_on):  # such tensors do not count their changes
-            return self._encode_classes(clip)
-        device = clip.device.type
-        precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        state = [(p, p.data_ptr(), p._version, p.dtype, precision) for p in rests_on]
-        if self._cache is None or not _same(self._cache[0], state):
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache = state, self._encode_classes(clip)
+        self._cache = kept(self._cache, rests_on, lambda: self._encode_classes(clip))
         return self._cache[1]
 
     def _encode_classes(self, clip: CLIPModel, share: slice = slice(None)) -> torch.Tensor:
@@ -272,6 +261,25 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> to
                 f"`labels` holds {int(outside[0])} but there are {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}."
             )
     return F.cross_entropy(logits, labels.long())
+
+
+Kept = tuple[list | None, torch.Tensor]
+
+
+def kept(before: Kept | None, rests_on: list[nn.Parameter], compute: Callable[[], torch.Tensor]) -> Kept:
+    """(state, value): the value from `before` while all that it rests on is as it was, else computed, without gradient.
+
+    Seen is every change that torch counts, to weights, their place, dtype and autocast.
+    """
+    if any(p.is_inference() for p in rests_on):  # such tensors do not count their changes
+        return None, compute()
+    device = rests_on[0].device.type
+    precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    state = [(p, p.data_ptr(), p._version, p.dtype, precision) for p in rests_on]
+    if before is not None and before[0] is not None and _same(before[0], state):
+        return before
+    with torch.inference_mode(False), torch.no_grad():
+        return state, compute()
 
 
 def _same(old: list, new: list) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, CLIPModel
@@ -72,7 +72,7 @@ def method_configs() -> dict[str, type]:
 
 
 def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fields) -> nn.Module:
-    """The model of any method, to be trained: a PeftModel for a prompt method, else a module of this file.
+    """The model of any method, to be trained: a PeftModel for a prompt method, else a module of `references.py`.
 
     `fields` are those of the method's config. Raises ValueError for an unknown method or bad fields.
     """
@@ -83,15 +83,14 @@ def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fiel
 
 
 def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> nn.Module:
-    """What any method's `save_pretrained` wrote, on a fresh CLIP, in evaluation mode: an adapter's folder or Hub id, or
-    a reference's folder.
+    """What any method's `save_pretrained` wrote, on a fresh CLIP, in evaluation mode: a folder or Hub id.
 
     Raises ValueError if the folder is missing, incomplete or damaged.
     """
-    folder = os.path.expanduser(name_or_path)
+    folder = _local_folder(name_or_path, kwargs.get("revision"))
     if os.path.isfile(os.path.join(folder, NOTE)):
         return load_reference(clip, folder)
-    return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)
+    return load_adapter(clip, name_or_path, torch_device=str(clip.device), **kwargs)
 
 
 def base_model_of(name_or_path: str | os.PathLike) -> str:
@@ -99,29 +98,52 @@ def base_model_of(name_or_path: str | os.PathLike) -> str:
 
     Raises ValueError if its config does not tell.
     """
-    if os.path.isfile(os.path.join(name_or_path, NOTE)):
-        return read_note(name_or_path)["base_model"]
-    name = PeftConfig.from_pretrained(os.fspath(name_or_path)).base_model_name_or_path
+    folder = _local_folder(name_or_path)
+    if os.path.isfile(os.path.join(folder, NOTE)):
+        name = read_note(folder)["base_model"]
+    else:
+        name = PeftConfig.from_pretrained(folder).base_model_name_or_path
     if not name:
         raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")
     return name
 
 
-def change_config(model: nn.Module, fields: dict[str, str]) -> None:
+def _local_folder(name_or_path: str | os.PathLike, revision: str | None = None) -> str:
+    """The folder itself, or that of a repository's files; of one that cannot be had, the name, to fail by its words."""
+    name = os.path.expanduser(name_or_path)
+    if os.path.isdir(name):
+        return name
+    try:
+        return snapshot_download(name, revision=revision)
+    except (OSError, ValueError):
+        return name
+
+
+def change_config(model: nn.Module, fields: dict[str, str]) -> dict[str, str]:
     """Sets fields of the active adapter's config, written as JSON or as bare words, such as {"wise_ft": "0.5"}.
 
-    Raises ValueError for a model without such a config, an unknown field or a value that the field cannot have.
+    Returns what they were, written the same way. Raises ValueError for a model without such a config, a field that
+    may not change and a value that it cannot have.
     """
     if not isinstance(model, PeftModel):
         raise ValueError("`change`: only a prompt method's adapter has a config to change.")
     config = model.peft_config[model.active_adapter]
+    before = {}
     for name, text in fields.items():
-        if name not in {field.name for field in dataclasses.fields(config)}:
-            raise ValueError(f"`change`: {name!r} is no field of {type(config).__name__}.")
+        if name not in config.changeable:
+            known = ", ".join(config.changeable) or "none"
+            raise ValueError(
+                f"`change`: {name!r} is no field of {type(config).__name__} that may change after training; those "
+                f"that may: {known}."
+            )
+        before[name] = json.dumps(getattr(config, name))
         try:
             value = json.loads(text)
         except ValueError:
             value = text
         setattr(config, name, value)
-    config.__post_init__()
-    model.eval()  # drops what was kept for the config as it was
+    try:
+        config.__post_init__()
+    except TypeError as error:
+        raise ValueError(f"`change`: {fields} has a value of another type than the field's ({error}).") from error
+    return before

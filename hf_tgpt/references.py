@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -23,8 +24,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from .card import replace_empty_card
 from .classes import load_tokenizer, tokenize
 from .config import check_class_names, check_templates, documented
-from .learner import classification_loss
-from .towers import dimensions, encode_image, encode_tokens, logit_scale, unit
+from .learner import Kept, classification_loss, kept
+from .towers import dimensions, encode_image, encode_tokens, logit_scale, text_parameters, unit
 
 NOTE = "reference.json"
 _PROBE = "linear_probe.safetensors"
@@ -47,10 +48,11 @@ class ZeroShotConfig:
 
 @dataclass
 class LoRAConfig(ZeroShotConfig):
-    """Configuration of PEFT's LoRA on both towers of CLIP; its defaults are those of CLIP-LoRA."""
+    """Configuration of PEFT's LoRA on both towers of CLIP, after CLIP-LoRA."""
 
     r: int = documented(2, "Rank of the updates. Default: CLIP-LoRA's (Zanella and Ben Ayed, CVPR workshops 2024).")
-    lora_alpha: int = documented(1, "The updates are scaled by lora_alpha / r.")
+    # Departs from the release, which scales by lora_alpha / sqrt(r).
+    lora_alpha: int = documented(1, "The updates are scaled by lora_alpha / r, as PEFT does.")
     lora_dropout: float = documented(0.25, "Dropout of what goes into the updates, in training. Default: CLIP-LoRA's.")
     target_modules: list[str] = documented(["q_proj", "k_proj", "v_proj"], "Linear layers of the towers to update.")
 
@@ -66,6 +68,7 @@ class ZeroShot(nn.Module):
     config_class: ClassVar[type] = ZeroShotConfig
     uses_captions = False
     takes_new_classes = True
+    learns_nothing = True
 
     def __init__(self, clip: CLIPModel, class_names: list[str], config: ZeroShotConfig):
         super().__init__()
@@ -76,11 +79,15 @@ class ZeroShot(nn.Module):
     def base(self) -> CLIPModel:
         return self.clip
 
+    def _apply(self, fn, recurse=True):
+        self._head = None
+        return super()._apply(fn, recurse)
+
     def set_class_names(self, class_names: list[str]) -> None:
         """Raises ValueError for empty, double or too long names."""
         check_class_names(class_names)
         self.class_names = list(class_names)
-        self._head: tuple[list, torch.Tensor] | None = None
+        self._head: Kept | None = None
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
@@ -89,11 +96,15 @@ class ZeroShot(nn.Module):
         return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)
 
     def class_features(self) -> torch.Tensor:
-        """(c, d), in evaluation kept while the trained weights stay."""
-        weights = [(id(p), p._version) for p in self.clip.parameters() if p.requires_grad]
-        if self._head is None or self._head[0] != weights or self.training or torch.is_grad_enabled():
+        """(c, d), in evaluation kept while the text tower stays as it is."""
+
+        def head() -> torch.Tensor:
             tokenizer = load_tokenizer(self.base, self.settings.tokenizer_name_or_path)
-            self._head = weights, zero_shot_head(self.base, self.class_names, self.settings.templates, tokenizer)
+            return zero_shot_head(self.base, self.class_names, self.settings.templates, tokenizer)
+
+        if self.training or torch.is_grad_enabled():
+            return head()
+        self._head = kept(self._head, list(text_parameters(self.base)), head)
         return self._head[1]
 
     def train(self, mode: bool = True):
@@ -111,9 +122,11 @@ class LoRA(ZeroShot):
     """CLIP with PEFT's LoRA in both towers, trained on the cross entropy of zero-shot classification."""
 
     config_class: ClassVar[type] = LoRAConfig
+    learns_nothing = False
     # For its model card.
     method = "LORA"
     loader = "hf_tgpt.load_trained"
+    kind = "lora"
     citation = """@inproceedings{hu2022lora,
   title = {LoRA: Low-Rank Adaptation of Large Language Models},
   author = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean and
@@ -149,7 +162,7 @@ class LoRA(ZeroShot):
         replace_empty_card(folder, self)
 
     def load_weights(self, folder: str | os.PathLike) -> None:
-        self.clip.load_adapter(folder, "default")
+        self.clip.load_adapter(folder, "default", torch_device=str(self.clip.device))
 
 
 def zero_shot_head(
@@ -229,8 +242,8 @@ class LinearProbe(nn.Module):
         return encode_image(clip, pixel_values)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        save_file(self.head.state_dict(), Path(folder) / _PROBE)
         _write_note(self, folder)
+        save_file(self.head.state_dict(), Path(folder) / _PROBE)
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         self.head.load_state_dict(load_file(Path(folder) / _PROBE))
@@ -244,7 +257,12 @@ def load_reference(clip: CLIPModel, folder: str | os.PathLike) -> nn.Module:
     note = read_note(folder)
     kind = REFERENCES[note["method"]]
     model = kind(clip, note["class_names"], kind.config_class(**note["config"]))
-    model.load_weights(folder)
+    try:
+        model.load_weights(folder)
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"The weights in {str(folder)!r} cannot be used ({error}); train the reference again."
+        ) from error
     return model.to(clip.device).eval()
 
 
@@ -253,6 +271,9 @@ def read_note(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / NOTE
     try:
         note = json.loads(path.read_text())
+        missing = {"method", "base_model", "class_names", "config"} - note.keys()
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         if note["method"] not in REFERENCES:
             raise ValueError(f"`method`={note['method']!r}; known here: {', '.join(REFERENCES)}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -268,4 +289,5 @@ def _write_note(model: nn.Module, folder: str | os.PathLike) -> None:
         "class_names": model.class_names,
         "config": dataclasses.asdict(model.settings),
     }
+    Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / NOTE).write_text(json.dumps(content, indent=2) + "\n")

@@ -131,6 +131,8 @@ def plot_bars(path: str | Path, title: str, measures: list[str], table: Table, s
     axes = figure.subplots()
     for i, measure in enumerate(measures):
         found = [(place, *row[measure]) for place, row in enumerate(rows.values()) if measure in row]
+        if not found:
+            continue
         places, means, deviations = zip(*found, strict=True)
         axes.barh([place + i * height for place in places], means, height, xerr=deviations, label=measure, capsize=2)
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], rows)

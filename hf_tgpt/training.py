@@ -109,8 +109,10 @@ def train(
     """
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     check_labels(images.dataset, model.class_names)
-    if not trained_weights(model):
+    if getattr(model, "learns_nothing", False):
         return []
+    if not trained_weights(model):
+        raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to go on with it.")
     folder, best = Path(output_dir) / "checkpoint", Path(output_dir) / "best_adapter.safetensors"
     sampler = EpochSampler(len(images), config.seed)
     collate = Collator()

@@ -1,6 +1,7 @@
 """Image states kept on disk: the same training, found again, never stale, never half a file."""
 
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer
 from hf_tgpt import features
 from hf_tgpt.data import FewShotImages, ImageTransform
 from hf_tgpt.evaluation import evaluate, evaluation_loader
-from hf_tgpt.features import FILE_NAME, CachedImages, cache_features
+from hf_tgpt.features import CachedImages, cache_features
 from hf_tgpt.training import TrainingConfig, train
 
 IVLP_TEXT_ONLY = ("ivlp", dict(text_prompt_depth=2, vision_prompt_length=0))
@@ -145,18 +146,19 @@ def other_seed():
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    "changes",
     [
-        (dict(images=other_pictures), "data"),
-        (dict(images=other_size), "transform"),
-        (dict(images=other_seed), "seed"),
-        (dict(views=2), "views"),
-        (dict(dtype=torch.bfloat16), "dtype"),
-        (dict(name="tgpt"), "method's view"),
-        (dict(weights=1.01), "model"),
+        dict(images=other_pictures),
+        dict(images=other_size),
+        dict(images=other_seed),
+        dict(views=2),
+        dict(dtype=torch.bfloat16),
+        dict(name="tgpt"),
+        dict(weights=1.01),
     ],
+    ids=["data", "transform", "seed", "views", "dtype", "method's view", "model"],
 )
-def test_kept_states_are_made_anew_for_another(changes, named, make, count, caplog, tmp_path):
+def test_kept_states_are_made_anew_for_another(changes, make, count, caplog, tmp_path):
     cache_features(make("coop"), images(), 1, tmp_path)
     model = make(changes.get("name", "coop"))
     with torch.no_grad():
@@ -164,7 +166,8 @@ def test_kept_states_are_made_anew_for_another(changes, named, make, count, capl
     new = changes.get("images", images)()
     kept = cache_features(model, new, changes.get("views", 1), tmp_path, changes.get("dtype", torch.float16))
     assert len(count) == 2
-    assert caplog.messages == [f"{tmp_path / FILE_NAME} was made with another {named}; it is made anew."]
+    assert not caplog.messages
+    assert len(list(tmp_path.iterdir())) == 2  # the first is left for those that it fits
     expected = model.learner.image_states(model.get_base_model(), new[5]["pixel_values"][None])[0]
     torch.testing.assert_close(kept[5]["image_states"].float(), expected, atol=2e-2, rtol=2e-2)
 
@@ -204,9 +207,8 @@ def test_an_interrupted_file_is_not_believed(make, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_a_damaged_file_is_made_anew(damage, make, caplog, tmp_path):
-    path = tmp_path / FILE_NAME
+    path = cache_features(make("coop"), images(), 1, tmp_path).path
     if damage == "cut":
-        cache_features(make("coop"), images(), 1, tmp_path)
         path.write_bytes(path.read_bytes()[:-100])
     else:
         save_file({"states": torch.zeros(1)}, path)
@@ -221,9 +223,9 @@ def resident_bytes():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_file_is_mapped_and_not_read(tmp_path):
-    save_file({"states": torch.zeros(2, 24, 1_000_000, dtype=torch.float16)}, tmp_path / FILE_NAME)  # 96 MB
+    save_file({"states": torch.zeros(2, 24, 1_000_000, dtype=torch.float16)}, tmp_path / "states")  # 96 MB
     before = resident_bytes()
-    kept = CachedImages(images(), tmp_path / FILE_NAME)
+    kept = CachedImages(images(), tmp_path / "states")
     assert not kept[7]["image_states"].any()
     assert resident_bytes() - before < 20e6
 
@@ -248,9 +250,9 @@ def test_states_beyond_half_precision_are_refused(make, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("maple", "`prompt_length`=2: MAPLE learns prompts in the vision tower"),
-        ("ivlp", "`vision_prompt_length`=2: IVLP learns prompts in the vision tower"),
-        ("mutual_prompt", "`vision_prompt_length`=4: MUTUAL_PROMPT learns prompts in the vision tower"),
+        ("maple", "MAPLE as configured learns prompts in the vision tower"),
+        ("ivlp", "IVLP as configured learns prompts in the vision tower"),
+        ("mutual_prompt", "MUTUAL_PROMPT as configured learns prompts in the vision tower"),
     ],
 )
 def test_methods_with_visual_prompts_refuse(name, message, adapt, tmp_path):
@@ -292,3 +294,10 @@ def test_a_frozen_vision_tower_builds_no_graph_and_saves_nothing(name, adapt):
     model(pixel_values=pixels(model), labels=torch.tensor([0, 3, 1]), **captions).loss.backward()
     assert len(outputs) == 3  # one pass through three layers
     assert not any(output.requires_grad for output in outputs)
+
+
+def test_a_folder_without_room_is_refused_before_the_work(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 50, 50))
+    with pytest.raises(ValueError, match=r"`views`=3 of 24 images take 0\.0 GB"):
+        cache_features(make("coop"), images(), 3, tmp_path)
+    assert list(tmp_path.iterdir()) == []

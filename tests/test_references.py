@@ -1,18 +1,23 @@
 """Zero-shot CLIP, the linear probe and LoRA answer like an adapted CLIP, and come back from disk as they were."""
 
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import CLASS_NAMES, METHODS, pixels, shake
+from datasets import ClassLabel, Dataset, Features
 from peft import PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPModel
 
 from hf_tgpt import load_trained
 from hf_tgpt.checkpoint import trained_weights
 from hf_tgpt.loading import base_model_of, change_config, make_classifier
 from hf_tgpt.references import REFERENCES
+from hf_tgpt.training import TrainingConfig, train
 
 LABELS = torch.tensor([0, 3, 1])
 
@@ -113,19 +118,52 @@ def test_bad_templates_are_named(load_clip):
 
 
 def test_a_damaged_note_is_named(tmp_path, load_clip):
-    (tmp_path / "reference.json").write_text('{"method": "magic"}')
+    note = {"method": "magic", "base_model": "x", "class_names": ["a"], "config": {}}
+    (tmp_path / "reference.json").write_text(json.dumps(note))
     with pytest.raises(ValueError, match=r"reference\.json.*magic"):
         load_trained(load_clip(), tmp_path)
+    (tmp_path / "reference.json").write_text('{"method": "lora"}')
+    with pytest.raises(ValueError, match="lacks base_model, class_names, config"):
+        load_trained(load_clip(), tmp_path)
+
+
+def test_references_without_their_weights_are_named(load_clip, tmp_path):
+    for method, file in (("linear-probe", "linear_probe.safetensors"), ("lora", "adapter_model.safetensors")):
+        make_classifier(method, load_clip(), CLASS_NAMES).save_pretrained(
+            tmp_path / method
+        )
+        (tmp_path / method / file).unlink()
+        with pytest.raises(ValueError, match="cannot be used"):
+            load_trained(load_clip(), tmp_path / method)
+
+
+def test_an_adapter_that_is_loaded_for_use_is_not_trained_in_silence(adapt, tmp_path):
+    adapt(METHODS["maple"]).save_pretrained(tmp_path)
+    model = load_trained(CLIPModel.from_pretrained(base_model_of(tmp_path)), tmp_path)
+    rows = Dataset.from_dict({"label": [0]}, features=Features({"label": ClassLabel(names=CLASS_NAMES)}))
+    with pytest.raises(ValueError, match="is_trainable=True"):
+        train(model, SimpleNamespace(dataset=rows), TrainingConfig(), Accelerator(cpu=True), tmp_path / "run")
+
+
+def test_the_zero_shot_head_follows_every_change_of_the_tower(load_clip):
+    model = make_classifier("zero-shot", load_clip(), CLASS_NAMES).eval()
+    with torch.inference_mode():
+        before = model(pixels(model.clip)).logits
+    with torch.no_grad():
+        model.clip.text_model.final_layer_norm.bias.add_(torch.randn(32))
+        assert not torch.allclose(model(pixels(model.clip)).logits, before)
 
 
 def test_a_change_of_the_config_counts_at_once(adapt):
     model = adapt(METHODS["tgpt"])
     before = model(pixels(model))
-    change_config(model, {"wise_ft": "0.25"})
+    assert change_config(model, {"wise_ft": "0.25"}) == {"wise_ft": "0.0"}
     expected = torch.lerp(before.head_logits, before.zero_shot_logits, 0.25)
     assert torch.equal(model(pixels(model)).logits, expected)
-    with pytest.raises(ValueError, match="'wise' is no field of TGPTConfig"):
-        change_config(model, {"wise": "0.5"})
+    with pytest.raises(ValueError, match="'num_content_queries' is no field of TGPTConfig that may change"):
+        change_config(model, {"num_content_queries": "5"})
+    with pytest.raises(ValueError, match="another type"):
+        change_config(model, {"wise_ft": "much"})
     with pytest.raises(ValueError, match="`wise_ft`=2"):
         change_config(model, {"wise_ft": "2"})
     with pytest.raises(ValueError, match="has a config to change"):

@@ -47,6 +47,7 @@ class CoCoOp(ImageConditionedLearner):
   booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year = {2022}
 }"""
+    vision_is_frozen = True
     original_names: ClassVar = {
         "prompt_learner.ctx": "text_prompts",
         **{

@@ -62,6 +62,7 @@ class CoOp(OpenPromptLearner):
   journal = {International Journal of Computer Vision},
   year = {2022}
 }"""
+    vision_is_frozen = True
     # The release saves its prompt learner alone, so in its files the name has no prefix.
     original_names: ClassVar = {"ctx": "text_prompts", "prompt_learner.ctx": "text_prompts"}
 

@@ -126,8 +126,9 @@ class IVLP(OpenPromptLearner):
     def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         return encode_image(clip, pixel_values, list(self.vision_prompts), **kwargs)  # (b, d)
 
-    def vision_prompt_field(self) -> str | None:
-        return "vision_prompt_length" if len(self.vision_prompts) else None
+    @property
+    def vision_is_frozen(self) -> bool:
+        return not len(self.vision_prompts)
 
 
 def random_prompts(config: IVLPConfig, clip: CLIPModel, tower: str) -> nn.ParameterList:

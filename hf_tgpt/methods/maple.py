@@ -91,8 +91,5 @@ class MaPLe(OpenPromptLearner):
         ]  # J (n, d_v)
         return encode_image(clip, pixel_values, coupled, **kwargs)  # (b, d)
 
-    def vision_prompt_field(self) -> str:
-        return "prompt_length"
-
 
 register("MAPLE", MaPLeConfig, MaPLe)

@@ -8,12 +8,14 @@ same image feature into every text token, while FTP "decomposes the single globa
 finer-grained semantics and incorporates them into corresponding text prompt tokens"; texts contain "redundant and
 negative category semantics", so TVP "reorganizes the text descriptions of the current image to construct the visual
 prompt, guiding the image branch to attend to class-related representations"; a contrastive loss aligns both. All else
-below is our choice, and each choice is a field of the config.
+below is our choice, and each choice is a field of the config. What each idea brings on the toy world is measured in
+the README, "What the ideas of mutual prompt learning bring".
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -71,6 +73,7 @@ class MutualPromptConfig(PromptConfig):
         "K', an APPROXIMATION: only the K' classes nearest to the image get image-conditioned texts, the others keep "
         "the unconditioned one. None: all of them, exact.",
     )
+    changeable: ClassVar = ("top_k", "temperature", "relevance_weighting", "conditioned_texts", "shortlist")
 
     def __post_init__(self):
         super().__post_init__()
@@ -141,12 +144,12 @@ class MutualPrompt(ImageConditionedLearner):
         )
         return plain.expand(count, -1, -1).clone().index_put((images, nearest.flatten()), pairs)  # (b, s, d)
 
-    def see(self, clip, pixel_values, image_features, text_features, **kwargs) -> torch.Tensor:
+    def see(self, clip, pixel_values, image_features, text_features, texts, **kwargs) -> torch.Tensor:
         """TVP: f(x) = V(x; Q(x)), unit, (b, d)."""
         if not self.config.vision_prompt_length:
             return image_features
         if not self.config.conditioned_texts:
-            plain = unit(encode_tokens(clip, self.class_ids, self.class_eos, chunk=self.config.text_chunk_size))
+            plain = unit(encode_tokens(clip, *texts, chunk=self.config.text_chunk_size))
             text_features = plain.expand(len(image_features), -1, -1)
         relevance = self.relevance(image_features, text_features)  # a (b, s)
         description = torch.einsum("bs,bsd->bd", relevance, text_features)  # r (b, d)
@@ -155,8 +158,9 @@ class MutualPrompt(ImageConditionedLearner):
         )
         return unit(encode_image(clip, pixel_values, list(prompts.unbind(1)), **kwargs))  # J of (b, n_v, d_v)
 
-    def vision_prompt_field(self) -> str | None:
-        return "vision_prompt_length" if self.config.vision_prompt_length else None
+    @property
+    def vision_is_frozen(self) -> bool:
+        return not self.config.vision_prompt_length
 
     def relevance(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """a: the softmax over the K most relevant classes; classes of negative relevance get nothing. -> (b, s)."""

@@ -66,6 +66,7 @@ class TGPTConfig(PromptConfig):
         "Share of the zero-shot head in the classifier's weights outside training, 0 (trained head alone) to 1. "
         "The paper reports 0 and 0.5. Ignored in training.",
     )
+    changeable: ClassVar = ("wise_ft",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,7 +101,7 @@ class TGPT(PromptLearner):
   booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
   year = {2024}
 }"""
-    uses_captions = True
+    uses_captions = vision_is_frozen = True
     original_names: ClassVar = {
         "cls_head.fc.weight": "head",
         **{f"prompt_learner.query_{prompt}": f"{prompt}_queries" for prompt in ("category", "content")},

@@ -65,6 +65,7 @@ def main(arguments=None):
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not; the median counts")
     parser.add_argument("--mode", default="train", choices=["train", "infer", "load"])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2, 4], help="--mode load: worker processes")
+    parser.add_argument("--paths", nargs="+", default=[OURS, REFERENCE, FLOOR], choices=[OURS, REFERENCE, FLOOR])
     parser.add_argument("--cached", action="store_true", help="also measure ours with cached features, where it can be")
     parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"], help="torch's autocast")
     parser.add_argument("--time_limit", type=float, default=600, help="seconds for a case, loading included")
@@ -91,7 +92,7 @@ def main(arguments=None):
         return
 
     rows = []
-    paths = [OURS, *([CACHED] if args.cached else []), REFERENCE, FLOOR]
+    paths = [*args.paths, *([CACHED] if args.cached else [])]
     common = {"model": args.model, "mode": args.mode, "steps": args.steps, "mixed_precision": args.mixed_precision}
     common["memory_limit"] = args.memory_limit
     for method in args.methods:

@@ -64,7 +64,7 @@ def test_a_benchmark_leaves_rows_a_table_and_a_picture(example, clip_folders, tm
     file = tmp_path / "new" / "rows.json"
     benchmark.main([*cases, "--model", clip_folders["plain"], "--json", str(file)])
     rows = json.loads(file.read_text())
-    paths = ["ours", "ours, cached features", "reference", "floor"]
+    paths = ["ours", "reference", "floor", "ours, cached features"]
     expected = [("coop", path, classes) for path in paths for classes in (3, 5)]
     assert [(row["method"], row["path"], row["classes"]) for row in rows] == expected
     for row in rows:

@@ -129,9 +129,7 @@ def test_a_damaged_note_is_named(tmp_path, load_clip):
 
 def test_references_without_their_weights_are_named(load_clip, tmp_path):
     for method, file in (("linear-probe", "linear_probe.safetensors"), ("lora", "adapter_model.safetensors")):
-        make_classifier(method, load_clip(), CLASS_NAMES).save_pretrained(
-            tmp_path / method
-        )
+        make_classifier(method, load_clip(), CLASS_NAMES).save_pretrained(tmp_path / method)
         (tmp_path / method / file).unlink()
         with pytest.raises(ValueError, match="cannot be used"):
             load_trained(load_clip(), tmp_path / method)

@@ -247,17 +247,10 @@ def test_states_beyond_half_precision_are_refused(make, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("maple", "MAPLE as configured learns prompts in the vision tower"),
-        ("ivlp", "IVLP as configured learns prompts in the vision tower"),
-        ("mutual_prompt", "MUTUAL_PROMPT as configured learns prompts in the vision tower"),
-    ],
-)
-def test_methods_with_visual_prompts_refuse(name, message, adapt, tmp_path):
-    model = adapt(METHODS[name])
-    with pytest.raises(ValueError, match=f"{message}.* Train on the pictures themselves"):
+@pytest.mark.parametrize("name", ["maple", "ivlp", "mutual_prompt"])
+def test_methods_with_visual_prompts_refuse(name, adapt, tmp_path):
+    model, message = adapt(METHODS[name]), f"{name.upper()} as configured learns prompts in the vision tower"
+    with pytest.raises(ValueError, match=f"{message}.* Train on the pictures, or"):
         cache_features(model, images(), 1, tmp_path)
     with pytest.raises(ValueError, match=message):
         model(image_states=torch.zeros(3, 32))

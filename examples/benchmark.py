@@ -13,10 +13,9 @@ Three paths are measured side by side, on random pictures:
                sentences at the length where the longest ends
 
 A step is forward, backward and optimizer step (--mode train), or a forward that may reuse class features (--mode
-infer). --mode load measures instead how many pictures a second are read, decoded, augmented and batched by --workers
-processes, to compare with a step's. Peak memory is what steps need above the loaded model and adapter: on a GPU what
-torch allocates, on a CPU the resident size. Threads are torch's, so OMP_NUM_THREADS sets them. A case without memory or
-time is a row that says so.
+infer); how fast pictures come to it, benchmark_loading.py measures. Peak memory is what steps need above the loaded model
+and adapter: on a GPU what torch allocates, on a CPU the resident size. Threads are torch's, so OMP_NUM_THREADS sets them.
+A case without memory or time is a row that says so.
 """
 
 import argparse
@@ -30,24 +29,18 @@ import resource  # not on Windows
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from reference import REFERENCES, floor
+from reference import PLAIN, floor
 
 sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]  # evaluate.py there hides the library
 
-import numpy as np
-import PIL.Image
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
 from peft import get_peft_model
-from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, CLIPImageProcessorPil
+from transformers import AutoTokenizer
 
 import hf_tgpt
-from hf_tgpt.data import Collator, FewShotImages, ImageTransform
 from hf_tgpt.data.toyscenes import COLOURS, SHAPES
 from hf_tgpt.report import markdown_table, peak_memory_bytes, tidy_output, write_json
 
@@ -63,8 +56,7 @@ def main(arguments=None):
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--batch", nargs="+", type=int, default=[8], help="images of a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not; the median counts")
-    parser.add_argument("--mode", default="train", choices=["train", "infer", "load"])
-    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2, 4], help="--mode load: worker processes")
+    parser.add_argument("--mode", default="train", choices=["train", "infer"])
     parser.add_argument("--paths", nargs="+", default=[OURS, REFERENCE, FLOOR], choices=[OURS, REFERENCE, FLOOR])
     parser.add_argument("--cached", action="store_true", help="also measure ours with cached features, where it can be")
     parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"], help="torch's autocast")
@@ -85,11 +77,6 @@ def main(arguments=None):
         return
 
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    if args.mode == "load":
-        rows = [load(args.model, batch, workers) for batch in args.batch for workers in args.workers]
-        write_json(args.json, rows)
-        print("\n".join(markdown_table(list(rows[0]), [list(row.values()) for row in rows])))
-        return
 
     rows = []
     paths = [*args.paths, *([CACHED] if args.cached else [])]
@@ -168,7 +155,7 @@ def measure(model, method, classes, batch, path, mode, steps, mixed_precision):
         with autocast, torch.set_grad_enabled(training):
             if path == FLOOR:
                 return floor(clip, learner, method, training, **inputs)
-            loss = (REFERENCES[method](clip, learner, **inputs) if path == REFERENCE else model(**inputs)).get("loss")
+            loss = (PLAIN[method](clip, learner, **inputs) if path == REFERENCE else model(**inputs)).get("loss")
         if training:
             loss.backward()
             optimizer.step()
@@ -247,24 +234,6 @@ def host_memory(field):
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), peak_memory_bytes())
-
-
-def load(model, batch, workers, count=256):
-    """Pictures a second from JPEG files of a usual size to batches on the CPU."""
-    processor = CLIPImageProcessorPil.from_pretrained(model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/0.jpg"
-        noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
-        PIL.Image.fromarray(noise).resize((500, 375)).save(path)
-        features = Features({"image": Image(), "label": ClassLabel(names=["noise"])})
-        pictures = Dataset.from_dict({"image": [path] * count, "label": [0] * count}, features=features)
-        images = FewShotImages(pictures, ImageTransform.from_processor(processor, train=True))
-        loader = DataLoader(images, batch, collate_fn=Collator(), num_workers=workers, persistent_workers=workers > 0)
-        list(loader)  # starts the workers
-        start = time.perf_counter()
-        done = sum(len(part["labels"]) for part in loader)
-        seconds = time.perf_counter() - start
-    return {"batch": batch, "workers": workers, "pictures": done, "images_per_second": round(done / seconds, 1)}
 
 
 # Ratios, table and picture -------------------------------------------------------------------------------------------

@@ -71,8 +71,9 @@ if draft.exists():
         described.add(entry["file_name"])
     draft.write_bytes(whole)
 keys = [image_key(record, root) for record in images]
-rows = [row for row in range(len(train)) if keys[row] not in described]
-print(f"{len(train)} images, {len(train) - len(rows)} of them described already")
+first = {key: row for row, key in reversed(list(enumerate(keys)))}  # equal pictures have one key and one sentence
+rows = [row for row, key in enumerate(keys) if key not in described and first[key] == row]
+print(f"{len(train)} images, {sum(key in described for key in keys)} of them described already")
 
 # 3. The model.
 processor = AutoProcessor.from_pretrained(args.model)

@@ -147,7 +147,7 @@ def bond(bonder, queries, tokens):
     return queries + bonder.mlp(bonder.norm_mlp(queries))
 
 
-REFERENCES = {f.__name__: f for f in (coop, maple, ivlp, cocoop, mutual_prompt, tgpt)}
+PLAIN = {f.__name__: f for f in (coop, maple, ivlp, cocoop, mutual_prompt, tgpt)}
 
 
 def floor(clip, learner, method, training, pixel_values, labels=None, caption_ids=None, chunk=256):

@@ -84,7 +84,7 @@ class ZeroShot(nn.Module):
         return super()._apply(fn, recurse)
 
     def set_class_names(self, class_names: list[str]) -> None:
-        """Raises ValueError for empty, double or too long names."""
+        """Raises ValueError for empty or double names; one that is too long is named at the first forward."""
         check_class_names(class_names)
         self.class_names = list(class_names)
         self._head: Kept | None = None

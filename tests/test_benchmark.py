@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_the_reference_has_our_logits_losses_and_gradients(name, shape, adapt, e
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ours = model(**inputs)
     gradients = torch.autograd.grad(ours.loss, trained)
-    reference = example("reference").REFERENCES[name](model.get_base_model(), model.learner, **inputs)
+    reference = example("reference").PLAIN[name](model.get_base_model(), model.learner, **inputs)
     torch.testing.assert_close(reference["logits"], ours.logits, atol=5e-5, rtol=1e-5)
     torch.testing.assert_close(reference["loss"], ours.loss, atol=5e-5, rtol=1e-5)
     for expected, gradient in zip(torch.autograd.grad(reference["loss"], trained), gradients, strict=True):
@@ -152,11 +153,9 @@ def test_class_names_are_accepted_by_the_thousand(example):
     assert len(set(names)) == 10_000
 
 
-def test_loading_is_measured_with_and_without_workers(example, tmp_path, capsys):
-    example("benchmark").main(
-        ["--mode", "load", "--batch", "64", "--workers", "0", "1", "--json", str(tmp_path / "a.json")]
-    )
-    rows = json.loads((tmp_path / "a.json").read_text())
-    assert [row["workers"] for row in rows] == [0, 1]
-    assert all(row["pictures"] == 256 and row["images_per_second"] > 0 for row in rows)
-    assert "| batch | workers |" in capsys.readouterr().out
+def test_loading_is_measured_with_and_without_workers(monkeypatch, capsys):
+    program = Path(__file__).parents[1] / "examples" / "benchmark_loading.py"
+    monkeypatch.setattr(sys, "argv", [program.name, "--batch", "64", "--workers", "0", "1"])
+    runpy.run_path(str(program), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1:3] for line in lines[2:]] == [["0", "256"], ["1", "256"]]

@@ -1,5 +1,7 @@
 """Descriptions of images and classes reach the right images, and what they do not cover is counted."""
 
+import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -32,6 +34,19 @@ def images(tmp_path):
         paths.append(str(path))
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=NAMES)})
     return Dataset.from_dict({"image": paths, "label": [0, 0, 1, 1]}, features=features)
+
+
+def test_one_description_serves_all_equal_pictures_of_a_data_set_without_files(tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(picture, "PNG")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=NAMES)})
+    rows = {"image": [{"bytes": picture.getvalue(), "path": None}] * 2, "label": [0, 0]}
+    dataset = Dataset.from_dict(rows, features=features)
+    key = "sha256:" + hashlib.sha256(picture.getvalue()).hexdigest()
+    file = write(tmp_path / "captions.jsonl", {"file_name": key, "caption": "A grey square."})
+    captioned, source = attach_captions(dataset, file)
+    assert captioned["caption"][:] == ["A grey square."] * 2
+    assert source == "descriptions"
 
 
 def write(file, *lines):

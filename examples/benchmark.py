@@ -13,9 +13,9 @@ Three paths are measured side by side, on random pictures:
                sentences at the length where the longest ends
 
 A step is forward, backward and optimizer step (--mode train), or a forward that may reuse class features (--mode
-infer); how fast pictures come to it, benchmark_loading.py measures. Peak memory is what steps need above the loaded model
-and adapter: on a GPU what torch allocates, on a CPU the resident size. Threads are torch's, so OMP_NUM_THREADS sets them.
-A case without memory or time is a row that says so.
+infer); benchmark_loading.py measures how fast pictures come to it. Peak memory is what steps need above the loaded
+model and adapter: on a GPU what torch allocates, on a CPU the resident size. Threads are torch's, so OMP_NUM_THREADS
+sets them. A case without memory or time is a row that says so.
 """
 
 import argparse

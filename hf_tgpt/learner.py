@@ -30,7 +30,7 @@ class PromptLearner(nn.Module):
     # The paper, as BibTeX; printed on the model card.
     citation: ClassVar[str]
     # Whether training profits from one description per picture (`caption_ids`).
-    uses_captions: ClassVar[bool] = False
+    uses_captions: bool = False
     # Whether it classifies by text, and so takes class names that it was not trained on.
     takes_new_classes: ClassVar[bool] = False
     # Whether the vision tower works without learned prompts, so that what it says of a picture may be kept.

@@ -75,6 +75,23 @@ def test_evaluation_loss_is_the_classification_loss_unless_there_are_description
     torch.testing.assert_close(told.loss, told.loss_classification + told.loss_category + told.loss_content)
 
 
+@pytest.mark.parametrize("supervision", tgpt.SUPERVISION)
+def test_the_chosen_sentences_supervise_and_no_others(load_clip, supervision):
+    model = get_peft_model(load_clip(), TGPT.config(supervision=supervision)).train()
+    captions = {"caption_ids": token_ids(model, CAPTIONS)} if model.uses_captions else {}
+    assert bool(captions) == (supervision in ("content", "both"))
+    output = model(pixels(model), LABELS, **captions)
+    parts = {"category": output.loss_category, "content": output.loss_content}
+    told = {name: loss for name, loss in parts.items() if loss is not None}
+    assert tuple(told) == tgpt.SUPERVISION[supervision]
+    torch.testing.assert_close(output.loss, output.loss_classification + sum(told.values()))
+
+
+def test_an_unknown_supervision_is_refused():
+    with pytest.raises(ValueError, match="`supervision`='captions'.* none, category, content, both"):
+        TGPT.config(supervision="captions")
+
+
 def test_padding_of_descriptions_is_no_target(model):
     captions = token_ids(model, CAPTIONS)
     expected = model(pixels(model), LABELS, caption_ids=captions).loss

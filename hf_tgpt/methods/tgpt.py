@@ -33,6 +33,7 @@ from ..towers import (
 )
 
 LOGIT_SCALE = 100.0
+SUPERVISION = {"none": (), "category": ("category",), "content": ("content",), "both": ("category", "content")}
 
 
 @dataclass
@@ -58,6 +59,11 @@ class TGPTConfig(PromptConfig):
         "Sentences with {} for the class name; their mean text feature is the zero-shot head, from which the "
         "classifier W starts. The first also describes a picture that has no description. Default: CLIP's plainest.",
     )
+    supervision: str = documented(
+        "both",
+        "Which sentences supervise the prompts: 'category', 'content', 'both' or, for an ablation, 'none'. Default: as "
+        "released.",
+    )
     label_smoothing: float = documented(
         0.1, "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: as released."
     )
@@ -72,6 +78,7 @@ class TGPTConfig(PromptConfig):
         super().__post_init__()
         for name in ("num_category_queries", "num_content_queries"):
             self.require(name, getattr(self, name) >= 1, "learn at least 1 query.")
+        self.require("supervision", self.supervision in SUPERVISION, f"choose one of {', '.join(SUPERVISION)}.")
         self.require("label_smoothing", 0 <= self.label_smoothing < 1, "choose 0 to below 1.")
         self.require("wise_ft", 0 <= self.wise_ft <= 1, "choose 0 to 1.")
         check_templates(self.templates)
@@ -101,7 +108,7 @@ class TGPT(PromptLearner):
   booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
   year = {2024}
 }"""
-    uses_captions = vision_is_frozen = True
+    vision_is_frozen = True
     original_names: ClassVar = {
         "cls_head.fc.weight": "head",
         **{f"prompt_learner.query_{prompt}": f"{prompt}_queries" for prompt in ("category", "content")},
@@ -115,6 +122,7 @@ class TGPT(PromptLearner):
 
     def __init__(self, config: TGPTConfig, clip: CLIPModel):
         super().__init__(config)
+        self.uses_captions = "content" in SUPERVISION[config.supervision]
         text_width, width = clip.config.text_config.hidden_size, clip.config.projection_dim
         context = clip.config.text_config.max_position_embeddings
         for name in ("num_category_queries", "num_content_queries"):
@@ -192,9 +200,13 @@ class TGPT(PromptLearner):
             logits = torch.lerp(logits, zero_shot_logits, self.config.wise_ft)
         output = TGPTOutput(logits=logits, head_logits=head_logits, zero_shot_logits=zero_shot_logits)
         output.loss = output.loss_classification = classification_loss(logits, labels)
-        if labels is not None and (self.training or caption_ids is not None):
+        supervised = labels is not None and (self.training or caption_ids is not None)
+        sentences = SUPERVISION[self.config.supervision] if supervised else ()
+        if "category" in sentences:
             ids, ends = self.category_ids[labels], self.category_eos[labels]
             output.loss_category = self.sentence_loss(clip, category, ids, ends)
+            output.loss = output.loss + output.loss_category
+        if "content" in sentences:
             if caption_ids is None:
                 caption_ids = self._default_captions(labels)
             if len(caption_ids) != len(labels):
@@ -203,7 +215,7 @@ class TGPT(PromptLearner):
                 )
             ends = eos_positions(clip, caption_ids)
             output.loss_content = self.sentence_loss(clip, content, caption_ids, ends)
-            output.loss = output.loss_classification + output.loss_category + output.loss_content
+            output.loss = output.loss + output.loss_content
         return output
 
     def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:

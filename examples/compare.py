@@ -13,6 +13,7 @@ Calling this again goes on where it was interrupted and adds what is new.
 
 import argparse
 import csv
+import hashlib
 import json
 import shlex
 import shutil
@@ -46,8 +47,8 @@ MEASURES = {  # column: name in results.json
     "base": "base",
     "new": "new",
     "H": "harmonic_mean",
-    "all classes": "accuracy",
-    "all, WiSE-FT": "wise_ft_accuracy",
+    "{} classes": "accuracy",
+    "{}, WiSE-FT": "wise_ft_accuracy",
 }
 
 parser = argparse.ArgumentParser(
@@ -59,6 +60,8 @@ parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METH
 parser.add_argument("--datasets", nargs="+", default=["toyworld:codes"], metavar="DATASET")
 parser.add_argument("--protocols", nargs="+", default=["few-shot"], choices=["few-shot", "base-to-new"])
 parser.add_argument("--test_datasets", nargs="+", default=[], metavar="DATASET", help="few-shot: tested on these too")
+parser.add_argument("--class_pictures", action="store_true", help="for each run and test also a picture of the change "
+                    "of each class and of the confusions, beside its results")  # fmt: skip
 parser.add_argument("--shots", nargs="+", type=int, default=[16])
 parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
 args, for_train = parser.parse_known_args()
@@ -70,11 +73,16 @@ of_data.add_argument("--mixed_precision")
 known = vars(of_data.parse_known_args(for_train)[0])
 for_any = {name: known.pop(name) for name in ("model", "mixed_precision")}
 for_same = {name: value for name, value in known.items() if name not in ("dataset", "classes")}
+classes = known["classes"]  # of few-shot
+if classes != "all" and "base-to-new" in args.protocols:
+    parser.error(f"`classes`={classes!r} is for few-shot alone; base-to-new has both halves.")
 failures: list[str] = []
 
 
 def slug(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in text).strip("._")
+    """A name for a file; of a long text, its beginning and a hash."""
+    name = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in text).strip("._")
+    return name if len(name) <= 150 else f"{name[:130]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def run(program: str, *arguments) -> str:
@@ -114,8 +122,11 @@ def trained(folder: Path, dataset: str, method: list[str], classes: str, shots: 
 def evaluated(folder: Path, dataset: str, classes: str, seed: int, options: dict) -> float | None:
     """The accuracy of what was trained in the folder, by evaluate.py; None if it cannot be had for these classes."""
     file = folder / f"{slug(dataset)}-{classes}.json"
-    if (results := results_of(file, dataset)) is None and (folder / "results.json").exists():
+    picture = file.with_suffix(".png")
+    done = (results := results_of(file, dataset)) is not None and (picture.exists() or not args.class_pictures)
+    if not done and (folder / "results.json").exists():
         about = ["--dataset", dataset, "--classes", classes, "--seed", seed]
+        about += ["--picture", picture] if args.class_pictures else []
         for name, value in options.items():
             about += [f"--{name}", value] if value is not None else []
         failure = run("evaluate.py", "--adapter", folder, *about, "--output", file)
@@ -136,9 +147,11 @@ for dataset in args.datasets:
                 folder = folder / f"{shots}-shots-seed-{seed}"
                 result: dict = {}
                 if "few-shot" in args.protocols:
-                    result = trained(folder / "all", dataset, method, "all", shots, seed)
+                    result = trained(folder / classes, dataset, method, classes, shots, seed)
+                    if args.class_pictures:
+                        evaluated(folder / classes, dataset, classes, seed, for_any | for_same)
                     for other in args.test_datasets:
-                        result[other] = evaluated(folder / "all", other, "all", seed, for_any)
+                        result[other] = evaluated(folder / classes, other, classes, seed, for_any)
                 if "base-to-new" in args.protocols:
                     base = trained(folder / "base", dataset, method, "base", shots, seed)
                     result = base | {"accuracy": None, "wise_ft_accuracy": None} | result
@@ -150,7 +163,8 @@ for dataset in args.datasets:
                     cases.setdefault((dataset, shots, label), []).append(result)
 
 # 2. Mean and, over several seeds, standard deviation, in percent; over several data sets also their average.
-measures = MEASURES | {f"on {name}": name for name in args.test_datasets}
+measures = {column.format(classes): name for column, name in MEASURES.items()}
+measures |= {f"on {name}": name for name in args.test_datasets}
 if "base-to-new" not in args.protocols:
     measures = {column: name for column, name in measures.items() if column not in ("base", "new", "H")}
 if len(args.datasets) > 1:
@@ -208,8 +222,8 @@ with (args.output_dir / "table.csv").open("w", newline="") as file:
 for dataset in dict.fromkeys(case[0] for case in cases):
     found = {case[1:]: row for case, row in table.items() if case[0] == dataset}
     plot_bars(args.output_dir / f"{slug(dataset)}.png", dataset, columns, found, max(args.shots))
-    if len(args.shots) > 1 and "all classes" in columns:
-        plot_shots(args.output_dir / f"{slug(dataset)}-shots.png", dataset, "all classes", found)
+    if len(args.shots) > 1 and f"{classes} classes" in columns:
+        plot_shots(args.output_dir / f"{slug(dataset)}-shots.png", dataset, f"{classes} classes", found)
 print("\n".join(lines))
 if failures:
     raise SystemExit("\n\n".join(failures))

@@ -3,6 +3,7 @@
     python examples/evaluate.py --adapter runs/maple --dataset path/to/other/pictures
     python examples/evaluate.py --adapter runs/maple --dataset toyworld:shapes/fog --classes new
     python examples/evaluate.py --adapter runs/tgpt --dataset toyworld:codes --change wise_ft=0.3
+    python examples/evaluate.py --adapter runs/maple --dataset oxford_pets --classes new --compare-with-published
 
 A method that classifies by text takes the data set's own class names; one whose classes are fixed has to know them all,
 and is then scored among those alone.
@@ -22,9 +23,10 @@ import hf_tgpt
 from hf_tgpt.arguments import add_data_arguments, data_arguments, zero_shot_templates
 from hf_tgpt.data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from hf_tgpt.evaluation import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
-from hf_tgpt.loading import base_model_of, change_config, load_trained, make_classifier
+from hf_tgpt.loading import base_model_of, change_config, load_trained, make_classifier, results_of
+from hf_tgpt.published import BACKBONE, published_beside, read_published
 from hf_tgpt.references import ZeroShot
-from hf_tgpt.report import library_versions, tidy_output, write_json
+from hf_tgpt.report import library_versions, markdown_table, plot_classes, tidy_output, write_json
 
 # 1. Arguments.
 parser = argparse.ArgumentParser(
@@ -38,6 +40,9 @@ parser.add_argument("--templates", nargs="+", help="zero-shot's (default: a know
 parser.add_argument("--seed", type=int, default=0, help="of the split, where the data set comes without one")
 parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
 parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
+parser.add_argument("--compare-with-published", action="store_true", help="print the published accuracies of the same "
+                    "training and test beside this one (examples/recipes/published.csv)")  # fmt: skip
+parser.add_argument("--picture", type=Path, help="a .png file for the change of each class and the confusions")
 parser.add_argument("--output", type=Path, help="a JSON file for the results (default: they are only printed)")
 args = parser.parse_args()
 
@@ -52,6 +57,10 @@ def write(results: dict) -> None:
 tidy_output()
 accelerator = Accelerator(mixed_precision=args.mixed_precision)
 start = time.perf_counter()
+published = []
+if args.compare_with_published:
+    rows = read_published(Path(__file__).parent / "recipes" / "published.csv")
+    published = published_beside(rows, results_of(args.adapter), args.dataset, args.classes)
 model_name = args.model or base_model_of(args.adapter)
 clip = hf_tgpt.load_clip(model_name).to(accelerator.device).eval()
 processor = CLIPImageProcessorPil.from_pretrained(model_name)
@@ -93,7 +102,11 @@ if changes:
 
 # 4. Results.
 seconds = round(time.perf_counter() - start, 1)
+if published:
+    results["published"] = [{name: row[name] for name in ("method", "accuracy", "source")} for row in published]
 write(results | {"zero_shot_accuracy": zero_shot["accuracy"], **adapted, "seconds": seconds})
+if args.picture and accelerator.is_main_process:
+    plot_classes(args.picture, names, zero_shot, adapted, predictions["logits"].argmax(-1), predictions["labels"])
 accelerator.print(f"{args.adapter} on {args.dataset}, {args.classes} classes ({len(names)}), {len(images)} pictures")
 accelerator.print(f"zero-shot accuracy   {zero_shot['accuracy']:.3f}")
 accelerator.print(f"adapted accuracy     {adapted['accuracy']:.3f}")
@@ -103,3 +116,7 @@ if args.change:
     changed = results["changed"]
     accelerator.print(f"with {' '.join(args.change)}: {changed['accuracy']:.3f}, {changed['same_answers']:.1%} of the "
                       f"answers as before, logits up to {largest:.2g} apart")  # fmt: skip
+if published:
+    ours = [f"measured: {args.adapter} on {model_name}", f"{100 * adapted['accuracy']:.2f}", "this run"]
+    theirs = [[f"{row['method']} on {BACKBONE}", f"{row['accuracy']:.2f}", row["source"]] for row in published]
+    accelerator.print("\n".join(["", *markdown_table(["", "accuracy, percent", "source"], [ours, *theirs])]))

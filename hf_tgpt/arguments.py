@@ -24,6 +24,7 @@ _NOT_ARGUMENTS = {field.name for field in dataclasses.fields(PeftConfig)} | {"cl
 # What a recipe file may hold besides arguments.
 _RECIPE_NOTES = ("source", "note")
 DEFAULT_METHOD = "tgpt"
+RECIPES = {"papers": "{}.json", "toy": "toy_{}.json"}
 _COLUMNS = ("image", "label", "caption")
 
 
@@ -109,8 +110,12 @@ def parse_arguments(
     parser.add_argument(
         "--config",
         type=Path,
-        help="a recipe, a JSON file of arguments (default: METHOD.json of examples/recipes, without --model "
-        "toy_METHOD.json)",
+        help="a recipe, a JSON file of arguments (default: METHOD.json or toy_METHOD.json of examples/recipes)",
+    )
+    parser.add_argument(
+        "--recipes",
+        choices=list(RECIPES),
+        help="which of the two: the papers' or those for a toy of a CLIP (default: the papers' with --model, else toy)",
     )
     parser.add_argument(
         "-h", "--help", action="help", help="show this help, with the fields of the method given, and exit"
@@ -119,7 +124,8 @@ def parse_arguments(
     first, _ = parser.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
     try:
         _check_method(first.method or DEFAULT_METHOD)
-        recipe_path = first.config or recipes / default_recipe(first.method or DEFAULT_METHOD, first.model)
+        kind = first.recipes or ("toy" if first.model is None else "papers")
+        recipe_path = first.config or recipes / RECIPES[kind].format(first.method or DEFAULT_METHOD)
         recipe = read_recipe(recipe_path, first.method)
     except ValueError as error:
         parser.error(str(error))
@@ -158,6 +164,7 @@ def parse_arguments(
         parser.error(str(error))
     apart = {
         "config",
+        "recipes",
         "output_dir",
         "resume",
         "log_with",
@@ -169,11 +176,6 @@ def parse_arguments(
     }
     result.settings = {name: value for name, value in vars(result).items() if name not in apart}
     return result
-
-
-def default_recipe(method: str, model: str | None) -> str:
-    """The toy CLIP has recipes of its own; every other one starts from the papers'."""
-    return f"toy_{method}.json" if model is None else f"{method}.json"
 
 
 def read_recipe(path: Path, method: str | None = None) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -106,6 +107,12 @@ def base_model_of(name_or_path: str | os.PathLike) -> str:
     if not name:
         raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")
     return name
+
+
+def results_of(name_or_path: str | os.PathLike) -> dict[str, Any]:
+    """What examples/train.py measured of an adapter or a reference, its results.json; empty where there is none."""
+    file = Path(_local_folder(name_or_path)) / "results.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _local_folder(name_or_path: str | os.PathLike, revision: str | None = None) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import transformers
 
@@ -83,12 +84,7 @@ def plot_run(
     """A picture of the training curve and of the classes whose accuracy changed `most`, from metrics to metrics."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
-    change = [
-        (b - a, name)
-        for name, a, b in zip(class_names, before["per_class_accuracy"], after["per_class_accuracy"], strict=True)
-        if None not in (a, b)
-    ]
-    change = sorted(sorted(change, key=lambda entry: -abs(entry[0]))[:most])
+    change = _largest_changes(class_names, before, after, most)
     figure = Figure(figsize=(11, max(4, 0.22 * len(change))), layout="constrained")
     curve, bars = figure.subplots(1, 2)
     steps = [row["step"] for row in history]
@@ -103,12 +99,65 @@ def plot_run(
     loss.set(ylabel="loss")
     lines = curve.get_lines() + loss.get_lines()
     curve.legend(lines, [line.get_label() for line in lines], loc="center right")
-    colours = ["tab:green" if value >= 0 else "tab:red" for value, _ in change]
-    bars.barh([name for _, name in change], [value for value, _ in change], color=colours)
-    bars.axvline(0, color="black", linewidth=0.8)
-    bars.tick_params(axis="y", labelsize=8)
-    bars.set(xlabel="accuracy, adapter minus zero-shot", title="change per class")
+    _plot_changes(bars, change)
     figure.savefig(path, dpi=110)
+
+
+def plot_classes(
+    path: str | Path,
+    class_names: list[str],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    most: int = 30,
+) -> None:
+    """A picture of the classes whose accuracy changed `most`, from metrics to metrics, and of what is taken for what.
+
+    `predictions` and `labels` (n,) are class numbers. The confusion matrix shows shares of a class's images; of more
+    than `most` classes, those that are confused most.
+    """
+    from matplotlib.figure import Figure
+
+    count = len(class_names)
+    confusion = np.zeros((count, count))
+    np.add.at(confusion, (labels, predictions), 1)
+    wrong = confusion.sum(1) + confusion.sum(0) - 2 * confusion.diagonal()
+    shown = np.sort(np.argsort(-wrong, kind="stable")[:most])
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    change = _largest_changes(class_names, before, after, most)
+    side = max(4.5, 0.22 * max(len(shown), len(change)))
+    figure = Figure(figsize=(7 + 1.2 * side, side + 1), layout="constrained")
+    bars, matrix = figure.subplots(1, 2, width_ratios=[1, 1.2])
+    _plot_changes(bars, change)
+    picture = matrix.imshow(shares[np.ix_(shown, shown)], vmin=0, vmax=1, cmap="Blues")
+    names = [class_names[i] for i in shown]
+    matrix.set_xticks(range(len(shown)), names, rotation=90, fontsize=8)
+    matrix.set_yticks(range(len(shown)), names, fontsize=8)
+    rest = f", the {most} most confused classes" if count > most else ""
+    matrix.set(xlabel="predicted", ylabel="label", title=f"confusion{rest}")
+    figure.colorbar(picture, ax=matrix, label="share of the class's images", shrink=0.8)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _largest_changes(class_names: list[str], before: dict, after: dict, most: int) -> list[tuple[float, str]]:
+    """(change, name) of the classes whose accuracy changed most, in order; those without images are left out."""
+    change = [
+        (b - a, name)
+        for name, a, b in zip(class_names, before["per_class_accuracy"], after["per_class_accuracy"], strict=True)
+        if None not in (a, b)
+    ]
+    return sorted(sorted(change, key=lambda entry: -abs(entry[0]))[:most])
+
+
+def _plot_changes(axes, change: list[tuple[float, str]]) -> None:
+    colours = ["tab:green" if value >= 0 else "tab:red" for value, _ in change]
+    axes.barh([name for _, name in change], [value for value, _ in change], color=colours)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlabel="accuracy, adapter minus zero-shot", title="change per class")
 
 
 def markdown_table(header: list[str], rows: list[list]) -> list[str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, pixels
@@ -21,6 +22,7 @@ from hf_tgpt.arguments import parse_arguments, read_recipe
 from hf_tgpt.evaluation import for_classes
 from hf_tgpt.loading import make_classifier
 from hf_tgpt.references import REFERENCES
+from hf_tgpt.report import plot_classes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -154,6 +156,31 @@ def test_a_fixed_class_list_is_scored_among_the_classes_that_are_asked_for(load_
     assert for_classes(model, CLASS_NAMES) is model
 
 
+@pytest.mark.filterwarnings("ignore:the class names of Food101")
+def test_published_accuracies_of_the_same_training_and_test_stand_beside_ours(base_adapters, run, pictures, tmp_path):
+    adapter = shutil.copytree(base_adapters["maple"], tmp_path / "maple")
+    results = json.loads((adapter / "results.json").read_text())
+    (adapter / "results.json").write_text(json.dumps(results | {"dataset": f"food101:{pictures}", "shots": 16}))
+    about = ("--adapter", adapter, "--dataset", f"food101:{pictures}", "--compare-with-published")
+    printed = run(*about, "--classes", "new", "--output", tmp_path / "new.json", program="evaluate.py")
+    assert "| MaPLe on CLIP ViT-B/16 | 92.05 | Khattak et al., CVPR 2023 (MaPLe), table 3 |" in printed
+    assert f"| measured: {adapter} on {TOY_CLIP} | 100.00 | this run |" in printed
+    published = json.loads((tmp_path / "new.json").read_text())["published"]
+    assert [row["method"] for row in published] == ["CLIP", "CoOp", "CoCoOp", "MaPLe"]
+    with pytest.raises(ValueError, match="there is no published number for food101, all classes"):
+        run(*about, program="evaluate.py")
+
+
+@pytest.mark.parametrize("most", [30, 3])
+def test_a_picture_shows_the_change_of_each_class_and_the_confusions(tmp_path, most):
+    labels = np.arange(40) % 8
+    metrics = [{"per_class_accuracy": [share, *[None] * 2, *[0.5] * 5]} for share in (0.2, 0.8)]
+    names = [f"class {i}" for i in range(8)]
+    plot_classes(tmp_path / "new" / "classes.png", names, *metrics, (labels + (labels > 5)) % 8, labels, most)
+    with PILImage.open(tmp_path / "new" / "classes.png") as picture:
+        assert picture.width > 600
+
+
 def test_compare_writes_one_table_and_goes_on_where_it_stopped(pictures, tmp_path):
     output = tmp_path / "results"
 
@@ -174,6 +201,9 @@ def test_compare_writes_one_table_and_goes_on_where_it_stopped(pictures, tmp_pat
     assert (output / "table.md").read_text().strip() == done.stdout.strip()
     assert (output / "table.csv").read_text().count("\n") == 3
     assert len(list(output.glob("*.png"))) == 1
+    compare("--methods", "shallow: maple --prompt_depth 1", "--class_pictures")
+    assert first.stat().st_mtime_ns == time
+    assert len(list(first.parent.glob("*-new.png"))) == 1
 
 
 def test_a_run_is_not_overwritten(run, pictures, tmp_path):

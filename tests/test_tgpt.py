@@ -88,7 +88,7 @@ def test_the_chosen_sentences_supervise_and_no_others(load_clip, supervision):
 
 
 def test_an_unknown_supervision_is_refused():
-    with pytest.raises(ValueError, match="`supervision`='captions'.* none, category, content, both"):
+    with pytest.raises(ValueError, match=r"`supervision`='captions'.* none, category, content, both"):
         TGPT.config(supervision="captions")
 
 

@@ -127,7 +127,7 @@ def plot_classes(
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     change = _largest_changes(class_names, before, after, most)
     side = max(4.5, 0.22 * max(len(shown), len(change)))
-    figure = Figure(figsize=(7 + 1.2 * side, side + 1), layout="constrained")
+    figure = Figure(figsize=(8 + 1.2 * side, side + 2), layout="constrained")
     bars, matrix = figure.subplots(1, 2, width_ratios=[1, 1.2])
     _plot_changes(bars, change)
     picture = matrix.imshow(shares[np.ix_(shown, shown)], vmin=0, vmax=1, cmap="Blues")

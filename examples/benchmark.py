@@ -41,8 +41,9 @@ from peft import get_peft_model
 from transformers import AutoTokenizer
 
 import hf_tgpt
+from hf_tgpt.checkpoint import write_json
 from hf_tgpt.data.toyscenes import COLOURS, SHAPES
-from hf_tgpt.report import markdown_table, peak_memory_bytes, tidy_output, write_json
+from hf_tgpt.report import markdown_table, peak_memory_bytes, tidy_output
 
 OURS, CACHED, REFERENCE, FLOOR = "ours", "ours, cached features", "reference", "floor"
 TOO_MUCH = ("out of memory", "out of time")

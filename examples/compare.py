@@ -16,7 +16,6 @@ import csv
 import hashlib
 import json
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ HERE = Path(__file__).parent
 sys.path[:] = [path for path in sys.path if Path(path) != HERE]  # evaluate.py there hides the library
 
 from hf_tgpt.arguments import add_data_arguments
-from hf_tgpt.checkpoint import find_checkpoint
+from hf_tgpt.checkpoint import lock_folder
 from hf_tgpt.report import markdown_table, plot_bars, plot_shots
 
 # What --methods knows by name: a method of train.py and its options.
@@ -76,6 +75,9 @@ for_same = {name: value for name, value in known.items() if name not in ("datase
 classes = known["classes"]  # of few-shot
 if classes != "all" and "base-to-new" in args.protocols:
     parser.error(f"`classes`={classes!r} is for few-shot alone; base-to-new has both halves.")
+args.output_dir.mkdir(parents=True, exist_ok=True)
+if not lock_folder(args.output_dir):
+    parser.error(f"`output_dir`={str(args.output_dir)!r} is being written to by another comparison.")
 failures: list[str] = []
 
 
@@ -108,9 +110,7 @@ def trained(folder: Path, dataset: str, method: list[str], classes: str, shots: 
     file = folder / "results.json"
     if (results := results_of(file, dataset)) is None:
         print(f"{dataset}, {' '.join(method)}, {classes} classes, {shots} shots, seed {seed}", file=sys.stderr)
-        again = ["--resume"] if find_checkpoint(folder / "checkpoint") else []
-        if folder.exists() and not again:  # interrupted before its first checkpoint
-            shutil.rmtree(folder)
+        again = ["--resume"] if (folder / "run.json").exists() else []
         about = ["--dataset", dataset, "--classes", classes, "--shots", shots, "--seed", seed]
         failure = run("train.py", "--method", *method, *about, *for_train, "--output_dir", folder, *again)
         if failure:

@@ -21,12 +21,13 @@ from transformers import CLIPImageProcessorPil
 
 import hf_tgpt
 from hf_tgpt.arguments import add_data_arguments, data_arguments, zero_shot_templates
+from hf_tgpt.checkpoint import write_json
 from hf_tgpt.data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from hf_tgpt.evaluation import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
 from hf_tgpt.loading import base_model_of, change_config, load_trained, make_classifier, results_of
 from hf_tgpt.published import BACKBONE, published_beside, read_published
 from hf_tgpt.references import ZeroShot
-from hf_tgpt.report import library_versions, markdown_table, plot_classes, tidy_output, write_json
+from hf_tgpt.report import library_versions, markdown_table, plot_classes, tidy_output
 
 # 1. Arguments.
 parser = argparse.ArgumentParser(

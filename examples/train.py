@@ -21,11 +21,11 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 import hf_tgpt
 from hf_tgpt import arguments, data
-from hf_tgpt.checkpoint import prepare_output_dir
+from hf_tgpt.checkpoint import prepare_output_dir, write_json
 from hf_tgpt.evaluation import evaluate, evaluation_loader
 from hf_tgpt.features import cache_features
 from hf_tgpt.loading import load_trained, make_classifier
-from hf_tgpt.report import plot_run, summarise, tidy_output, write_json
+from hf_tgpt.report import plot_run, summarise, tidy_output
 from hf_tgpt.training import train
 
 # 1. Arguments: --help shows them with the fields of the method's config and of the training.

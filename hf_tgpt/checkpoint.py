@@ -1,4 +1,8 @@
-"""A run's folder and its checkpoints: Accelerate's, but with the adapter's weights alone, and never half a folder."""
+"""A run's folder and its checkpoints: Accelerate's, but with the adapter's weights alone, and never half a one.
+
+What is written gets a temporary name, goes to the disk and is then renamed, so that a run which is killed at any moment
+leaves files that are whole.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,34 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+_LOCK = ".lock"
+
+
+# Held until the process ends.
+_LOCKS: dict[Path, FileLock] = {}
 
 
 def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool, accelerator: Accelerator) -> Path:
     """Makes the folder of a new run and notes its settings in run.json; with `resume`, checks that they are the same.
 
-    Returns the folder, the main process's in all processes. Raises ValueError if it holds another run, or if `resume`
-    finds no checkpoint or one of a run with other settings.
+    Returns the folder, the main process's in all processes. Raises ValueError if another program writes to it at the
+    moment, if it holds another run, or if `resume` finds none or one with other settings.
     """
     output_dir = Path(broadcast_object_list([str(output_dir)])[0])
-    note = output_dir / "run.json"
+    note, taken = output_dir / "run.json", [False]
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        taken = [not lock_folder(output_dir)]
+    if broadcast_object_list(taken)[0]:
+        raise ValueError(f"`output_dir`={str(output_dir)!r} is being written to by another run; choose another folder.")
     if resume:
-        if not note.exists() or not find_checkpoint(output_dir / "checkpoint"):
-            raise ValueError(f"`resume`: {str(output_dir)!r} holds no checkpoint; start the run without it.")
+        if not note.exists():
+            raise ValueError(f"`resume`: {str(output_dir)!r} holds no run; start it without.")
         before = json.loads(note.read_text())
         for name, value in settings.items():
             if before.get(name) != value:
@@ -34,22 +51,54 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
                     f"`{name}`={value!r} but the run in {str(output_dir)!r} has {before.get(name)!r}; resume with the "
                     "same settings or start a new run."
                 )
-    elif output_dir.exists() and any(output_dir.iterdir()):
+    elif any(path.name != _LOCK for path in output_dir.iterdir()):
         raise ValueError(
             f"`output_dir`={str(output_dir)!r} already holds another run or other files; choose a new folder, or "
             "resume that run."
         )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not resume:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(note, settings)
     accelerator.wait_for_everyone()
     return output_dir
 
 
-def find_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; the second name is left by a run that was stopped between two renames."""
-    return next((path for path in (folder, folder.with_name("checkpoint.old")) if path.is_dir()), None)
+def lock_folder(folder: Path) -> bool:
+    """Takes a folder for this process until it ends, however it ends; False if another one has it."""
+    path = (folder / _LOCK).resolve()
+    if path not in _LOCKS:
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        _LOCKS[path] = lock
+    return True
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Written whole or not at all."""
+    temporary = Path(path).with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    put_in_place(temporary, Path(path))
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Renames a file or folder once its content is on the disk; a file that is there already is replaced."""
+    for file in (temporary, *temporary.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def find_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint in a run's folder. Each is whole: it has its name only since then."""
+    return max(Path(output_dir).glob("checkpoint-*"), key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -60,9 +109,10 @@ def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def save_weights(accelerator: Accelerator, model: nn.Module, path: Path) -> None:
     """The trained weights, written whole or not at all."""
     if accelerator.is_main_process:
-        temporary = path.with_suffix(".tmp")
-        save_file(trained_weights(model), temporary)
-        os.replace(temporary, path)
+        with _explained(path):
+            temporary = path.with_suffix(".tmp")
+            save_file(trained_weights(model), temporary)
+            put_in_place(temporary, path)
     accelerator.wait_for_everyone()
 
 
@@ -105,26 +155,45 @@ def adapter_checkpoints(accelerator: Accelerator, model: nn.Module, **states):
             hook.remove()
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path) -> None:
-    """Written beside the old checkpoint, which is dropped only when the new one is whole."""
-    temporary = folder.with_name("checkpoint.tmp")
+def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, keep: int = 1) -> None:
+    """Writes `checkpoint-STEP` and drops all but the newest `keep`.
+
+    Raises OSError, with what to do, if it cannot be written; the earlier ones are then as they were.
+    """
+    output_dir = Path(output_dir)
+    temporary = output_dir / "checkpoint.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(temporary)
+    with _explained(temporary):
+        accelerator.save_state(temporary)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        old = folder.with_name("checkpoint.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        path = output_dir / f"checkpoint-{step}"
+        shutil.rmtree(path, ignore_errors=True)  # a run that is resumed at its end comes here again
+        with _explained(path):
+            put_in_place(temporary, path)
+        for old in sorted(output_dir.glob("checkpoint-*"), key=_step)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
-    found = find_checkpoint(folder)
-    if found is None:
-        raise ValueError(f"`resume`: there is no checkpoint {str(folder)!r}; start the run without resume.")
-    accelerator.load_state(found)
+def load_checkpoint(accelerator: Accelerator, output_dir: str | Path) -> None:
+    """The newest one; a run that was stopped before its first begins anew."""
+    found = find_checkpoint(output_dir)
+    if found is not None:
+        accelerator.load_state(found)
+
+
+@contextmanager
+def _explained(path: Path):
+    """A failure to write says what is left and what to do. torch and safetensors have errors of their own for it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        found = find_checkpoint(path.parent)
+        left = f"{found.name} is whole" if found else "there is no checkpoint yet"
+        raise OSError(
+            f"{str(path)!r} could not be written ({error}); {left}. Make room or mend the rights, and go on with "
+            "--resume."
+        ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import sys
 import warnings
@@ -64,13 +62,6 @@ def summarise(args, config, model, zero_shot: dict, adapted: dict, captions: str
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": library_versions(),
     }
-
-
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Written whole or not at all."""
-    temporary = Path(path).with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def plot_run(

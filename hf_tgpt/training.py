@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +27,10 @@ from .checkpoint import (
 )
 from .data import Collator, FewShotImages
 from .evaluation import evaluate, silent
+from .interruption import EXIT_CODES, interruptions
 
 OPTIMIZERS = ("sgd", "adamw")
+NON_FINITE = ("stop", "skip")
 
 
 @dataclass
@@ -49,10 +53,17 @@ class TrainingConfig:
         default=None, metadata={"help": "Constant rate of the warm-up. Default: a linear rise to the peak."}
     )
     max_grad_norm: float | None = field(default=None, metadata={"help": "Clips the adapter's gradient. Default: off."})
+    non_finite: str = field(
+        default="stop",
+        metadata={
+            "help": "At a loss or gradient that is not finite: 'stop', or 'skip' the step, up to an epoch's in a row."
+        },
+    )
     evaluate_every: int = field(
         default=1, metadata={"help": "Epochs between validations, which choose the best adapter."}
     )
     save_every: int = field(default=1, metadata={"help": "Epochs between checkpoints to resume from; 0 for none."})
+    keep_checkpoints: int = field(default=1, metadata={"help": "How many of the newest stay."})
     num_workers: int = field(default=0, metadata={"help": "Processes that decode images, per training process."})
     seed: int = field(
         default=0, metadata={"help": "Of the draw of shots, the adapter's start, order and augmentation."}
@@ -61,8 +72,10 @@ class TrainingConfig:
     def __post_init__(self):
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer`={self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}.")
+        if self.non_finite not in NON_FINITE:
+            raise ValueError(f"`non_finite`={self.non_finite!r} is unknown; choose one of {', '.join(NON_FINITE)}.")
         positive = ("learning_rate", "batch_size", "gradient_accumulation_steps", "epochs", "evaluate_every")
-        for name in (*positive, "max_steps", "max_grad_norm"):
+        for name in (*positive, "keep_checkpoints", "max_steps", "max_grad_norm"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}`={getattr(self, name)} must be above 0.")
         for name in ("weight_decay", "warmup_steps", "warmup_epochs", "save_every", "num_workers", "seed"):
@@ -75,8 +88,11 @@ class Progress:
     """What a resumed run has to know of the past; Accelerate saves it with each checkpoint."""
 
     step: int = 0
+    skipped: int = 0  # in a row, up to here
     best_accuracy: float = -1.0
     best_step: int = 0
+    # Of the epoch that is under way, over all processes: losses, parts, hits and images.
+    so_far: list[float] = field(default_factory=lambda: [0.0] * 4)
     history: list[dict[str, float]] = field(default_factory=list)
 
     def state_dict(self) -> dict:
@@ -101,11 +117,13 @@ def train(
     `model` may be any module that answers model(pixel_values, labels) with a loss and logits and has `class_names` and
     `uses_captions`. With a `validation` loader (prepared by the accelerator) the weights end up at the epoch of the
     best accuracy, otherwise at the last. `tokenizer` is needed where the method reads captions. Checkpoints go to
-    `output_dir/checkpoint`; with `resume` the run goes on from there exactly as if it had never stopped.
+    `output_dir/checkpoint-STEP`; with `resume` the run goes on from the newest exactly as if it had never stopped.
 
     A model that has nothing to train (zero-shot) stays as it is and has no history.
 
-    Raises ValueError before the first step if labels, class names, batch size or checkpoint do not fit.
+    Raises ValueError before the first step if labels, class names, batch size or checkpoint do not fit,
+    FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint cannot be written. SIGTERM and
+    Ctrl-C end the program (SystemExit, 128 + the signal's number) after a checkpoint at the step they found.
     """
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     check_labels(images.dataset, model.class_names)
@@ -113,7 +131,7 @@ def train(
         return []
     if not trained_weights(model):
         raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to go on with it.")
-    folder, best = Path(output_dir) / "checkpoint", Path(output_dir) / "best_adapter.safetensors"
+    best = Path(output_dir) / "best_adapter.safetensors"
     sampler = EpochSampler(len(images), config.seed)
     collate = Collator()
     if model.uses_captions and "caption" in images.dataset.column_names:
@@ -128,10 +146,25 @@ def train(
     accelerator.free_memory()  # of an earlier training with this accelerator
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress()
+
+    def not_finite(epoch: int) -> None:
+        """Tells where it is, and stops there if that is what was chosen or what becomes of skipping."""
+        sampler.set_epoch(epoch)
+        size = loader.total_batch_size * config.gradient_accumulation_steps
+        first = (progress.step - epoch * steps_per_epoch) * size
+        where = (
+            f"The loss or its gradient is not finite at step {progress.step} (learning rate "
+            f"{schedule.get_last_lr()[0]:.2g}, training images {list(sampler)[first : first + size]})"
+        )
+        if config.non_finite == "stop" or progress.skipped + 1 >= steps_per_epoch:
+            raise FloatingPointError(f"{where}; lower `learning_rate` or set `max_grad_norm`.")
+        accelerator.print(f"{where}; the step is skipped.")
+
     # The schedule is not prepared: Accelerate would step it once for each process.
-    with adapter_checkpoints(accelerator, model, progress=progress, schedule=schedule):
+    states = adapter_checkpoints(accelerator, model, progress=progress, schedule=schedule)
+    with states, interruptions() as interruption:
         if resume:
-            load_checkpoint(accelerator, folder)
+            load_checkpoint(accelerator, output_dir)
         bar = tqdm(total=steps, initial=progress.step, desc="training", disable=silent(accelerator))
         while progress.step < steps:
             epoch, done = divmod(progress.step, steps_per_epoch)
@@ -139,8 +172,13 @@ def train(
             batches.set_epoch(epoch)  # Accelerate's loader tells its own count to the sampler; a new one starts at 0
             images.set_epoch(epoch)
             last_step = min(steps, (epoch + 1) * steps_per_epoch)
-            row = train_epoch(wrapped, batches, last_step, optimizer, schedule, config, accelerator, progress, bar)
+            hooks = functools.partial(not_finite, epoch), interruption
+            row = train_epoch(
+                wrapped, batches, last_step, optimizer, schedule, config, accelerator, progress, bar, *hooks
+            )
             last, epoch = progress.step >= steps, epoch + 1
+            if row is None:  # interrupted
+                break
             if validation is not None and (last or epoch % config.evaluate_every == 0):
                 model.eval()
                 accuracy = evaluate(wrapped, validation, accelerator, "validating")["accuracy"]
@@ -152,8 +190,18 @@ def train(
             progress.history.append(row)
             accelerator.log({name: value for name, value in row.items() if name != "step"}, step=progress.step)
             if config.save_every and (last or epoch % config.save_every == 0):
-                save_checkpoint(accelerator, folder)
+                save_checkpoint(accelerator, output_dir, progress.step, config.keep_checkpoints)
+            if not last and interruption.asked(accelerator):
+                break
         bar.close()
+        if progress.step < steps:
+            save_checkpoint(accelerator, output_dir, progress.step, config.keep_checkpoints)
+            number = interruption.asked(accelerator)
+            accelerator.print(
+                f"Stopped by {signal.Signals(number).name} at step {progress.step} of {steps}, which is saved in "
+                f"{output_dir}; go on with --resume."
+            )
+            raise SystemExit(EXIT_CODES[number])
 
     accelerator.wait_for_everyone()
     if validation is not None:
@@ -163,40 +211,67 @@ def train(
     return progress.history
 
 
-def train_epoch(model, batches, last_step, optimizer, schedule, config, accelerator, progress, bar) -> dict[str, float]:
-    """Trains up to `last_step` and returns the epoch's row of the history."""
+def train_epoch(
+    model, batches, last_step, optimizer, schedule, config, accelerator, progress, bar, not_finite, interruption
+) -> dict[str, float] | None:
+    """Trains up to `last_step` and returns the epoch's row of the history; None if it was interrupted before.
+
+    `not_finite()` is called in place of a step whose loss or gradient is not finite; it may raise.
+    """
     model.train()
-    losses, hits, seen = [], 0, 0
+    # Losses, parts, hits and images of this process, and on the main one of all before an interruption.
+    seen = torch.tensor(progress.so_far if accelerator.is_main_process else [0.0] * 4, device=accelerator.device)
+    finite, interrupted = True, False
     for batch in batches:
-        if progress.step >= last_step:
+        if interrupted or progress.step >= last_step:
             continue  # an incomplete step's batches; the loader is read to its end, as Accelerate needs
         with accelerator.accumulate(model):
             output = model(**batch)
-            if not torch.isfinite(output.loss):
-                raise FloatingPointError(
-                    f"The loss is {output.loss.item()} at step {progress.step} (learning rate "
-                    f"{schedule.get_last_lr()[0]:.2g}); lower `learning_rate` or set `max_grad_norm`."
-                )
+            finite &= bool(torch.isfinite(output.loss))
             accelerator.backward(output.loss)
-            if accelerator.sync_gradients and config.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(output.loss.item())
-        hits += int((output.logits.argmax(-1) == batch["labels"]).sum())
-        seen += len(batch["labels"])
+            if accelerator.sync_gradients:
+                finite = all_finite(finite, model, optimizer, accelerator)
+                if not finite:
+                    optimizer.zero_grad()  # nothing is left to step with
+                elif config.max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                if finite or optimizer.scaler is None:
+                    optimizer.step()
+                optimizer.zero_grad()
+        loss, hits = output.loss.item(), int((output.logits.argmax(-1) == batch["labels"]).sum())
+        if finite:
+            seen += torch.tensor([loss, 1, hits, len(batch["labels"])], device=accelerator.device)
         if accelerator.sync_gradients:
+            if not finite:
+                not_finite()
+            progress.skipped = 0 if finite else progress.skipped + 1
+            finite = True
             schedule.step()
             progress.step += 1
             bar.update()
-            bar.set_postfix(loss=f"{losses[-1]:.3f}", accuracy=f"{hits / seen:.3f}", refresh=False)
-    totals = accelerator.reduce(torch.tensor([sum(losses), len(losses), hits, seen], device=accelerator.device))
+            bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{float(seen[2] / seen[3]):.3f}", refresh=False)
+            interrupted = bool(interruption.asked(accelerator))
+    totals = accelerator.reduce(seen).tolist()
+    if interrupted and progress.step < last_step:
+        progress.so_far = totals
+        return None
+    progress.so_far = [0.0] * 4
     return {
         "step": progress.step,
-        "loss": float(totals[0] / totals[1]),
-        "train_accuracy": float(totals[2] / totals[3]),
+        "loss": totals[0] / max(1, totals[1]),
+        "train_accuracy": totals[2] / max(1, totals[3]),
         "learning_rate": schedule.get_last_lr()[0],
     }
+
+
+def all_finite(finite: bool, model: nn.Module, optimizer, accelerator: Accelerator) -> bool:
+    """Whether a step may be taken: `finite` in all processes, and its gradient too."""
+    if optimizer.scaler is None:  # fp16's scaler looks for itself and skips such steps, as it is meant to
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        finite &= bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+    if accelerator.num_processes == 1:
+        return finite
+    return bool(accelerator.gather(torch.tensor([finite], device=accelerator.device)).all())
 
 
 # Data ----------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from transformers import AutoTokenizer
 
 from hf_tgpt import training
-from hf_tgpt.checkpoint import prepare_output_dir
+from hf_tgpt.checkpoint import find_checkpoint, prepare_output_dir
 from hf_tgpt.data import FewShotImages, ImageTransform
 from hf_tgpt.evaluation import evaluate, evaluation_loader
 from hf_tgpt.training import TrainingConfig, rate, train
@@ -147,7 +147,7 @@ def test_a_stopped_run_resumes_exactly(method, run, monkeypatch):
 
 def test_a_checkpoint_holds_no_frozen_weight(run, tmp_path):
     model, _ = run(METHODS["maple"])
-    size = sum(file.stat().st_size for file in (tmp_path / "run" / "checkpoint").rglob("*"))
+    size = sum(file.stat().st_size for file in find_checkpoint(tmp_path / "run").rglob("*"))
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert size < 6 * trained + 50_000  # weights, AdamW's two moments, random states
     assert not list((tmp_path / "run").glob("*.tmp"))
@@ -191,7 +191,9 @@ def test_max_steps_may_end_within_an_epoch(run):
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(run, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda *args, **kwargs: args[0].sum() * float("nan"))
     with pytest.raises(
-        FloatingPointError, match=r"The loss is nan at step 0 \(learning rate 0.02\); lower `learning_rate`"
+        FloatingPointError,
+        match=r"The loss or its gradient is not finite at step 0 \(learning rate 0.02, training images "
+        r"\[\d+(, \d+){5}\]\); lower `learning_rate`",
     ):
         run(METHODS["maple"])
 
@@ -249,11 +251,10 @@ class TestOutputDir:
         with pytest.raises(ValueError, match="already holds another run"):
             prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
 
-    def test_resume_needs_a_checkpoint_and_the_same_settings(self, tmp_path, accelerator):
-        with pytest.raises(ValueError, match="holds no checkpoint; start the run without it"):
+    def test_resume_needs_a_run_with_the_same_settings(self, tmp_path, accelerator):
+        with pytest.raises(ValueError, match="holds no run; start it without"):
             prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)
         prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
-        (tmp_path / "run" / "checkpoint").mkdir()
         prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)
         with pytest.raises(ValueError, match=r"`seed`=1 but the run in .* has 0"):
             prepare_output_dir(tmp_path / "run", self.settings | {"seed": 1}, True, accelerator)

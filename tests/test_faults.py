@@ -1,0 +1,185 @@
+"""Runs that are killed, stopped, starved of disk or fed with numbers that are not finite: nothing is lost.
+
+HF_TGPT_KILLS sets how often the run of the kill test is killed; 2 by default.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import METHODS
+from peft import get_peft_model, get_peft_model_state_dict
+from test_training import COLOURS, images
+from transformers import AutoTokenizer, CLIPModel
+
+from hf_tgpt.checkpoint import find_checkpoint, prepare_output_dir, write_json
+from hf_tgpt.evaluation import evaluation_loader
+from hf_tgpt.training import TrainingConfig, train
+
+KILLS = int(os.environ.get("HF_TGPT_KILLS", "2"))
+
+
+def train_in(folder, clip_folder, resume=False, method="tgpt", **fields):
+    """A run on coloured squares, from its folder to the weights it ends with."""
+    accelerator = Accelerator(cpu=True)
+    folder = prepare_output_dir(Path(folder), fields, resume, accelerator)
+    torch.manual_seed(0)
+    clip = CLIPModel.from_pretrained(clip_folder)
+    model = get_peft_model(clip, METHODS[method].config(class_names=list(COLOURS)))
+    config = TrainingConfig(**(dict(learning_rate=0.01, batch_size=6, epochs=4) | fields))
+    tokenizer = AutoTokenizer.from_pretrained(clip_folder)
+    validation = evaluation_loader(images(2), accelerator)
+    history = train(model, images(train=True), config, accelerator, folder, tokenizer, validation, resume)
+    return get_peft_model_state_dict(model), history
+
+
+def start(folder, clip_folder, before="", **options):
+    """The same in a process of its own, which leaves its weights in weights.pt; `before` is code that it runs first."""
+    code = (
+        f"import torch, test_faults\n{before}\n"
+        f"weights, history = test_faults.train_in({str(folder)!r}, {clip_folder!r}, **{options!r})\n"
+        f"torch.save(weights, {str(folder / 'weights.pt')!r})\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
+
+
+def readable(folder):
+    """Every file with a final name is whole."""
+    for file in folder.rglob("*.json"):
+        json.loads(file.read_text())
+    for file in folder.rglob("*.safetensors"):
+        with open(file, "rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+            last = max(value["data_offsets"][1] for value in json.loads(stream.read(header)).values())
+        assert file.stat().st_size == 8 + header + last
+
+
+def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_adapter(clip_folders, tmp_path):
+    expected, _ = train_in(tmp_path / "whole", clip_folders["plain"])
+    chance = random.Random(KILLS)
+    folder, kills = tmp_path / "run", 0
+    while kills < KILLS:
+        process = start(folder, clip_folders["plain"], resume=(folder / "run.json").exists())
+        while not (folder / "run.json").exists():
+            time.sleep(0.01)
+        while not any(folder.glob("checkpoint*")) and process.poll() is None:  # imports are over
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.6))
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0), errors
+        readable(folder)
+        kills += 1
+        if (folder / "weights.pt").exists():  # done before it could be killed: another run from the start
+            kept = torch.load(folder / "weights.pt", weights_only=True)
+            assert all(torch.equal(value, kept[name]) for name, value in expected.items())
+            folder = tmp_path / f"run-{kills}"
+    resumed, _ = train_in(folder, clip_folders["plain"], resume=(folder / "run.json").exists())
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("step", [6, 8])  # within an epoch of 4 steps, and at its end
+def test_a_run_that_is_asked_to_stop_saves_itself_and_resumes_exactly(
+    clip_folders, tmp_path, monkeypatch, capsys, number, code, step
+):
+    expected, history = train_in(tmp_path / "whole", clip_folders["plain"])
+    taken, original = [], torch.optim.lr_scheduler.LambdaLR.step
+
+    def count(self, *args):
+        taken.append(1)
+        if len(taken) == step + 1:  # the first call is that of the constructor
+            os.kill(os.getpid(), number)
+        return original(self, *args)
+
+    monkeypatch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", count)
+    with pytest.raises(SystemExit) as stopped:
+        train_in(tmp_path / "run", clip_folders["plain"], save_every=0)
+    assert stopped.value.code == code
+    assert f"at step {step} of 16, which is saved" in capsys.readouterr().out
+    assert find_checkpoint(tmp_path / "run").name == f"checkpoint-{step}"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # the handlers are gone
+    resumed, resumed_history = train_in(tmp_path / "run", clip_folders["plain"], True, save_every=0)
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+    assert [row["step"] for row in resumed_history] == [4, 8, 12, 16]
+    for a, b in zip(resumed_history, history, strict=True):
+        assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_a_disk_that_is_full_ends_the_run_with_its_last_checkpoint(clip_folders, tmp_path):
+    """A limit on the size of files, which the optimizer's state exceeds, stands in for the full disk."""
+    before = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))"
+    start(tmp_path / "run", clip_folders["plain"], epochs=2).communicate(timeout=120)
+    last = find_checkpoint(tmp_path / "run")
+    write_json(tmp_path / "run" / "run.json", {"epochs": 4})
+    process = start(tmp_path / "run", clip_folders["plain"], before, resume=True, epochs=4)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "could not be written" in errors
+    assert f"{last.name} is whole. Make room or mend the rights, and go on with --resume." in errors
+    readable(tmp_path / "run")
+    assert find_checkpoint(tmp_path / "run") == last
+
+
+def test_two_runs_cannot_write_to_one_folder(clip_folders, tmp_path):
+    process = start(tmp_path / "run", clip_folders["plain"], epochs=500)
+    while not (tmp_path / "run" / "run.json").exists():
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match="is being written to by another run; choose another folder"):
+        train_in(tmp_path / "run", clip_folders["plain"], True, epochs=500)
+    process.kill()
+    process.communicate()
+
+
+def test_the_newest_checkpoints_stay(clip_folders, tmp_path):
+    train_in(tmp_path / "run", clip_folders["plain"], keep_checkpoints=2)
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint*")) == ["checkpoint-12", "checkpoint-16"]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_by_choice(clip_folders, tmp_path, monkeypatch, capsys, what):
+    calls, original = [], torch.nn.functional.cross_entropy
+
+    def sometimes(*args, **kwargs):
+        calls.append(1)
+        loss = original(*args, **kwargs)
+        if 4 <= len(calls) <= 6:  # TGP-T has three losses a step: the second step
+            return loss * float("nan") if what == "loss" else _NanGradient.apply(loss)
+        return loss
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", sometimes)
+    weights, history = train_in(tmp_path / "run", clip_folders["plain"], non_finite="skip", epochs=1)
+    assert "not finite at step 1 (learning rate" in capsys.readouterr().out
+    assert history[-1]["step"] == 4
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    calls[:] = [1] * 4
+    with pytest.raises(FloatingPointError, match="not finite at step"):
+        train_in(tmp_path / "other", clip_folders["plain"], epochs=1)
+
+
+def test_skipping_for_a_whole_epoch_ends_the_run(clip_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda scores, *a, **k: scores.sum() * float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite at step 3"):
+        train_in(tmp_path / "run", clip_folders["plain"], non_finite="skip")
+    assert not find_checkpoint(tmp_path / "run")
+
+
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")

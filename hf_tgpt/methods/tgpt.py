@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -21,6 +20,7 @@ from ..classes import PLACEHOLDER, tokenize, words
 from ..config import PromptConfig, check_templates, documented
 from ..learner import PromptLearner, classification_loss
 from ..registry import register
+from ..spelling import spelling_loss
 from ..towers import (
     encode_text,
     encode_tokens,
@@ -244,9 +244,8 @@ class TGPT(PromptLearner):
         length = min(prompts.shape[1], ids.shape[1] - 1)
         targets = ids[:, 1 : 1 + length]  # (b, length)
         told = torch.arange(1, 1 + length, device=ids.device) <= eos[:, None]  # (b, length)
-        vocabulary = token_embeddings(clip)
-        scores = prompts[:, :length][told].to(vocabulary.dtype) @ vocabulary.T  # (told, v)
-        return F.cross_entropy(scores.to(prompts.dtype), targets[told], label_smoothing=self.config.label_smoothing)
+        spelt = prompts[:, :length][told]  # (told, d_t)
+        return spelling_loss(spelt, targets[told], token_embeddings(clip), self.config.label_smoothing)
 
     def _default_captions(self, labels: torch.Tensor) -> torch.Tensor:
         if not self._warned:

@@ -9,6 +9,24 @@ from torch.autograd.function import once_differentiable
 ROWS = 128
 
 
+def sentence_loss(
+    prompts: torch.Tensor,
+    ids: torch.Tensor,
+    eos: torch.Tensor,
+    vocabulary: torch.Tensor,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """How well prompts (b, n, d) spell sentences ids (b, t) that end at eos (b,), in words (v, d) -> a scalar.
+
+    Prompt i is to be token i + 1 of its sentence. EOS is a target, padding is not; a sentence longer than the prompt is
+    cut.
+    """
+    length = min(prompts.shape[1], ids.shape[1] - 1)
+    targets = ids[:, 1 : 1 + length]  # (b, length)
+    told = torch.arange(1, 1 + length, device=ids.device) <= eos[:, None]  # (b, length)
+    return spelling_loss(prompts[:, :length][told], targets[told], vocabulary, label_smoothing)
+
+
 @torch.compiler.disable  # how many prompts have a target is known only as it runs
 def spelling_loss(
     prompts: torch.Tensor, targets: torch.Tensor, vocabulary: torch.Tensor, label_smoothing: float = 0.0

@@ -154,7 +154,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_choice(clip_folders, tmp_path, 
     def sometimes(*args, **kwargs):
         calls.append(1)
         loss = original(*args, **kwargs)
-        if 4 <= len(calls) <= 6:  # TGP-T has three losses a step: the second step
+        if len(calls) == 2:  # of the second step
             return loss * float("nan") if what == "loss" else _NanGradient.apply(loss)
         return loss
 
@@ -163,7 +163,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_choice(clip_folders, tmp_path, 
     assert "not finite at step 1 (learning rate" in capsys.readouterr().out
     assert history[-1]["step"] == 4
     assert all(torch.isfinite(value).all() for value in weights.values())
-    calls[:] = [1] * 4
+    calls.clear()
     with pytest.raises(FloatingPointError, match="not finite at step"):
         train_in(tmp_path / "other", clip_folders["plain"], epochs=1)
 

@@ -8,6 +8,7 @@ from conftest import METHODS, pixels, token_ids
 from peft import get_peft_model
 from transformers import CLIPModel
 
+from hf_tgpt import spelling
 from hf_tgpt.methods import tgpt
 from hf_tgpt.references import zero_shot_head
 from hf_tgpt.towers import unit
@@ -129,8 +130,8 @@ def test_queries_attend_to_each_other_once_per_step_and_not_per_picture(model, m
 
 def test_the_vocabulary_is_scored_only_where_there_is_a_target(model, monkeypatch):
     scored = []
-    original = tgpt.spelling_loss
-    monkeypatch.setattr(tgpt, "spelling_loss", lambda p, *args: scored.append(len(p)) or original(p, *args))
+    original = spelling.spelling_loss
+    monkeypatch.setattr(spelling, "spelling_loss", lambda p, *args: scored.append(len(p)) or original(p, *args))
     captions = token_ids(model, CAPTIONS)
     model(pixels(model), LABELS, caption_ids=captions)
     eos = model.config.text_config.eos_token_id

@@ -20,7 +20,7 @@ from ..classes import PLACEHOLDER, tokenize, words
 from ..config import PromptConfig, check_templates, documented
 from ..learner import PromptLearner, classification_loss
 from ..registry import register
-from ..spelling import spelling_loss
+from ..spelling import sentence_loss
 from ..towers import (
     encode_text,
     encode_tokens,
@@ -203,18 +203,12 @@ class TGPT(PromptLearner):
         supervised = labels is not None and (self.training or caption_ids is not None)
         sentences = SUPERVISION[self.config.supervision] if supervised else ()
         if "category" in sentences:
-            ids, ends = self.category_ids[labels], self.category_eos[labels]
-            output.loss_category = self.sentence_loss(clip, category, ids, ends)
+            told = self.category_ids[labels], self.category_eos[labels]
+            output.loss_category = sentence_loss(category, *told, token_embeddings(clip), self.config.label_smoothing)
             output.loss = output.loss + output.loss_category
         if "content" in sentences:
-            if caption_ids is None:
-                caption_ids = self._default_captions(labels)
-            if len(caption_ids) != len(labels):
-                raise ValueError(
-                    f"`caption_ids` holds {len(caption_ids)} sentences for {len(labels)} pictures; pass one each."
-                )
-            ends = eos_positions(clip, caption_ids)
-            output.loss_content = self.sentence_loss(clip, content, caption_ids, ends)
+            told = self.descriptions(clip, caption_ids, labels)
+            output.loss_content = sentence_loss(content, *told, token_embeddings(clip), self.config.label_smoothing)
             output.loss = output.loss + output.loss_content
         return output
 
@@ -230,32 +224,25 @@ class TGPT(PromptLearner):
         embeddings = torch.cat([frame[0], prompts, *frame[1:]], dim=1)  # (b, n + 3, d_t)
         return encode_text(clip, embeddings, torch.full((count,), length + 2, device=prompts.device))
 
-    def sentence_loss(
-        self, clip: CLIPModel, prompts: torch.Tensor, ids: torch.Tensor, eos: torch.Tensor
-    ) -> torch.Tensor:
-        """How well prompts (b, n, d_t) spell sentences ids (b, t) ending at eos (b,); EOS is a target, padding is not.
-
-        The vocabulary is scored only where there is a target. A sentence longer than the prompt is cut.
-        """
+    def descriptions(self, clip: CLIPModel, ids: torch.Tensor | None, labels: torch.Tensor):
+        """One sentence for each picture, ids (b, t) and EOS positions (b,); None stands for the template's."""
+        if ids is None:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "TGP-T is trained without descriptions (`caption_ids` is None): the content prompt is supervised "
+                    f"by {self.config.templates[0]!r} with the class name instead.",
+                    stacklevel=2,
+                )
+            ids = self.default_caption_ids[labels]
+        if len(ids) != len(labels):
+            raise ValueError(f"`caption_ids` holds {len(ids)} sentences for {len(labels)} pictures; pass one each.")
+        eos = eos_positions(clip, ids)
         if int((ids.gather(1, eos[:, None]) == self.frame_ids[0, -1]).logical_not().sum()):
             raise ValueError(
                 "`caption_ids` holds a sentence without EOS; tokenise with special tokens and truncation=True."
             )
-        length = min(prompts.shape[1], ids.shape[1] - 1)
-        targets = ids[:, 1 : 1 + length]  # (b, length)
-        told = torch.arange(1, 1 + length, device=ids.device) <= eos[:, None]  # (b, length)
-        spelt = prompts[:, :length][told]  # (told, d_t)
-        return spelling_loss(spelt, targets[told], token_embeddings(clip), self.config.label_smoothing)
-
-    def _default_captions(self, labels: torch.Tensor) -> torch.Tensor:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "TGP-T is trained without descriptions (`caption_ids` is None): the content prompt is supervised by "
-                f"{self.config.templates[0]!r} with the class name instead.",
-                stacklevel=2,
-            )
-        return self.default_caption_ids[labels]
+        return ids, eos
 
 
 register("TGPT", TGPTConfig, TGPT)

@@ -21,11 +21,12 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 import hf_tgpt
 from hf_tgpt import arguments, data
-from hf_tgpt.checkpoint import prepare_output_dir, write_json
+from hf_tgpt.checkpoint import prepare_output_dir
 from hf_tgpt.evaluation import evaluate, evaluation_loader
 from hf_tgpt.features import cache_features
+from hf_tgpt.hub import check_repository, push_folder
 from hf_tgpt.loading import load_trained, make_classifier
-from hf_tgpt.report import plot_run, summarise, tidy_output
+from hf_tgpt.report import accuracies, summarise, tidy_output, write_run
 from hf_tgpt.training import train
 
 # 1. Arguments: --help shows them with the fields of the method's config and of the training.
@@ -49,6 +50,8 @@ if args.log_with:
         raise ValueError(
             f"`log_with`={args.log_with!r} is no tracker that is installed here; install it or leave it out."
         )
+if args.push_to_hub and accelerator.is_main_process:  # now, so that no work is lost for a wrong token
+    check_repository(args.push_to_hub, private=args.private)
 set_seed(config.seed)
 start = time.perf_counter()
 
@@ -104,15 +107,12 @@ if accelerator.is_main_process:
         if not torch.equal(fresh(batch).logits.float(), model(batch).logits.float()):
             raise RuntimeError(f"What was saved in {output_dir} does not give the trained model's logits.")
 
-# 8. results.json, a picture and, saved again, the model card with the results.
+# 8. results.json, a picture, the log and, saved again, the model card with the results.
 results = summarise(args, config, model, zero_shot, adapted, captions, seconds=time.perf_counter() - start)
 if accelerator.is_main_process:
-    plot_run(output_dir / "training.png", history, names, zero_shot, adapted)
-    write_json(output_dir / "results.json", results)
-    model.save_pretrained(output_dir)
-accelerator.print(f"zero-shot accuracy   {zero_shot['accuracy']:.3f}")
-accelerator.print(f"adapted accuracy     {adapted['accuracy']:.3f}")
-if "wise_ft_accuracy" in adapted:
-    accelerator.print(f"with WiSE-FT at 0.5  {adapted['wise_ft_accuracy']:.3f}")
+    write_run(output_dir, model, history, zero_shot, adapted, results)
+accelerator.print(accuracies(results))
 accelerator.print(f"Reloaded from disk, it is equal. {results['seconds']:.0f} s; all of it is in {output_dir}")
+if args.push_to_hub and accelerator.is_main_process:
+    print(f"Published: {push_folder(output_dir, args.push_to_hub, private=args.private)}")
 accelerator.end_training()

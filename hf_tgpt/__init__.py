@@ -2,8 +2,11 @@
 
 from .convert import convert_original_state_dict as convert_original_state_dict
 from .convert import convert_to_original_state_dict as convert_to_original_state_dict
+from .hub import HubError as HubError
+from .hub import push_folder as push_folder
 from .loading import TOY_CLIP as TOY_CLIP
 from .loading import load_adapter as load_adapter
+from .loading import load_base_model as load_base_model
 from .loading import load_clip as load_clip
 from .loading import load_trained as load_trained
 from .methods import CoCoOpConfig as CoCoOpConfig

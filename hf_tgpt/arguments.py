@@ -17,10 +17,17 @@ from peft import PeftConfig
 from .data import BENCHMARKS, find_benchmark, read_class_descriptions
 from .data.fewshot import CLASSES
 from .loading import method_configs
+from .registry import methods
 from .training import TrainingConfig
 
 # Filled from the data and the base model, not by hand.
-_NOT_ARGUMENTS = {field.name for field in dataclasses.fields(PeftConfig)} | {"class_names", "base_model_dimensions"}
+_NOT_ARGUMENTS = {field.name for field in dataclasses.fields(PeftConfig)} | {
+    "class_names",
+    "base_model_dimensions",
+    "base_model_fingerprint",
+    "trained_on",
+    "hf_tgpt_version",
+}
 # What a recipe file may hold besides arguments.
 _RECIPE_NOTES = ("source", "note")
 DEFAULT_METHOD = "tgpt"
@@ -76,6 +83,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on from the checkpoint in --output_dir")
     add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
     add("--log_with", help="a tracker of accelerate's, such as tensorboard or wandb (default: none)")
+    add("--push_to_hub", metavar="USER/NAME", help="publish the adapter there when it is trained")
+    add("--private", action="store_true", default=None, help="make that repository private")
 
 
 def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -154,6 +163,8 @@ def parse_arguments(
         parser.set_defaults(templates=benchmark.templates)
     parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})
     result = parser.parse_args(arguments)
+    if getattr(result, "push_to_hub", None) and method not in methods():
+        parser.error(f"`push_to_hub`: {method} is a reference; what can be published is one of {', '.join(methods())}.")
     result.config = recipe_path
     result.method_config = {field.name: getattr(result, field.name) for field in method_fields}
     try:
@@ -168,6 +179,8 @@ def parse_arguments(
         "output_dir",
         "resume",
         "log_with",
+        "push_to_hub",
+        "private",
         "cache_dir",
         "num_workers",
         "save_every",

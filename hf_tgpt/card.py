@@ -3,67 +3,117 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .base_model import TOY_CLIP, public_name
+
 if TYPE_CHECKING:
     from .config import PromptConfig
     from .references import LoRA
 
+CARD = "README.md"
+# In place of a path, which means nothing to others.
+LOCAL = "a local folder"
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 # The heading of PEFT's empty form, which nobody keeps who fills it in.
 _EMPTY = "# Model Card for Model ID"
 _OURS = "<!-- Written by hf-tgpt, and again at every save; take this line out to keep your own words. -->"
+# In the order of the recipe's row.
+_RECIPE = {
+    "optimizer": "{}",
+    "learning_rate": "learning rate {:g}",
+    "weight_decay": "weight decay {:g}",
+    "batch_size": "batches of {}",
+    "max_steps": "{} steps",
+    "epochs": "{} epochs",
+    "warmup_steps": "{} warm-up steps",
+    "warmup_epochs": "{} warm-up epochs",
+}
 
 
-def write_card(folder: str | Path, config: PromptConfig | LoRA, results: dict[str, Any] | None = None) -> None:
+def write_card(
+    folder: str | Path,
+    config: PromptConfig | LoRA,
+    results: dict[str, Any] | None = None,
+    repository: str | None = None,
+    base_licence: str | list[str] | None = None,
+    data_licence: str | list[str] | None = None,
+) -> None:
     """Writes README.md for the adapter in `folder`, of which `config` tells the rest. Unknown facts are left out.
 
-    `results` is the content of results.json (see `examples/train.py`).
+    `results` is the content of results.json (see `hf_tgpt.report.summarise`), `repository` where it is published.
     """
-    results = results or {}
+    known = results or getattr(config, "trained_on", None) or {}
+    base, toy = public_name(config.base_model_name_or_path), _is_toy_clip(config.base_model_name_or_path)
+    dataset = hub_dataset(known)
     data = ModelCardData(
         library_name="peft",
         pipeline_tag="image-classification",
-        base_model=_public(config.base_model_name_or_path),
-        datasets=[results["dataset"]] if _is_hub_dataset(results.get("dataset")) else None,
+        base_model=base,
+        datasets=[dataset] if dataset else None,
         tags=list(dict.fromkeys(["hf-tgpt", config.method.lower(), "clip", config.kind, "few-shot"])),
         model_name=f"{config.method} adapter" if results else None,
-        eval_results=_eval_results(results),
+        eval_results=_eval_results(results) if results else None,
     )
     content = dict(
         config=config,
-        base_model=_public(config.base_model_name_or_path),
-        results=results | {"dataset": _dataset_name(results)},
+        base_model=base,
+        toy_clip=toy,
+        revision=getattr(config, "revision", None),
+        results=known | {"dataset": dataset_title(known)},
+        recipe=_recipe(known.get("recipe", {})),
+        licences=_licences(base_licence or ("apache-2.0" if toy else None), data_licence or known.get("data_licence")),
+        repository=repository or "this-repository",
         mark=_OURS,
         has_picture=(Path(folder) / "training.png").exists(),
     )
-    ModelCard.from_template(data, template_path=str(_TEMPLATE), **content).save(Path(folder) / "README.md")
+    ModelCard.from_template(data, template_path=str(_TEMPLATE), **content).save(Path(folder) / CARD)
 
 
 def replace_empty_card(folder: str | Path, config: PromptConfig | LoRA) -> None:
     """Puts our card where PEFT has just left its empty form or changed our card; a card that somebody wrote stays."""
-    readme, results = Path(folder) / "README.md", Path(folder) / "results.json"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    if _EMPTY in text or _OURS in text:
+    readme, results = Path(folder) / CARD, Path(folder) / "results.json"
+    if readme.exists() and (is_ours(readme) or _EMPTY in readme.read_text(encoding="utf-8")):
         write_card(folder, config, json.loads(results.read_text()) if results.exists() else None)
 
 
-def _public(name: str | None) -> str | None:
-    """A Hub id; None for a path, which means nothing to anybody else."""
-    return name if name and name.count("/") == 1 and not Path(name).exists() and ":" not in name else None
+def is_ours(card: str | Path) -> bool:
+    """Whether nobody has made this card their own."""
+    return _OURS in Path(card).read_text(encoding="utf-8")
 
 
-def _is_hub_dataset(name: str | None) -> bool:
-    return bool(name) and ":" not in name and not Path(name).exists() and (name.count("/") == 0 or bool(_public(name)))
-
-
-def _dataset_name(results: dict[str, Any]) -> str | None:
-    """A path on somebody's disk is not for others to read."""
+def dataset_title(results: dict[str, Any]) -> str | None:
+    """What to call the data; a path on somebody's disk is not for others to read."""
     name = results.get("dataset")
-    return name if name is None or name.startswith("toyworld") or _is_hub_dataset(name) else "a local folder"
+    if name is None or name.startswith("toyworld") or hub_dataset(results):
+        return results.get("dataset_title", name)
+    return results.get("dataset_title", LOCAL)
+
+
+def hub_dataset(results: dict[str, Any]) -> str | None:
+    """The id on the Hub of the data set that a run was trained on."""
+    if "dataset_title" in results:  # one of hf_tgpt.data.BENCHMARKS
+        return results.get("dataset_id")
+    name = results.get("dataset") or ""
+    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not os.path.exists(name) else None
+
+
+def _is_toy_clip(name: str | None) -> bool:
+    return bool(name) and Path(name).resolve() == TOY_CLIP.resolve()
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    return ", ".join(words.format(recipe[name]) for name, words in _RECIPE.items() if recipe.get(name))
+
+
+def _licences(base: str | list[str] | None, data: str | list[str] | None) -> dict[str, str]:
+    found = {"the base model": base, "the data": data}
+    return {of: ", ".join([name] if isinstance(name, str) else name) for of, name in found.items() if name}
 
 
 def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
@@ -72,16 +122,18 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
         "wise_ft_accuracy": "Accuracy with WiSE-FT",
         "zero_shot_accuracy": "Zero-shot accuracy of the base model",
     }
+    title = dataset_title(results)
     found = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=_dataset_name(results).replace(" ", "-"),
-            dataset_name=_dataset_name(results),
+            dataset_type=hub_dataset(results) or title.replace(" ", "-"),
+            dataset_name=title,
+            dataset_split="test",
             metric_type="accuracy",
-            metric_name=title,
-            metric_value=round(results[name], 4),
+            metric_name=name,
+            metric_value=round(results[key], 4),
         )
-        for name, title in measured.items()
-        if results.get(name) is not None
+        for key, name in measured.items()
+        if results.get(key) is not None
     ]
     return found or None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
+from .base_model import name_here, name_in_files
 from .card import replace_empty_card
+from .version import __version__
 
 
 def documented(default, help: str):
@@ -46,6 +48,8 @@ class PromptConfig(PeftConfig):
     changeable: ClassVar[tuple[str, ...]] = ()
     # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.
     target_modules: ClassVar[tuple[str, ...]] = ("prompts",)
+    # Where it was last read from or written to.
+    folder: ClassVar[str | None] = None
 
     class_names: list[str] | None = documented(None, "The names of the classes in the order of their labels. Required.")
     tokenizer_name_or_path: str | None = documented(
@@ -65,10 +69,18 @@ class PromptConfig(PeftConfig):
     base_model_dimensions: dict[str, int] | None = documented(
         None, "Filled in when the adapter is attached: the CLIP it fits. Checked when it is loaded."
     )
+    base_model_fingerprint: list[float] | None = documented(
+        None, "Filled in when the adapter is attached: some weights of that CLIP. Compared when it is loaded."
+    )
+    trained_on: dict[str, Any] | None = documented(
+        None, "Filled in by examples/train.py: data, classes, shots and seed of the training. Told on the model card."
+    )
+    hf_tgpt_version: str | None = documented(None, "Filled in when the adapter is saved: the package's version.")
 
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PromptMethod(self.method)
+        self.base_model_name_or_path = name_here(self.base_model_name_or_path)
         check_class_names(self.class_names)
         self.class_names = list(self.class_names)
         self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
@@ -90,8 +102,14 @@ class PromptConfig(PeftConfig):
         if kwargs.get("auto_mapping_dict") is not None:
             library = "transformers.models.clip.modeling_clip"
             kwargs["auto_mapping_dict"] = {"base_model_class": "CLIPModel", "parent_library": library}
-        super().save_pretrained(save_directory, **kwargs)
+        self.hf_tgpt_version, here = __version__, self.base_model_name_or_path
+        self.base_model_name_or_path = name_in_files(here)
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.base_model_name_or_path = here
         replace_empty_card(save_directory, self)
+        self.folder = os.fspath(save_directory)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs):
@@ -99,7 +117,15 @@ class PromptConfig(PeftConfig):
         folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
         if os.path.isdir(folder):
             check_weights_file(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME))
-        return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        try:
+            config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        except (TypeError, AttributeError) as error:  # a value of another type than the field's
+            raise ValueError(
+                f"The adapter_config.json of {os.fspath(pretrained_model_name_or_path)!r} is damaged ({error}); save "
+                "or download the adapter again."
+            ) from error
+        config.folder = folder if os.path.isdir(folder) else None
+        return config
 
 
 def check_class_names(class_names: list[str] | None) -> None:
@@ -134,8 +160,11 @@ def check_templates(templates: list[str] | None) -> None:
 def check_weights_file(path: str) -> None:
     """Raises ValueError unless `path` is a readable safetensors file."""
     folder = os.path.dirname(path)
-    if os.path.isfile(os.path.join(folder, WEIGHTS_NAME)):  # saved with safe_serialization=False
-        return
+    if not os.path.isfile(path) and os.path.isfile(os.path.join(folder, WEIGHTS_NAME)):
+        raise ValueError(
+            f"The adapter folder {folder!r} holds its weights as {WEIGHTS_NAME}, a pickle, which may run code when it "
+            f"is read; ask for {os.path.basename(path)}, which is what save_pretrained writes."
+        )
     if not os.path.isfile(path):
         raise ValueError(
             f"The adapter folder {folder!r} has no {os.path.basename(path)}: it was not written to the end; save the "

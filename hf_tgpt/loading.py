@@ -8,32 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import resolve_revision
+from huggingface_hub.errors import RevisionResolutionError
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, CLIPModel
 
+from .base_model import TOY_CLIP as TOY_CLIP
+from .base_model import name_here
+from .hub import download
 from .references import NOTE, REFERENCES, load_reference, read_note
 from .registry import config_class, methods
+from .tuner import REVISION
 
-# The toy CLIP made by examples/pretrain_tiny_clip.py; it knows the toy world and nothing else.
-TOY_CLIP = Path(__file__).parent / "assets" / "tiny-clip"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
 def load_clip(name_or_path: str | os.PathLike, **kwargs) -> CLIPModel:
     """`CLIPModel.from_pretrained` in float32, for a Hub id or folder.
 
-    A local folder with a config.json but no weights gives a model with random weights, for trying out real sizes.
+    A local folder with a config.json but no weights gives a model with random weights, for trying out real sizes. Of a
+    Hub id the commit is noted, so that adapters trained on the model can name it.
+
     Raises ValueError if the name leads to no model or to one that is not a CLIP.
     """
-    name = os.path.expanduser(name_or_path)
+    name = name_here(os.path.expanduser(name_or_path))
     folder = Path(name)
     if name.startswith((".", os.sep)) and not folder.is_dir():
         raise ValueError(f"`model`={name!r} is not a folder; correct the path, or name a CLIP on the Hub.")
     try:
+        if not folder.is_dir():
+            hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+            kwargs["revision"] = resolve_revision(name, **hub)
         config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), token=kwargs.get("token"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RevisionResolutionError) as error:
         raise ValueError(f"`model`={name!r}: no model config could be loaded from it ({error}).") from error
     if config.model_type != "clip":
         raise ValueError(
@@ -45,26 +53,32 @@ def load_clip(name_or_path: str | os.PathLike, **kwargs) -> CLIPModel:
             model = CLIPModel(config)
         model.name_or_path = name
         return model
-    return CLIPModel.from_pretrained(name, **({"dtype": torch.float32} | kwargs))
+    model = CLIPModel.from_pretrained(name, **({"dtype": torch.float32} | kwargs))
+    if not folder.is_dir():
+        setattr(model.config, REVISION, kwargs["revision"].resolved)
+    return model
 
 
 def load_adapter(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> PeftModel:
-    """`PeftModel.from_pretrained`, in evaluation mode, after a look at the folder that says what is wrong with it.
+    """`PeftModel.from_pretrained`, in evaluation mode, after a look at the files that says what is wrong with them.
 
-    Raises ValueError if a local folder is missing, incomplete or damaged, or holds an adapter of another kind.
+    Of a repository on the Hub it fetches the adapter's own files and nothing else. Raises ValueError if the folder is
+    missing, incomplete or damaged, or holds an adapter of another kind; HubError, an OSError, if the repository cannot
+    be had.
     """
-    name = os.path.expanduser(name_or_path)
-    path = Path(name) / kwargs.get("subfolder", "") / "adapter_config.json"
-    if name.startswith((".", os.sep)) or Path(name).is_dir():
-        if not path.is_file():
-            raise ValueError(f"There is no adapter in {name!r}: {path.name} is missing; correct the path.")
-        try:
-            method = json.loads(path.read_text())["peft_type"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} is damaged ({error!r}); save or download the adapter again.") from error
-        if str(method).lower() not in methods():
-            raise ValueError(f"{name!r} holds an adapter of the method {method!r}; known here: {', '.join(methods())}.")
-    return PeftModel.from_pretrained(clip, name, **kwargs)
+    name, subfolder = os.path.expanduser(name_or_path), kwargs.get("subfolder") or ""
+    hub = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
+    folder = name if _is_local(name) else download(name, subfolder, **hub)
+    path = Path(folder) / subfolder / "adapter_config.json"
+    if not path.is_file():
+        raise ValueError(f"There is no adapter in {name!r}: {path.name} is missing; correct the path.")
+    try:
+        method = json.loads(path.read_text())["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error!r}); save or download the adapter again.") from error
+    if str(method).lower() not in methods():
+        raise ValueError(f"{name!r} holds an adapter of the method {method!r}; known here: {', '.join(methods())}.")
+    return PeftModel.from_pretrained(clip, folder, **kwargs)
 
 
 def method_configs() -> dict[str, type]:
@@ -86,12 +100,14 @@ def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fiel
 def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> nn.Module:
     """What any method's `save_pretrained` wrote, on a fresh CLIP, in evaluation mode: a folder or Hub id.
 
-    Raises ValueError if the folder is missing, incomplete or damaged.
+    Raises ValueError if the folder is missing, incomplete or damaged, HubError if the repository cannot be had.
     """
-    folder = _local_folder(name_or_path, kwargs.get("revision"))
+    name = os.path.expanduser(name_or_path)
+    hub = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
+    folder = name if _is_local(name) else download(name, **hub)
     if os.path.isfile(os.path.join(folder, NOTE)):
         return load_reference(clip, folder)
-    return load_adapter(clip, name_or_path, torch_device=str(clip.device), **kwargs)
+    return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)
 
 
 def base_model_of(name_or_path: str | os.PathLike) -> str:
@@ -99,31 +115,37 @@ def base_model_of(name_or_path: str | os.PathLike) -> str:
 
     Raises ValueError if its config does not tell.
     """
-    folder = _local_folder(name_or_path)
-    if os.path.isfile(os.path.join(folder, NOTE)):
-        name = read_note(folder)["base_model"]
-    else:
-        name = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    if not name:
-        raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")
-    return name
+    return _base_and_revision(name_or_path)[0]
 
 
 def results_of(name_or_path: str | os.PathLike) -> dict[str, Any]:
     """What examples/train.py measured of an adapter or a reference, its results.json; empty where there is none."""
-    file = Path(_local_folder(name_or_path)) / "results.json"
+    name = os.path.expanduser(name_or_path)
+    file = Path(name if _is_local(name) else download(name)) / "results.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _local_folder(name_or_path: str | os.PathLike, revision: str | None = None) -> str:
-    """The folder itself, or that of a repository's files; of one that cannot be had, the name, to fail by its words."""
+def load_base_model(name_or_path: str | os.PathLike, **kwargs) -> CLIPModel:
+    """The CLIP that an adapter was trained on, at its revision; `kwargs` as in `load_clip`."""
+    name, revision = _base_and_revision(name_or_path)
+    return load_clip(name, **({"revision": revision} if revision else {}), **kwargs)
+
+
+def _base_and_revision(name_or_path: str | os.PathLike) -> tuple[str, str | None]:
     name = os.path.expanduser(name_or_path)
-    if os.path.isdir(name):
-        return name
-    try:
-        return snapshot_download(name, revision=revision)
-    except (OSError, ValueError):
-        return name
+    folder = name if _is_local(name) else download(name)
+    if os.path.isfile(os.path.join(folder, NOTE)):
+        base, revision = name_here(read_note(folder)["base_model"]), None
+    else:
+        config = PeftConfig.from_pretrained(folder)
+        base, revision = config.base_model_name_or_path, config.revision
+    if not base:
+        raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")
+    return base, revision
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith((".", os.sep)) or os.path.isdir(name)
 
 
 def change_config(model: nn.Module, fields: dict[str, str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import CLIPModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from .base_model import name_in_files
 from .card import replace_empty_card
 from .classes import load_tokenizer, tokenize
 from .config import check_class_names, check_templates, documented
@@ -285,7 +286,7 @@ def _write_note(model: nn.Module, folder: str | os.PathLike) -> None:
     method = next(name for name, kind in REFERENCES.items() if kind is type(model))
     content = {
         "method": method,
-        "base_model": model.base.name_or_path,
+        "base_model": name_in_files(model.base.name_or_path),
         "class_names": model.class_names,
         "config": dataclasses.asdict(model.settings),
     }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shutil
 import sys
 import warnings
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,13 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from peft import PeftModel
 
-from .checkpoint import trained_weights
+from .card import dataset_title
+from .checkpoint import put_in_place, trained_weights, write_json
+from .config import PromptConfig
+from .data import find_benchmark
+from .training import TrainingConfig
 from .version import __version__
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets")
@@ -49,10 +57,12 @@ def summarise(args, config, model, zero_shot: dict, adapted: dict, captions: str
         "method": args.method,
         "base_model": args.model or "the toy CLIP of hf-tgpt",
         "dataset": args.dataset,
+        **_about(args.dataset),
         "toy": toy,
         "classes": args.classes,
         "shots": args.shots,
         "seed": config.seed,
+        "recipe": _recipe(config),
         **({"captions": captions} if model.uses_captions else {}),
         "zero_shot_accuracy": zero_shot["accuracy"],
         **{name: value for name, value in adapted.items() if name != "per_class_accuracy"},
@@ -62,6 +72,60 @@ def summarise(args, config, model, zero_shot: dict, adapted: dict, captions: str
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": library_versions(),
     }
+
+
+def accuracies(results: dict[str, Any]) -> str:
+    """Lines for the terminal."""
+    names = {"zero_shot_accuracy": "zero-shot accuracy", "accuracy": "adapted accuracy"}
+    names["wise_ft_accuracy"] = "with WiSE-FT at 0.5"
+    return "\n".join(f"{words:20} {results[name]:.3f}" for name, words in names.items() if name in results)
+
+
+def _about(source: str) -> dict[str, str | None]:
+    """What is known of a data set by name."""
+    if source.startswith("toyworld"):
+        return {"data_licence": "apache-2.0"}
+    benchmark, _ = find_benchmark(source)
+    if benchmark is None:
+        return {}
+    licence = {} if benchmark.licence == "not stated" else {"data_licence": benchmark.licence}
+    return {"dataset_title": benchmark.title, "dataset_id": benchmark.hub_id} | licence
+
+
+def _recipe(config: TrainingConfig) -> dict[str, Any]:
+    """What the training did with the pictures; the rest of the config does not change the outcome."""
+    apart = {"seed", "num_workers", "save_every", "evaluate_every", "epochs" if config.max_steps else "max_steps"}
+    apart |= {"adam_epsilon"} if config.optimizer == "sgd" else set()
+    return {name: value for name, value in asdict(config).items() if name not in apart and value is not None}
+
+
+def write_run(
+    folder: Path,
+    model: torch.nn.Module,
+    history: list[dict[str, float]],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    results: dict[str, Any],
+) -> None:
+    """Adds to a trained model's folder results.json, training.png, training_log.jsonl and the card that tells of them.
+
+    `before` and `after` are the metrics of zero-shot and of the model. The adapter's config notes what it was
+    trained on. All files are whole before they get their names, results.json the last of them.
+    """
+    staged = folder / "results.tmp"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    plot_run(staged / "training.png", history, model.class_names, before, after)
+    (staged / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    write_json(staged / "results.json", results)
+    config = model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None
+    if isinstance(config, PromptConfig):
+        noted = ("dataset_id", "dataset_title", "data_licence", "toy", "classes", "shots", "seed", "captions", "recipe")
+        config.trained_on = {"dataset": dataset_title(results)} | {n: results[n] for n in noted if n in results}
+    model.save_pretrained(staged)
+    for file in sorted(staged.iterdir(), key=lambda file: file.name == "results.json"):
+        put_in_place(file, folder / file.name)
+    staged.rmdir()
 
 
 def plot_run(

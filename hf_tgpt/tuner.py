@@ -8,6 +8,7 @@ forward is CLIP's own, bit for bit, and unloading is taking the child away. (tor
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import ClassVar
 
 import torch
@@ -17,10 +18,13 @@ from transformers import CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from .base_model import fingerprint, same_weights
 from .config import PromptConfig
 from .learner import PromptLearner
 from .towers import dimensions
 
+# `load_clip` notes there which commit of the base model's repository it has loaded.
+REVISION = "_commit_hash"
 SLOT = PromptConfig.target_modules[0]
 
 
@@ -182,7 +186,7 @@ class PromptTuner(BaseTuner):
                 f"The base model is a {type(model).__name__}; prompt learning needs a transformers CLIPModel with both "
                 "towers: CLIPModel.from_pretrained(...)."
             )
-        _check_dimensions(peft_config, model)
+        _check_base_model(peft_config, model)
         if SLOT not in model._modules:
             slot = PromptSlot()
             slot.before = dict(
@@ -204,6 +208,8 @@ class PromptTuner(BaseTuner):
         # A copy, because it will hold what this adapter learns of this model; the user's config may serve again.
         config = copy.deepcopy(peft_config)
         config.base_model_dimensions = dimensions(parent)
+        config.base_model_fingerprint = config.base_model_fingerprint or fingerprint(parent)
+        config.revision = config.revision or getattr(parent.config, REVISION, None)
         try:
             learner = config.learner_class(config, parent)
             _check_adapter_name(adapter_name, learner)
@@ -249,6 +255,12 @@ class PromptTuner(BaseTuner):
                     f"{found.get(name, 'none (missing)')} in the file and {expected.get(name, 'none (unknown)')} in "
                     "the model. Load it on the base model it was trained on, or save it again if the file is damaged."
                 )
+        for key, value in state_dict.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(
+                    f"The adapter's weights hold NaN or infinity ({key.split(f'{SLOT}.{cls.prefix}.')[-1]!r}): its "
+                    "training diverged or the file is damaged; train or download it again."
+                )
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
@@ -272,7 +284,7 @@ def _check_adapter_name(adapter_name: str, learner: PromptLearner) -> None:
         )
 
 
-def _check_dimensions(config: PromptConfig, clip: CLIPModel) -> None:
+def _check_base_model(config: PromptConfig, clip: CLIPModel) -> None:
     trained_on = config.base_model_dimensions or {}
     for name, here in dimensions(clip).items():
         if trained_on.get(name, here) != here:
@@ -280,3 +292,10 @@ def _check_dimensions(config: PromptConfig, clip: CLIPModel) -> None:
                 f"The adapter was made for another CLIP: its base model ({config.base_model_name_or_path}) has {name} "
                 f"{trained_on[name]}, this one {here}. Load the adapter on the base model it was trained on."
             )
+    if not same_weights(config.base_model_fingerprint, fingerprint(clip)):
+        revision = f" at {config.revision}" if config.revision else ""
+        warnings.warn(
+            f"The adapter was trained on a CLIP with other weights, {config.base_model_name_or_path}{revision}; on "
+            f"this one ({clip.name_or_path}) it will not answer as it was trained to. Load it on that one.",
+            stacklevel=2,
+        )

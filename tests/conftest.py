@@ -4,8 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pytest
 import torch
+import transformers
+from hub_server import Hub
+from huggingface_hub import constants
 from peft import PeftConfig, get_peft_model
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
@@ -93,6 +97,26 @@ def clip_folders(tmp_path_factory):
 def load_clip(clip_folders):
     """load_clip("plain") -> a fresh CLIPModel in evaluation mode."""
     return lambda shape="plain", **kwargs: CLIPModel.from_pretrained(clip_folders[shape], **kwargs).eval()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The loopback Hub in place of the real one, for this test alone, with the token of "me" and an empty cache."""
+    with Hub() as hub:
+        huggingface_hub.close_session()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # made anew, with this endpoint
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield hub
+        huggingface_hub.close_session()
 
 
 @pytest.fixture(params=METHODS)

@@ -1,12 +1,16 @@
 """Bad input is refused before any work, in words that name the field, the value and the remedy."""
 
 import json
+import pickle
 import shutil
+import struct
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, pixels
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from hf_tgpt import MaPLeConfig, TGPTConfig, config_class, load_adapter, load_clip
@@ -193,13 +197,74 @@ class TestAdapterFolder:
             PeftModel.from_pretrained(load_clip(), folder)
 
     def test_with_a_tensor_missing(self, folder, load_clip):
-        from safetensors.torch import load_file, save_file
-
         tensors = load_file(folder / "adapter_model.safetensors")
         del tensors["base_model.model.prompts.learners.couplings.1.bias"]
         save_file(tensors, folder / "adapter_model.safetensors")
         with pytest.raises(ValueError, match=r"'couplings.1.bias' has shape none \(missing\) in the file"):
             PeftModel.from_pretrained(load_clip(), folder)
+
+    @pytest.mark.parametrize("load", [load_adapter, PeftModel.from_pretrained])
+    def test_with_a_pickle_for_weights(self, load, folder, load_clip):
+        class Evil:
+            def __reduce__(self):
+                return Path.touch, (folder / "it-ran",)
+
+        weights = folder / "adapter_model.safetensors"
+        weights.write_bytes(pickle.dumps(Evil()))  # under the trusted name
+        with pytest.raises(ValueError, match="is damaged"):
+            load(load_clip(), folder)
+        weights.unlink()
+        (folder / "adapter_model.bin").write_bytes(pickle.dumps(Evil()))
+        with pytest.raises(ValueError, match=r"adapter_model.bin, a pickle, which may run code"):
+            load(load_clip(), folder)
+        assert not (folder / "it-ran").exists()
+
+    @pytest.mark.parametrize("length", [100, 10**9, 2**63])
+    def test_with_a_header_that_claims_more_than_there_is(self, length, folder, load_clip):
+        weights = folder / "adapter_model.safetensors"
+        weights.write_bytes(struct.pack("<Q", length) + b'{"a": 1}')
+        with pytest.raises(ValueError, match=r"is damaged .*[Hh]eader"):
+            load_adapter(load_clip(), folder)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("load", [load_adapter, PeftModel.from_pretrained])
+    def test_with_weights_that_are_no_numbers(self, load, value, folder, load_clip):
+        tensors = load_file(folder / "adapter_model.safetensors")
+        tensors["base_model.model.prompts.learners.text_prompts.1"][1, 3] = value
+        save_file(tensors, folder / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=r"hold NaN or infinity \('text_prompts.1'\): its training diverged"):
+            load(load_clip(), folder)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"peft_type": "MAGIC"}, "of the method 'MAGIC'; known here: .*maple"),
+            ({"peft_type": ["MAPLE"]}, r"of the method \['MAPLE'\]"),
+            ({"prompt_length": "two"}, "adapter_config.json of .* is damaged"),
+            ({"prompt_length": 10**12}, "`prompt_length`=1000000000000: the text tower's context of 30 leaves room"),
+            ({"prompt_depth": 10**12}, "`prompt_depth`=1000000000000"),
+            ({"class_names": 7}, "adapter_config.json of .* is damaged"),
+            ({"class_names": None}, "`class_names`=None"),
+            ({"base_model_dimensions": [1]}, "adapter_config.json of .* is damaged"),
+            ({"base_model_fingerprint": "abc"}, "adapter_config.json of .* is damaged"),
+        ],
+    )
+    def test_with_a_config_of_nonsense(self, fields, message, folder, load_clip):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | fields))
+        with pytest.raises(ValueError, match=message):
+            load_adapter(load_clip(), folder)
+
+    def test_on_a_clip_of_the_same_shape_with_other_weights(self, folder, load_clip):
+        clip = load_clip()
+        with torch.no_grad():
+            clip.text_projection.weight.add_(torch.randn(32, 32) * 0.01)
+        with pytest.warns(UserWarning, match="was trained on a CLIP with other weights"):
+            load_adapter(clip, folder)
+
+    def test_on_its_own_clip_in_half_precision(self, folder, load_clip):
+        for dtype in (torch.bfloat16, torch.float16):
+            load_adapter(load_clip().to(dtype), folder)
 
     def test_with_another_prompt_length(self, folder, load_clip):
         config = json.loads((folder / "adapter_config.json").read_text())

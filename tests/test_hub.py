@@ -1,5 +1,6 @@
 """Pushing and fetching adapters with the real client over real HTTP, against a Hub on the loopback interface."""
 
+import itertools
 import json
 import logging
 import os
@@ -295,14 +296,20 @@ def test_training_asks_for_token_and_repository_before_it_starts(hub, monkeypatc
 
 
 def test_a_trained_adapter_is_published_and_its_cards_example_runs_elsewhere(hub, monkeypatch, tmp_path):
-    arguments = ("--dataset", "toyworld:colours", "--shots", 1, "--max_steps", 2, "--output_dir", tmp_path / "run")
-    train(monkeypatch, "--method", "coop", *arguments, "--push_to_hub", "me/colours", "--private")
+    for split, name, colour in itertools.product(("train", "test"), ("red", "blue"), (200, 220)):
+        (tmp_path / "pictures" / split / name).mkdir(parents=True, exist_ok=True)
+        pixel = (colour, 20, 20) if name == "red" else (20, 20, colour)
+        Image.new("RGB", (64, 64), pixel).save(tmp_path / "pictures" / split / name / f"{colour}.png")
+    arguments = ("--dataset", tmp_path / "pictures", "--shots", 2, "--batch_size", 2, "--max_steps", 2)
+    where = ("--output_dir", tmp_path / "run", "--push_to_hub", "me/colours", "--private")
+    train(monkeypatch, "--method", "coop", *arguments, *where)
     repository = hub.repositories["me/colours"]
     assert repository.private
     assert set(FILES) <= set(repository.files())
     config = json.loads(repository.files()["adapter_config.json"])
     assert config["base_model_name_or_path"] == "hf-tgpt-toy-clip"
-    assert (config["trained_on"]["dataset"], config["trained_on"]["shots"]) == ("toyworld:colours", 1)
+    assert (config["trained_on"]["dataset"], config["trained_on"]["shots"]) == ("a local folder", 2)
+    assert not [name for name, content in repository.files().items() if str(tmp_path).encode() in content]
     assert len(repository.files()["training_log.jsonl"].splitlines()) >= 1
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -1,0 +1,52 @@
+"""Made the folders beside it, once, with the version they are called after. They are read forever and never made again;
+a version that writes another format gets a folder of its own.
+
+    python tests/frozen/make.py
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+from transformers import CLIPModel
+
+import hf_tgpt
+
+CLIP = Path(__file__).parents[1] / "golden" / "clip"
+CLASS_NAMES = ["cat", "red circle", "forest"]
+FIELDS = {
+    "maple": {"prompt_length": 2, "prompt_depth": 2},
+    "tgpt": {"num_category_queries": 5, "num_content_queries": 6, "templates": ["a photo of a {}.", "a {}."]},
+    "coop": {"prompt_length": 2, "initial_text": "a photo of a", "class_position": "middle"},
+    "cocoop": {"prompt_length": 2},
+    "mutual_prompt": {"prompt_length": 2, "vision_prompt_length": 2, "top_k": 2},
+    "ivlp": {"text_prompt_length": 2, "vision_prompt_length": 3, "text_prompt_depth": 2, "vision_prompt_depth": 2},
+}
+
+
+def pictures() -> torch.Tensor:
+    """Two pictures that no random generator has a part in, (2, 3, 32, 32)."""
+    return (0.37 * torch.arange(2 * 3 * 32 * 32)).sin().reshape(2, 3, 32, 32)
+
+
+def main():
+    for method, fields in FIELDS.items():
+        folder = Path(__file__).parent / hf_tgpt.__version__ / method
+        torch.manual_seed(1)
+        config = hf_tgpt.config_class(method)(class_names=CLASS_NAMES, **fields)
+        model = get_peft_model(CLIPModel.from_pretrained(CLIP), config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+            logits = model(pictures()).logits.tolist()
+        model.peft_config["default"].base_model_name_or_path = "golden/clip"
+        model.peft_config["default"].trained_on = {"dataset": "me/birds", "shots": 16, "seed": 0}
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink()
+        (folder / "logits.json").write_text(json.dumps(logits) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -84,6 +84,9 @@ class PromptConfig(PeftConfig):
         check_class_names(self.class_names)
         self.class_names = list(self.class_names)
         self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
+        for name, kind in (("base_model_dimensions", dict), ("base_model_fingerprint", list), ("trained_on", dict)):
+            valid = getattr(self, name) is None or isinstance(getattr(self, name), kind)
+            self.require(name, valid, "the package fills this in; leave it out.")
         self.require("text_chunk_size", self.text_chunk_size is None or self.text_chunk_size >= 1, "hold 1 or more.")
 
     @property

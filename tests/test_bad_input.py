@@ -245,8 +245,9 @@ class TestAdapterFolder:
             ({"prompt_depth": 10**12}, "`prompt_depth`=1000000000000"),
             ({"class_names": 7}, "adapter_config.json of .* is damaged"),
             ({"class_names": None}, "`class_names`=None"),
-            ({"base_model_dimensions": [1]}, "adapter_config.json of .* is damaged"),
-            ({"base_model_fingerprint": "abc"}, "adapter_config.json of .* is damaged"),
+            ({"base_model_dimensions": [1]}, r"`base_model_dimensions`=\[1\]: the package fills this in"),
+            ({"base_model_fingerprint": "abc"}, "`base_model_fingerprint`='abc'"),
+            ({"trained_on": "data"}, "`trained_on`='data'"),
         ],
     )
     def test_with_a_config_of_nonsense(self, fields, message, folder, load_clip):

@@ -298,6 +298,7 @@ def test_training_asks_for_token_and_repository_before_it_starts(hub, monkeypatc
 def test_a_trained_adapter_is_published_and_its_cards_example_runs_elsewhere(hub, monkeypatch, tmp_path):
     for split, name, colour in itertools.product(("train", "test"), ("red", "blue"), (200, 220)):
         (tmp_path / "pictures" / split / name).mkdir(parents=True, exist_ok=True)
+        colour += 5 * (split == "test")
         pixel = (colour, 20, 20) if name == "red" else (20, 20, colour)
         Image.new("RGB", (64, 64), pixel).save(tmp_path / "pictures" / split / name / f"{colour}.png")
     arguments = ("--dataset", tmp_path / "pictures", "--shots", 2, "--batch_size", 2, "--max_steps", 2)

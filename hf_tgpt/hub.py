@@ -33,8 +33,8 @@ from huggingface_hub.errors import (
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from .base_model import name_in_files, public_name
-from .card import CARD, LOCAL, hub_dataset, is_ours, write_card
+from .base_model import TOY_CLIP, TOY_NAME, public_name
+from .card import CARD, LOCAL, dataset_title, hub_dataset, is_ours, write_card
 from .config import PromptConfig, check_weights_file
 
 # What a training leaves beside the adapter for people to see.
@@ -154,7 +154,7 @@ def download(
 ) -> str:
     """The folder in the cache with an adapter's own files, whatever else the repository lists. Raises HubError."""
     names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + _REFERENCE_FILES]
-    with _explained(repo_id):
+    with _explained(f"{repo_id} (no folder here)"):
         return snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=names)
 
 
@@ -171,16 +171,21 @@ def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: 
         if (folder / name).is_file():
             shutil.copyfile(folder / name, staged / name)
     content = json.loads((staged / _CONFIG).read_text())
-    for name in ("base_model_name_or_path", "tokenizer_name_or_path"):
-        given = name_in_files(content[name])
-        content[name] = None if given and os.path.exists(given) else given
+    base, tokenizer = content["base_model_name_or_path"], content.get("tokenizer_name_or_path")
+    if tokenizer not in (None, base) and not public_name(tokenizer):
+        raise ValueError(
+            f"`tokenizer_name_or_path`={tokenizer!r} is a folder that others do not have; put the tokenizer on the Hub "
+            "and name that, or leave it out where it is the base model's own."
+        )
+    content["base_model_name_or_path"] = base if base == TOY_NAME else public_name(base)
+    content["tokenizer_name_or_path"] = public_name(tokenizer)
     _write_json(staged / _CONFIG, content)
     results = None
     if (staged / "results.json").exists():
         results = json.loads((staged / "results.json").read_text())
-        for name in ("base_model", "dataset"):
-            if results.get(name) and os.path.exists(results[name].partition(":")[2] or results[name]):
-                results[name] = LOCAL
+        results["dataset"] = dataset_title(results)
+        if config.base_model_name_or_path != str(TOY_CLIP):
+            results["base_model"] = public_name(results.get("base_model")) or LOCAL
         _write_json(staged / "results.json", results)
     if not (staged / CARD).exists() or is_ours(staged / CARD):
         base = _licence(api, public_name(config.base_model_name_or_path), ModelCard)
@@ -228,7 +233,7 @@ def _explained(repo_id: str) -> Iterator[None]:
         raise
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise HubError(
-            f"{repo_id!r}: the Hub cannot be reached and the files are not in the cache; connect, and unset "
+            f"{repo_id}: the Hub cannot be reached and the files are not in the cache; connect, and unset "
             f"HF_HUB_OFFLINE where it is set. ({_first_line(error)})"
         ) from error
     except LocalTokenNotFoundError as error:
@@ -237,12 +242,12 @@ def _explained(repo_id: str) -> Iterator[None]:
             "permission."
         ) from error
     except RevisionNotFoundError as error:
-        raise HubError(f"{repo_id!r} has no such revision; name a branch, tag or commit that it has.") from error
+        raise HubError(f"{repo_id} has no such revision; name a branch, tag or commit that it has.") from error
     except HfHubHTTPError as error:
-        raise HubError(f"{repo_id!r}: {_remedy(error.response.status_code)}") from error
+        raise HubError(f"{repo_id}: {_remedy(error.response.status_code)}") from error
     except (HTTPError, EntryNotFoundError) as error:
         raise HubError(
-            f"{repo_id!r}: the connection to the Hub broke off ({_first_line(error)}); check it and repeat, which does "
+            f"{repo_id}: the connection to the Hub broke off ({_first_line(error)}); check it and repeat, which does "
             "no harm."
         ) from error
 

@@ -1,8 +1,14 @@
 """The model card: ours instead of PEFT's empty form, without unknown facts, and never over somebody's own words."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from conftest import METHODS
+from hub_server import metadata_errors
 from huggingface_hub import ModelCard
+from peft import PeftConfig
 
 from hf_tgpt.card import write_card
 
@@ -54,6 +60,78 @@ def test_results_become_metrics_that_the_hub_displays(tmp_path):
     assert "toy" not in card.text
     table = card.text[card.text.index("| method |") : card.text.index("## Results")].strip()
     assert all(line.startswith("| ") for line in table.splitlines())  # a blank line would end the table
+
+
+def test_what_is_known_of_a_run_is_told_and_the_rest_left_out(tmp_path):
+    config = METHODS["tgpt"].config(base_model_name_or_path="openai/clip-vit-base-patch16", revision="0123abc")
+    write_card(tmp_path, config)
+    text = (tmp_path / "README.md").read_text()
+    for unknown in ("recipe", "seed", "Results", "| data |", "model-index", "training.png", "None", "nan", "toy"):
+        assert unknown not in text
+    assert 'load_clip(base_model, revision="0123abc")' in text
+    recipe = {"optimizer": "sgd", "learning_rate": 0.0035, "batch_size": 4, "epochs": 5, "warmup_steps": 0}
+    known = {
+        "dataset": "oxford_pets:/home/me/pets",
+        "dataset_title": "OxfordPets",
+        "dataset_id": "timm/oxford-iiit-pet",
+    }
+    (tmp_path / "training.png").touch()
+    write_card(tmp_path, config, RESULTS | known | {"recipe": recipe, "data_licence": "CC BY-SA 4.0"}, "me/pets", "mit")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.datasets == ["timm/oxford-iiit-pet"]
+    for words in (
+        "| data | OxfordPets |",
+        "| recipe | sgd, learning rate 0.0035, batches of 4, 5 epochs |",
+        "The licences of the base model and of the data apply: mit for the base model, CC BY-SA 4.0 for the data.",
+        "commit 0123abc |",
+        "](training.png)",
+        'load_adapter(clip, "me/pets")',
+    ):
+        assert words in card.text
+    assert "/home/me" not in card.content
+
+
+def test_an_adapter_alone_still_tells_what_it_was_trained_on(adapt, tmp_path):
+    model = adapt(METHODS["maple"])
+    model.peft_config["default"].trained_on = {"dataset": "a local folder", "shots": 16, "seed": 3}
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| data | a local folder |" in text
+    assert "| seed | 3 |" in text
+    assert "Results" not in text
+
+
+CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/"))
+
+
+def test_every_method_has_a_card():
+    assert {folder.name for folder in CARDS} <= set(METHODS)
+
+
+@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+class TestStoredCards:
+    def test_are_what_the_package_writes(self, folder, tmp_path):
+        for name in ("adapter_config.json", "results.json", "training.png"):
+            shutil.copy(folder / name, tmp_path)
+        results = json.loads((tmp_path / "results.json").read_text())
+        write_card(tmp_path, PeftConfig.from_pretrained(tmp_path), results)
+        assert (tmp_path / "README.md").read_text() == (folder / "README.md").read_text()
+
+    def test_have_metadata_that_the_hub_takes(self, folder):
+        card = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)  # reads model-index back
+        assert metadata_errors(card.content) == []
+        assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "image-classification")
+        assert {"hf-tgpt", folder.name} <= set(card.data.tags)
+        (accuracy,) = [result for result in card.data.eval_results if result.metric_name == "Accuracy"]
+        results = json.loads((folder / "results.json").read_text())
+        assert accuracy.metric_value == round(results["accuracy"], 4)
+        assert accuracy.dataset_name == "toyworld:codes"
+
+    def test_are_of_the_documented_command(self, folder):
+        results = json.loads((folder / "results.json").read_text())
+        recipe = json.loads((Path(__file__).parents[1] / f"examples/recipes/toy_{folder.name}.json").read_text())
+        assert {name: recipe[name] for name in results["recipe"] if name in recipe}.items() <= results["recipe"].items()
+        assert (results["method"], results["shots"], results["seed"]) == (folder.name, 16, 0)
 
 
 def test_a_toy_is_called_a_toy(tmp_path):

@@ -117,7 +117,7 @@ def test_revisions_are_kept_apart(adapt, load_clip, hub):
         for load in (load_adapter, PeftModel.from_pretrained):
             again = load(load_clip(), "me/cats", revision=revision)
             assert torch.equal(again(pixels(model)).logits, model(pixels(model)).logits)
-    with pytest.raises(HubError, match="'me/cats' has no such revision"):
+    with pytest.raises(HubError, match=r"me/cats \(no folder here\) has no such revision"):
         load_adapter(load_clip(), "me/cats", revision="v3")
 
 
@@ -219,6 +219,14 @@ def test_offline_is_said(run, hub, monkeypatch):
     for ask in (lambda: push_folder(run, "me/birds"), lambda: load_trained(None, "me/nowhere")):
         with pytest.raises(HubError, match="unset HF_HUB_OFFLINE"):
             ask()
+
+
+def test_a_tokenizer_that_others_do_not_have_is_named(run, hub):
+    config = json.loads((run / "adapter_config.json").read_text()) | {"tokenizer_name_or_path": str(run)}
+    (run / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is a folder that others do not have; put the tokenizer on the Hub"):
+        push_folder(run, "me/birds")
+    assert set(hub.repositories["me/birds"].files()) == {".gitattributes"}
 
 
 def test_a_folder_without_an_adapter_is_not_pushed(run, hub, tmp_path):

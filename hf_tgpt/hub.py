@@ -205,7 +205,7 @@ def _licence(api: HfApi, name: str | None, kind: type[ModelCard] | type[DatasetC
 
 
 def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 # What is there -------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def _is_our_config(path: str) -> bool:
         method = json.loads(Path(path).read_text())["peft_type"]
     except (ValueError, KeyError, TypeError):
         return False
-    return issubclass(PEFT_TYPE_TO_CONFIG_MAPPING.get(method, object), PromptConfig)
+    return isinstance(method, str) and issubclass(PEFT_TYPE_TO_CONFIG_MAPPING.get(method, object), PromptConfig)
 
 
 @contextmanager

@@ -158,6 +158,7 @@ def test_a_repository_with_other_content_is_left_alone(run, hub):
         {"model.safetensors": b"1", "config.json": b"{}"},
         {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": b""},
         {"adapter_config.json": b"no json"},
+        {"adapter_config.json": b'{"peft_type": ["MAPLE"]}'},
     ):
         hub.repositories["me/gpt"] = Repository(files=files)
         with pytest.raises(HubError, match=r"holds something else than an adapter of hf-tgpt .*choose another name"):

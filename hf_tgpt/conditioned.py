@@ -16,6 +16,7 @@ from .learner import OpenPromptLearner, classification_loss, clip_output
 from .packing import pack
 from .towers import (
     after_bos,
+    chunk_tokens,
     dimensions,
     encode_image,
     encode_text,
@@ -82,7 +83,7 @@ class ImageConditionedLearner(OpenPromptLearner):
             packing = pack(on_cpu[0][part], shared, context, on_cpu[1][part]).to(ends.device) if shared else None
             return encode_text(clip, after_bos(words, prompts[images[part]]), ends[part], packing=packing)
 
-        parts = chunks(on_cpu[0], shared, self.config.text_chunk_size)
+        parts = chunks(on_cpu[0], shared, self.config.text_chunk_size, chunk_tokens(clip))
         return unit(in_chunks(encode, parts, [prompts, *text_parameters(clip)]))
 
     def forward(self, clip: CLIPModel, pixel_values: torch.Tensor | None, labels: torch.Tensor | None = None, **kwargs):

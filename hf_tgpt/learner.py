@@ -21,7 +21,7 @@ from .classes import PLACEHOLDER, class_tokens, load_tokenizer
 from .config import PromptConfig
 from .packing import Packing, common_length, pack
 from .parallel import in_shares
-from .towers import dimensions, logit_scale, text_parameters, trim, unit
+from .towers import chunk_tokens, dimensions, logit_scale, text_parameters, trim, unit
 
 
 class PromptLearner(nn.Module):
@@ -177,7 +177,8 @@ class OpenPromptLearner(PromptLearner):
             with torch.inference_mode(False):
                 ids, eos = self.class_ids, self.class_eos
                 numbers = range(len(ids))[share]
-                parts = [numbers[part] for part in chunks(eos[share], self.shared_length(ids, eos), key[0])]
+                parts = chunks(eos[share], self.shared_length(ids, eos), key[0], chunk_tokens(clip))
+                parts = [numbers[part] for part in parts]
                 parts = [slice(part.start, part.stop) for part in parts]
                 self._chunks = key, [(part, self.pack(clip, ids[part], eos[part])) for part in parts]
         return self._chunks[1]

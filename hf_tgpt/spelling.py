@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 ROWS = 128
 
 
+@torch.compiler.disable  # how many prompts have a target is known only as it runs
 def sentence_loss(
     prompts: torch.Tensor,
     ids: torch.Tensor,
@@ -27,7 +28,6 @@ def sentence_loss(
     return spelling_loss(prompts[:, :length][told], targets[told], vocabulary, label_smoothing)
 
 
-@torch.compiler.disable  # how many prompts have a target is known only as it runs
 def spelling_loss(
     prompts: torch.Tensor, targets: torch.Tensor, vocabulary: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from transformers import CLIPModel
 from transformers.masking_utils import create_causal_mask
 
-from .chunks import chunks, in_chunks
+from .chunks import CHUNK_TOKENS, chunks, in_chunks
 from .packing import Packing, common_length, pack
 
 
@@ -126,6 +126,19 @@ def encode_text(
     return clip.text_projection(text.final_layer_norm(hidden[rows, ends]))  # (s, d)
 
 
+def chunk_tokens(clip: CLIPModel) -> int:
+    """Own tokens of the sentences whose activations a training step holds at a time, where nobody says how many.
+
+    On a GPU as many as take an eighth of its memory, since what does not fit is computed twice; elsewhere few. It does
+    not depend on what is free just now, so a run that is repeated or resumed sums in the same order.
+    """
+    if clip.device.type != "cuda":
+        return CHUNK_TOKENS
+    text = clip.config.text_config
+    kept = 18 * text.hidden_size * text.num_hidden_layers * clip.dtype.itemsize  # a token's bytes, as measured
+    return max(CHUNK_TOKENS, torch.cuda.get_device_properties(clip.device).total_memory // 8 // kept)
+
+
 def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, chunk: int | None = None):
     """CLIP's own text features: ids (s, t), EOS positions (s,) -> (s, d), `chunk` at once."""
     embed, shared = clip.text_model.embeddings.token_embedding, common_length(input_ids, eos)
@@ -134,7 +147,7 @@ def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, c
         packing = pack(eos[part], shared, clip.config.text_config.max_position_embeddings)
         return encode_text(clip, embed(input_ids[part]), eos[part], packing=packing)
 
-    return in_chunks(encode, chunks(eos, shared, chunk), text_parameters(clip))
+    return in_chunks(encode, chunks(eos, shared, chunk, chunk_tokens(clip)), text_parameters(clip))
 
 
 def vision_tokens(

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import METHODS, pixels, token_ids
+from transformers.models.clip.modeling_clip import CLIPMLP
+
+from hf_tgpt import towers
 
 LABELS = torch.tensor([0, 3, 1])
 
@@ -87,6 +90,28 @@ def test_inference_is_measured_on_all_paths(name, example, clip_folders):
     case = dict(model=clip_folders["legacy_eos"], classes=3, batch=2, mode="infer", steps=1, mixed_precision="bf16")
     for path in ("ours", "reference", "floor"):  # the shape with a context of 77, for TGP-T's long prompts
         assert example("benchmark").measure(method=name, path=path, **case)["status"] == "ok"
+
+
+@pytest.mark.parametrize("name", ["maple", "cocoop"])
+def test_what_each_idea_brings_can_be_measured(name, example, clip_folders, monkeypatch):
+    benchmark, forward, calls = example("benchmark"), CLIPMLP.forward, []
+
+    def counted(self, hidden):
+        if hidden.shape[-1] == 32:  # the text tower
+            calls.append(hidden.shape[:2])
+        return forward(self, hidden)
+
+    monkeypatch.setattr(CLIPMLP, "forward", counted)
+    monkeypatch.setattr(towers, "CHUNK_TOKENS", 20)
+    case = dict(model=clip_folders["plain"], method=name, classes=12, batch=2, mode="train", steps=1)
+    places, at_once = {}, {}
+    for path in ("reference", "truncated", "packed", "ours", "checkpointing"):
+        calls.clear()
+        assert benchmark.measure(path=path, mixed_precision="no", **case)["status"] == "ok"
+        places[path], at_once[path] = (f(rows * length for rows, length in calls) for f in (sum, max))
+    assert places["reference"] > places["truncated"] > places["packed"]
+    assert min(places["ours"], places["checkpointing"]) > places["packed"]  # some or all are computed twice
+    assert at_once["ours"] < at_once["packed"]
 
 
 def test_methods_with_visual_prompts_have_no_cached_case(example, clip_folders):

@@ -1,5 +1,7 @@
 """The fast text side gives the plain path's numbers: every class by itself, in its whole context, all held at once."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -213,6 +215,15 @@ def test_chunks_are_of_equal_tokens_and_the_last_is_full():
     assert [part.stop - part.start for part in parts] == [88, 256, 256]  # 4 tokens of their own each
     assert [part.stop - part.start for part in chunks(eos, 5, 250)] == [100, 250, 250]
     assert torch.equal(torch.cat([torch.arange(600)[part] for part in parts]), torch.arange(600))
+
+
+def test_a_gpu_with_room_holds_larger_chunks(load_clip, monkeypatch):
+    clip = load_clip()
+    assert towers.chunk_tokens(clip) == 1024
+    monkeypatch.setattr(type(clip), "device", torch.device("cuda"))
+    for memory, tokens in ((1e6, 1024), (80e9, 80e9 // 8 // (18 * 32 * 2 * 4))):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, m=memory: SimpleNamespace(total_memory=m))
+        assert towers.chunk_tokens(clip) == tokens
 
 
 @pytest.mark.parametrize("name", ["maple", "coop class-specific", "cocoop", "mutual"])

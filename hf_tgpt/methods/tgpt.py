@@ -224,6 +224,7 @@ class TGPT(PromptLearner):
         embeddings = torch.cat([frame[0], prompts, *frame[1:]], dim=1)  # (b, n + 3, d_t)
         return encode_text(clip, embeddings, torch.full((count,), length + 2, device=prompts.device))
 
+    @torch.compiler.disable  # it looks at values
     def descriptions(self, clip: CLIPModel, ids: torch.Tensor | None, labels: torch.Tensor):
         """One sentence for each picture, ids (b, t) and EOS positions (b,); None stands for the template's."""
         if ids is None:

@@ -17,7 +17,8 @@ Paths are measured side by side, on random pictures; by default the first three:
 
 A step is forward, backward and optimizer step (--mode train), or a forward that may reuse class features (--mode
 infer); benchmark_loading.py measures how fast pictures come to it. Peak memory is what steps need above the loaded
-model and adapter: on a GPU what torch allocates, on a CPU the resident size. Threads are torch's, so OMP_NUM_THREADS
+model and adapter: on a GPU what torch allocates, on a CPU the resident size; the JSON file also has the peak of all
+(`peak_bytes`: on a CPU the whole process with its libraries). Threads are torch's, so OMP_NUM_THREADS
 sets them. A case without memory or time is a row that says so.
 """
 
@@ -181,12 +182,13 @@ def measure(model, method, classes, batch, path, mode, steps, mixed_precision):
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    seconds = statistics.median(seconds[1:])
+    seconds, peak = statistics.median(seconds[1:]), peak_of_memory(device)
     return {
         "status": "ok",
         "seconds_per_step": seconds,
         "images_per_second": batch / seconds,
-        "peak_bytes_above_model": max(0, peak_of_memory(device) - before),
+        "peak_bytes_above_model": max(0, peak - before),
+        "peak_bytes": peak,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
     }
 

@@ -1,5 +1,7 @@
 """Prompt learning for CLIP as PEFT adapters. Importing this package registers its methods with PEFT."""
 
+from typing import TYPE_CHECKING
+
 from .convert import convert_original_state_dict as convert_original_state_dict
 from .convert import convert_to_original_state_dict as convert_to_original_state_dict
 from .hub import HubError as HubError
@@ -18,3 +20,14 @@ from .methods import TGPTConfig as TGPTConfig
 from .registry import config_class as config_class
 from .registry import methods as methods
 from .version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from .predict import load_classifier as load_classifier
+
+
+def __getattr__(name: str):
+    if name == "load_classifier":  # it reads pictures, and so imports datasets, which training your own way need not
+        from .predict import load_classifier
+
+        return load_classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

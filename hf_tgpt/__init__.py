@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from .convert import adapter_from_release as adapter_from_release
 from .convert import convert_original_state_dict as convert_original_state_dict
 from .convert import convert_to_original_state_dict as convert_to_original_state_dict
 from .hub import HubError as HubError

@@ -1,13 +1,30 @@
-"""From the research releases' tensor names to ours and back."""
+"""From the research releases' files and tensor names to ours and back."""
 
 from __future__ import annotations
 
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import CLIPModel
 
 from .registry import config_class
 from .tuner import SLOT, PromptTuner
 
 _PREFIX = f"base_model.model.{SLOT}.{PromptTuner.prefix}."
+# Parts of a model that the releases save by themselves, in files whose names lack them.
+_PARTS = ("prompt_learner.", "cls_head.")
+# What training leaves in a release's file beside tensors: Dassl saves its scheduler's inner one as an object.
+_LEFTOVERS = ("torch.optim.", "dassl.", "solver.", "numpy.", "collections.defaultdict", "builtins.dict")
+_CONTAINERS = {"collections.defaultdict": lambda *_: {}, "builtins.dict": dict}
 
 
 def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str) -> dict[str, torch.Tensor]:
@@ -21,10 +38,16 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str
         >>> peft.set_peft_model_state_dict(model, state_dict)
     """
     names = config_class(method).learner_class.original_names
-    converted = {_PREFIX + names[name]: value for name, value in state_dict.items() if name in names}
+    converted = {}
+    for name, value in state_dict.items():
+        name = name.removeprefix("module.")  # of DataParallel
+        found = next((names[part + name] for part in ("", *_PARTS) if part + name in names), None)
+        if found is not None:
+            converted[_PREFIX + found] = value
     if not converted:
+        example = repr(next(iter(names))) if names else "none, for it was never released"
         raise ValueError(
-            f"`state_dict` has no tensor of a released {method} checkpoint, such as {next(iter(names))!r}; it starts "
+            f"`state_dict` has no tensor of a released {method} checkpoint, such as {example}; it starts "
             f"with {list(state_dict)[:3]}."
         )
     return converted
@@ -37,3 +60,123 @@ def convert_to_original_state_dict(state_dict: dict[str, torch.Tensor], method: 
     if unknown:
         raise ValueError(f"`state_dict` has {unknown[0]!r}, for which released {method} checkpoints have no place.")
     return {names[name]: value for name, value in state_dict.items()}
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def adapter_from_release(
+    files: str | os.PathLike | Sequence[str | os.PathLike],
+    method: str,
+    clip: CLIPModel,
+    class_names: list[str],
+    **fields,
+) -> PeftModel:
+    """The adapter in a release's checkpoint, `model.pth.tar-N`, on `clip`, in evaluation mode.
+
+    TGP-T's release saves two files, of its prompt learner and of its head; pass both. What the files do not hold is
+    the caller's to know: the base model, `class_names` in the order of the labels, and `fields` of the method's config
+    such as `initial_text`, `class_position` or `templates`. Lengths and depths are read from the tensors.
+
+    Raises ValueError for a file that is not such a checkpoint, and where names and tensors do not go together.
+    """
+    files = [files] if isinstance(files, str | os.PathLike) else files
+    tensors = {name: value for file in files for name, value in read_checkpoint(file).items()}
+    weights = {name: value.float() for name, value in convert_original_state_dict(tensors, method).items()}
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"{name.removeprefix(_PREFIX)!r} of the checkpoint holds NaN or infinity; use another one."
+            )
+    config = config_class(method)(class_names=class_names, **(_sizes(method, weights) | fields))
+    _check_classes(weights, class_names, getattr(config, "class_specific", False))
+    model = get_peft_model(clip, config)
+    set_peft_model_state_dict(model, weights)  # which checks that all are there
+    return model.eval()
+
+
+def read_checkpoint(file: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The tensors by name in a checkpoint that torch.save or safetensors wrote.
+
+    A pickle is a program. It is read with `weights_only=True`, which knows tensors and plain containers and no code;
+    what is left of optimisers and schedulers is read as empty objects. Raises ValueError for a file with anything else,
+    naming it, and for one that holds no tensors.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise ValueError(f"{str(file)!r} is not a file; correct the path.")
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{str(file)!r} is damaged ({error}); download it again.") from error
+    try:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file) if zipfile.is_zipfile(file) else []
+        foreign = sorted(name for name in unsafe if not name.startswith(_LEFTOVERS))
+        if foreign:
+            raise ValueError(
+                f"{str(file)!r} holds {', '.join(foreign)}, not only tensors: reading it would run code, so it is not "
+                "read. If you trust it, save its tensors as safetensors and convert that."
+            )
+        stand_ins = [(_CONTAINERS.get(name, _Ignored), name) for name in unsafe]
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of pickles that it did not write
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, KeyError, TypeError) as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # in torch's words, amid advice
+        reason = f"holds {named[1]}, not only tensors" if named else f"cannot be read ({type(error).__name__})"
+        raise ValueError(
+            f"{str(file)!r} {reason}; it is damaged or no checkpoint of a release. Download it again, or save its "
+            "tensors as safetensors and convert that."
+        ) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ValueError(f"{str(file)!r} holds no tensors by name; a release's file has them under 'state_dict'.")
+    return tensors
+
+
+class _Ignored:
+    """Stands where a checkpoint names a class that is not to be made."""
+
+    def __init__(self, *args):
+        """Nothing is kept."""
+
+    def __setstate__(self, state):
+        """Nothing is kept."""
+
+
+def _sizes(method: str, weights: dict[str, torch.Tensor]) -> dict[str, int | bool]:
+    """The fields of a method's config that its weights tell."""
+    weights = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
+
+    def depth(prompts: str) -> int:
+        return sum(name.startswith(f"{prompts}.") for name in weights)
+
+    def length(name: str) -> int:
+        return weights[name].shape[-2] if name in weights else 0
+
+    if method == "maple":
+        return dict(prompt_length=length("text_prompts.0"), prompt_depth=depth("text_prompts"))
+    if method == "ivlp":
+        towers = {f"{tower}_prompt_length": length(f"{tower}_prompts.0") for tower in ("text", "vision")}
+        return towers | {f"{tower}_prompt_depth": depth(f"{tower}_prompts") for tower in ("text", "vision")}
+    if method == "tgpt":
+        return {f"num_{prompt}_queries": length(f"{prompt}_queries") for prompt in ("category", "content")}
+    sizes: dict[str, int | bool] = dict(prompt_length=length("text_prompts"))
+    if method == "coop" and sizes["prompt_length"]:
+        sizes["class_specific"] = weights["text_prompts"].ndim == 3
+    if method == "cocoop" and "shift.0.weight" in weights:
+        narrow, width = weights["shift.0.weight"].shape
+        sizes["reduction"] = width // narrow
+    return sizes
+
+
+def _check_classes(weights: dict[str, torch.Tensor], class_names: list[str], class_specific: bool) -> None:
+    """Raises ValueError where the weights belong to another number of classes."""
+    rows = weights.get(_PREFIX + "text_prompts") if class_specific else weights.get(_PREFIX + "head")
+    if rows is not None and len(rows) != len(class_names):
+        raise ValueError(
+            f"`class_names` has {len(class_names)} names but the checkpoint was trained on {len(rows)} classes; give "
+            "them all, in the order of its labels."
+        )

@@ -53,9 +53,10 @@ class Bonder(nn.Module):
         """queries (1, n, d), image_tokens (b, p, d) -> prompts (b, n, d)."""
         queries = queries + self.self_attention(self.norm_self(queries))  # (1, n, d), once for all images
         keys = self.norm_image(image_tokens)  # (b, p, d), also the values
-        asked = self.cross_query(self.norm_query(queries)).expand(len(keys), -1, -1)  # (b, n, d)
+        asked = self.cross_query(self.norm_query(queries)).expand(keys.shape[0], -1, -1)  # (b, n, d)
         scale = (keys.shape[-1] // NUM_HEADS) ** -0.5  # the release's: of a head's width, though this attention has one
-        queries = queries + self.cross_out(F.scaled_dot_product_attention(asked, keys, keys, scale=scale))  # (b, n, d)
+        found = F.scaled_dot_product_attention(*(part[:, None] for part in (asked, keys, keys)), scale=scale)[:, 0]
+        queries = queries + self.cross_out(found)  # (b, n, d)
         return queries + self.mlp(self.norm_mlp(queries))  # (b, n, d)
 
     def self_attention(self, queries: torch.Tensor) -> torch.Tensor:

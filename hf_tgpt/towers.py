@@ -109,7 +109,7 @@ def encode_text(
     embeddings = embeddings.to(token_embeddings(clip).dtype)
     attention = text.config._attn_implementation
     if packing is None or attention not in ("sdpa", "eager"):  # others, such as flash attention, take no masks
-        rows, ends = torch.arange(len(embeddings), device=embeddings.device), eos
+        rows, ends = torch.arange(embeddings.shape[0], device=embeddings.device), eos
         hidden = text.embeddings(inputs_embeds=embeddings)  # (s, t, d_t)
         mask = create_causal_mask(config=text.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
     else:
@@ -197,4 +197,4 @@ def encode_image(clip: CLIPModel, pixel_values: torch.Tensor, prompts: Sequence[
 
 def _per_sample(hidden: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
     # Adapter weights stay in float32 on a half-precision CLIP; prompts take the tower's dtype where they enter it.
-    return prompts.to(hidden.dtype).expand(len(hidden), -1, -1)
+    return prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)  # not len, which an exporter takes as fixed

@@ -123,7 +123,7 @@ class MutualPrompt(ImageConditionedLearner):
 
     def prompts(self, image_features: torch.Tensor) -> torch.Tensor:
         """FTP: v_m + U_m ReLU(W_1 x0). x0 (b, d) -> (b, n, d_t)."""
-        prompts = self.text_prompts.expand(len(image_features), -1, -1)  # (b, n, d_t)
+        prompts = self.text_prompts.expand(image_features.shape[0], -1, -1)  # (b, n, d_t)
         if self.config.text_heads == "none":
             return prompts
         return prompts + self.decompose(image_features).unflatten(-1, (-1, prompts.shape[-1]))  # (b, n or 1, d_t)

@@ -1,0 +1,92 @@
+"""The arguments of the program `hf-tgpt`; `hf_tgpt.commands` does what they ask for.
+
+Beside the package and not in it: importing anything of `hf_tgpt` imports torch, PEFT and transformers, and help and a
+mistyped option should not wait for those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+_DESCRIPTION = "Classifies pictures with CLIP adapters that hf-tgpt has trained, and takes them elsewhere."
+_EXIT = "exit status: 0 done; 1 failed; 2 wrong arguments; 3 done, but some files could not be read and were skipped"
+_ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    args = _parser().parse_args(arguments)
+    from hf_tgpt import commands  # the imports that take seconds
+
+    try:
+        return getattr(commands, args.command)(args)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"hf-tgpt {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("hf-tgpt", description=_DESCRIPTION, epilog=_EXIT, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help, epilog=_EXIT, allow_abbrev=False)
+
+    predict = command("predict", "the classes of pictures, a line each")
+    predict.add_argument("adapter", help=_ADAPTER)
+    predict.add_argument("images", nargs="+", help="files, folders of them at any depth, or URLs")
+    predict.add_argument("--output", help="a file; one that ends with .csv is CSV, others JSON lines (default: stdout)")
+    predict.add_argument("--format", choices=["jsonl", "csv"], help="(default: by the name of the output, or jsonl)")
+    predict.add_argument("--top_k", type=int, default=5, help="classes listed of a picture (default: %(default)s)")
+    _add_classes(predict)
+    predict.add_argument("--batch_size", type=int, default=32, help="pictures at a time (default: %(default)s)")
+    _add_model(predict)
+
+    info = command("info", "what is in an adapter")
+    info.add_argument("adapter", help=_ADAPTER)
+    info.add_argument("--json", action="store_true", help="as JSON")
+
+    export = command("export", "a model for programs without hf-tgpt, with its classes frozen")
+    export.add_argument("adapter", help=_ADAPTER)
+    export.add_argument("output", help="a file that ends with .onnx; a folder for plain transformers")
+    export.add_argument("--format", choices=["onnx", "transformers"], default="onnx", help="(default: %(default)s)")
+    export.add_argument(
+        "--int8", metavar="DATASET", help="also write NAME.int8.onnx, and compare both on the test pictures of this "
+        "data set: a folder, a file, a Hub id or a known name, as in training"
+    )  # fmt: skip
+    _add_classes(export)
+    _add_model(export)
+    export.add_argument("--json", action="store_true", help="tell what was written as JSON")
+
+    convert = command("convert", "an adapter of a research release's checkpoint")
+    convert.add_argument("checkpoint", nargs="+", help="model.pth.tar-N; of TGP-T those of prompt_learner and cls_head")
+    convert.add_argument("output", help="the folder of the adapter")
+    convert.add_argument("--method", required=True, help="maple, tgpt, coop, cocoop or ivlp (also VPT)")
+    convert.add_argument("--model", required=True, help="the CLIP it was trained on: a Hub id or folder")
+    _add_classes(convert, "in the order of the labels that it was trained with")
+    convert.add_argument(
+        "--set", nargs="+", default=[], metavar="FIELD=VALUE",
+        help='fields of the config that the tensors do not tell: initial_text="a photo of a", class_position=front'
+    )  # fmt: skip
+    return parser
+
+
+def _add_classes(parser: argparse.ArgumentParser, more: str = "in place of the adapter's (open methods)") -> None:
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument("--class_names", nargs="+", metavar="NAME", help=f"class names, {more}")
+    names.add_argument("--class_names_file", help="a file of class names, a line each, or .json")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="another copy of the base model: a Hub id or folder")
+    parser.add_argument("--revision", help="of the adapter on the Hub")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU where there is one)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -45,6 +45,22 @@ class PromptSlot(nn.Module, BaseTunerLayer):
             raise ValueError(f"Adapters {names} are active at once; prompts do not add up, choose one by set_adapter.")
         return self.learners[names[0]]
 
+    def set_adapter(self, *args, **kwargs) -> None:
+        super().set_adapter(*args, **kwargs)
+        self._forget()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        super().enable_adapters(enabled)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops class features that are kept: a LoRA in the text tower that is switched changes them, but no weight.
+
+        PEFT tells every layer of a switch, whichever adapter it is of.
+        """
+        for learner in self.learners.values():
+            learner.train(learner.training)
+
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT asks this after loading with low_cpu_mem_usage. A slot wraps no layer; a learner's ids tell the device.
         learner = self.learners[adapter_name]

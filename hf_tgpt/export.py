@@ -29,7 +29,7 @@ from .data.transforms import Collator, FewShotImages, ImageTransform
 from .learner import OpenPromptLearner
 from .predict import Classifier
 from .references import LinearProbe, LoRA
-from .towers import after_bos, encode_image, encode_text, logit_scale, token_embeddings, unit
+from .towers import after_bos, eager_attention, encode_image, encode_text, logit_scale, token_embeddings, unit
 from .version import __version__
 
 # protobuf holds 2 GB; beyond that, weights go to a file beside the model.
@@ -55,7 +55,8 @@ def export_onnx(
     _require("onnx", "onnxscript")
     names = _freeze(classifier, class_names)
     module, size = _exportable(classifier.model), classifier.transform.size
-    with _eager_attention(_clip(classifier.model)), _quiet(), torch.no_grad():
+    # The fused attention is traced with a mask and as causal at once, which its ONNX form refuses.
+    with eager_attention(_clip(classifier.model)), _quiet(), torch.no_grad():
         device = next(module.parameters()).device
         program = torch.onnx.export(
             module.eval(),
@@ -289,17 +290,6 @@ def _require(*packages: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(f"ONNX needs {' and '.join(missing)}: pip install 'hf-tgpt[export]'.")
-
-
-@contextmanager
-def _eager_attention(clip: CLIPModel) -> Iterator[None]:
-    """Attention in its plain operations; the fused one is traced with a mask and causal, which ONNX's refuses."""
-    before = clip.config._attn_implementation
-    clip.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        clip.set_attn_implementation(before)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ Gradient checkpointing, attention backends and autocast therefore work as the mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,17 @@ def logit_scale(clip: CLIPModel) -> torch.Tensor:
 def unit(features: torch.Tensor) -> torch.Tensor:
     """Features at unit length, in float32 at least so that a half-precision CLIP still ranks close classes."""
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+
+
+@contextmanager
+def eager_attention(clip: CLIPModel) -> Iterator[None]:
+    """Both towers' attention in its plain operations, whose weights can be seen."""
+    before = clip.config._attn_implementation
+    clip.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        clip.set_attn_implementation(before)
 
 
 def eos_positions(clip: CLIPModel, input_ids: torch.Tensor) -> torch.Tensor:
@@ -178,6 +190,22 @@ def vision_tokens(
             hidden = at_end(hidden, prompts[i])
         hidden = layer(hidden, None)
     return hidden
+
+
+def cls_attention(clip: CLIPModel, see: Callable[[], object], layer: int = -1) -> torch.Tensor:
+    """What the CLS token looks at in a layer of the vision tower while `see()` runs it: (b, heads, p + n), sums of 1.
+
+    Where the tower runs more than once, the last time counts.
+    """
+    seen = []
+    attention = clip.vision_model.encoder.layers[layer].self_attn
+    hook = attention.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))  # (b, heads, p, p)
+    try:
+        with eager_attention(clip):
+            see()
+    finally:
+        hook.remove()
+    return seen[-1][:, :, 0]
 
 
 def pool_image(clip: CLIPModel, hidden: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from .config import PromptConfig
 from .convert import adapter_from_release
 from .data.naming import read_class_names
 from .learner import OpenPromptLearner
-from .loading import _local_folder, load_clip
+from .loading import load_clip, local_folder
 from .predict import Answer, Classifier, load_classifier
 from .references import NOTE, REFERENCES, read_note
 from .registry import config_class
@@ -144,7 +144,7 @@ def describe_adapter(name_or_path: str | os.PathLike) -> dict[str, Any]:
 
     Raises ValueError for a folder that is neither.
     """
-    folder = Path(_local_folder(name_or_path))
+    folder = Path(local_folder(name_or_path))
     if not folder.is_dir():
         raise ValueError(f"There is no adapter in {os.fspath(name_or_path)!r}; correct the path or the id.")
     if (folder / NOTE).is_file():

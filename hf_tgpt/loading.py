@@ -68,7 +68,7 @@ def load_adapter(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> 
     """
     name, subfolder = os.path.expanduser(name_or_path), kwargs.get("subfolder") or ""
     hub = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
-    folder = name if _is_local(name) else download(name, subfolder, **hub)
+    folder = local_folder(name, subfolder=subfolder, **hub)
     path = Path(folder) / subfolder / "adapter_config.json"
     if not path.is_file():
         raise ValueError(f"There is no adapter in {name!r}: {path.name} is missing; correct the path.")
@@ -102,9 +102,8 @@ def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> 
 
     Raises ValueError if the folder is missing, incomplete or damaged, HubError if the repository cannot be had.
     """
-    name = os.path.expanduser(name_or_path)
     hub = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
-    folder = name if _is_local(name) else download(name, **hub)
+    folder = local_folder(name_or_path, **hub)
     if os.path.isfile(os.path.join(folder, NOTE)):
         return load_reference(clip, folder)
     return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)
@@ -115,25 +114,24 @@ def base_model_of(name_or_path: str | os.PathLike) -> str:
 
     Raises ValueError if its config does not tell.
     """
-    return _base_and_revision(name_or_path)[0]
+    return base_and_revision(name_or_path)[0]
 
 
 def results_of(name_or_path: str | os.PathLike) -> dict[str, Any]:
     """What examples/train.py measured of an adapter or a reference, its results.json; empty where there is none."""
-    name = os.path.expanduser(name_or_path)
-    file = Path(name if _is_local(name) else download(name)) / "results.json"
+    file = Path(local_folder(name_or_path)) / "results.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def load_base_model(name_or_path: str | os.PathLike, **kwargs) -> CLIPModel:
     """The CLIP that an adapter was trained on, at its revision; `kwargs` as in `load_clip`."""
-    name, revision = _base_and_revision(name_or_path)
+    name, revision = base_and_revision(name_or_path)
     return load_clip(name, **({"revision": revision} if revision else {}), **kwargs)
 
 
-def _base_and_revision(name_or_path: str | os.PathLike) -> tuple[str, str | None]:
-    name = os.path.expanduser(name_or_path)
-    folder = name if _is_local(name) else download(name)
+def base_and_revision(name_or_path: str | os.PathLike) -> tuple[str, str | None]:
+    """`base_model_of`, and its revision where that is known."""
+    folder = local_folder(name_or_path)
     if os.path.isfile(os.path.join(folder, NOTE)):
         base, revision = name_here(read_note(folder)["base_model"]), None
     else:
@@ -144,8 +142,10 @@ def _base_and_revision(name_or_path: str | os.PathLike) -> tuple[str, str | None
     return base, revision
 
 
-def _is_local(name: str) -> bool:
-    return name.startswith((".", os.sep)) or os.path.isdir(name)
+def local_folder(name_or_path: str | os.PathLike, **hub) -> str:
+    """The folder itself, or that in the cache with the files of a repository; `hub` goes to `hub.download`."""
+    name = os.path.expanduser(name_or_path)
+    return name if name.startswith((".", os.sep)) or os.path.isdir(name) else download(name, **hub)
 
 
 def change_config(model: nn.Module, fields: dict[str, str]) -> dict[str, str]:

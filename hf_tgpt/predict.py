@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from huggingface_hub import get_session, is_offline_mode
-from peft import PeftConfig
 from PIL import Image as PILImage
 from torch import nn
 from transformers import CLIPImageProcessorPil
@@ -21,8 +19,7 @@ from .conditioned import ImageConditionedLearner
 from .config import check_class_names
 from .data.transforms import ImageTransform, decode_image
 from .evaluation import for_classes
-from .loading import _local_folder, base_model_of, load_clip, load_trained
-from .references import NOTE
+from .loading import base_and_revision, load_clip, load_trained, local_folder
 
 # Class texts of image-conditioned prompts that are held at a time, one for each pair of image and class.
 _PAIRS = 65_536
@@ -49,12 +46,9 @@ def load_classifier(
         >>> classifier("cat.jpg", top_k=2)  # [{"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.1}]
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder = _local_folder(name_or_path, revision)
-    base = os.fspath(base_model or base_model_of(folder))
-    at = None  # the base model's revision, which PEFT's configs may name
-    if base_model is None and not (Path(folder) / NOTE).is_file():
-        at = PeftConfig.from_pretrained(folder).revision
-    clip = load_clip(base, revision=at).to(device).eval()
+    folder = local_folder(name_or_path, revision=revision)
+    base, at = (os.fspath(base_model), None) if base_model else base_and_revision(folder)
+    clip = load_clip(base, **({"revision": at} if at else {})).to(device).eval()
     try:
         processor = CLIPImageProcessorPil.from_pretrained(base, revision=at)
     except (OSError, ValueError) as error:

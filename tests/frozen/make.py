@@ -33,6 +33,8 @@ def pictures() -> torch.Tensor:
 def main():
     for method, fields in FIELDS.items():
         folder = Path(__file__).parent / hf_tgpt.__version__ / method
+        if folder.exists():
+            raise SystemExit(f"{folder} is frozen; a new format takes a new version number.")
         torch.manual_seed(1)
         config = hf_tgpt.config_class(method)(class_names=CLASS_NAMES, **fields)
         model = get_peft_model(CLIPModel.from_pretrained(CLIP), config).eval()

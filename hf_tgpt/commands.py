@@ -68,14 +68,14 @@ def info(args: argparse.Namespace) -> int:
         return 0
     names = facts["class_names"]
     some = ", ".join(names[:10]) + (f", ... (--json lists all {len(names)})" if len(names) > 10 else "")
-    print(f"method       {facts['method']}\nbase model   {facts['base_model']}")
-    print(f"classes      {len(names)}, {facts['class_list']} list: {some}")
-    print(f"parameters   {facts['parameters']:,} in {facts['bytes']:,} bytes")
+    print(f"method                     {facts['method']}\nbase model                 {facts['base_model']}")
+    print(f"classes                    {len(names)}, {facts['class_list']} list: {some}")
+    print(f"parameters                 {facts['parameters']:,} in {facts['bytes']:,} bytes")
     for name, value in facts["config"].items():
-        print(f"{name:<12} {json.dumps(value, ensure_ascii=False)}")
+        print(f"{name:<26} {json.dumps(value, ensure_ascii=False)}")
     for name, value in facts.get("results", {}).items():
         if isinstance(value, str | int | float):
-            print(f"{name:<12} {value}")
+            print(f"{name:<26} {value}")
     return 0
 
 

@@ -158,7 +158,7 @@ def test_info_tells_what_is_in_an_adapter(name, open_list, adapters, capsys):
     assert facts["parameters"] == sum(parameter.numel() for parameter in trained.parameters())
     assert run("info", adapters[name]) == 0
     words = capsys.readouterr().out
-    assert f"4, {facts['class_list']} list: cat, red circle" in words
+    assert f" 4, {facts['class_list']} list: cat, red circle" in words
 
 
 def test_convert_makes_a_folder_that_loads(tmp_path, capsys):

@@ -329,7 +329,7 @@ def draw(rows, path):
 # to read what a method is: sentences padded to the whole context, all classes at once, nothing shared, cut, chunked or
 # kept. Mutual prompt learning has no released code; here it is what its file in hf_tgpt/methods says, in this manner.
 #
-# A reference takes a CLIP, an adapter's learner (for its weights), pixel_values (b, 3, h, w) and labels (b,). It returns
+# A reference takes a CLIP, an adapter's learner (for its weights), pixel_values (b, 3, h, w) and labels (b,). It gives
 # a dict with logits (b, c) and loss. Letters as in hf_tgpt/towers.py, and c classes, n prompt tokens.
 
 

@@ -14,7 +14,7 @@ LABELS = torch.tensor([0, 3, 1])
 
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs the C++ compiler {COMPILER}")
 # Parts of the text side run as they are, which Dynamo mentions; and torch's own use of what Python is giving up.
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_trains_and_evaluates_alike(adapt, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing stays from run to run
     torch.compiler.reset()

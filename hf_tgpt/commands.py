@@ -30,6 +30,8 @@ from .report import tidy_output
 
 SOME_SKIPPED = 3
 URLS = ("http://", "https://")
+# Fields of a config that say nothing to people, or are told elsewhere.
+_INNER = {"class_names", "base_model_dimensions", "base_model_fingerprint"}
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -164,7 +166,7 @@ def describe_adapter(name_or_path: str | os.PathLike) -> dict[str, Any]:
         own = {field.name for field in dataclasses.fields(config)} - {
             field.name for field in dataclasses.fields(PeftConfig)
         }
-        values = {name: getattr(config, name) for name in sorted(own - {"class_names", "base_model_dimensions"})}
+        values = {name: getattr(config, name) for name in sorted(own - _INNER)}
         facts = {"method": config.method.lower(), "base_model": config.base_model_name_or_path}
         facts |= {"class_names": config.class_names, "config": values}
     files = [folder / name for name in (SAFETENSORS_WEIGHTS_NAME, "linear_probe.safetensors")]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from hf_tgpt.checkpoint import find_checkpoint, prepare_output_dir, write_json
 from hf_tgpt.evaluation import evaluation_loader
-from hf_tgpt.training import TrainingConfig, train
+from hf_tgpt.training import TrainingConfig, all_finite, train
 
 KILLS = int(os.environ.get("HF_TGPT_KILLS", "2"))
 
@@ -166,6 +167,15 @@ def test_a_step_that_is_not_finite_is_skipped_by_choice(clip_folders, tmp_path, 
     calls.clear()
     with pytest.raises(FloatingPointError, match="not finite at step"):
         train_in(tmp_path / "other", clip_folders["plain"], epochs=1)
+
+
+def test_what_one_process_cannot_step_with_no_process_does():
+    model, optimizer = torch.nn.Linear(1, 1), SimpleNamespace(scaler=None)
+    model(torch.ones(1, 1)).sum().backward()
+    assert all_finite(True, model, optimizer, SimpleNamespace(num_processes=1))
+    other = torch.tensor([False])
+    both = SimpleNamespace(num_processes=2, device="cpu", gather=lambda mine: torch.cat([mine, other]))
+    assert not all_finite(True, model, optimizer, both)
 
 
 def test_skipping_for_a_whole_epoch_ends_the_run(clip_folders, tmp_path, monkeypatch):

@@ -9,24 +9,36 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 
-_DESCRIPTION = "Classifies pictures with CLIP adapters that hf-tgpt has trained, and takes them elsewhere."
+_DESCRIPTION = (
+    "Prompt learning for CLIP: trains adapters from a few pictures, classifies with them, takes them elsewhere."
+)
+# Their arguments depend on the method's config, so the modules in hf_tgpt/programs make and explain them.
+_PROGRAMS = {
+    "train": "train an adapter, and compare it with zero-shot CLIP",
+    "evaluate": "an adapter on any data set, beside zero-shot CLIP",
+    "describe": "a description of each training image, by a model that looks at pictures",
+}
 _EXIT = "exit status: 0 done; 1 failed; 2 wrong arguments; 3 done, but some files could not be read and were skipped"
 _ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    args = _parser().parse_args(arguments)
-    from hf_tgpt import commands  # the imports that take seconds
-
-    try:
-        return getattr(commands, args.command)(args)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments else ""
+    args = None if command in _PROGRAMS else _parser().parse_args(arguments)
+    try:  # what is imported here takes seconds
+        if args is None:
+            import_module(f"hf_tgpt.programs.{command}").main(arguments[1:], prog=f"hf-tgpt {command}")
+            return 0
+        return getattr(import_module("hf_tgpt.commands"), args.command)(args)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        print(f"hf-tgpt {args.command}: {error}", file=sys.stderr)
+        print(f"hf-tgpt {command}: {error}", file=sys.stderr)
         return 1
 
 
@@ -36,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help, epilog=_EXIT, allow_abbrev=False)
+
+    for name, help in _PROGRAMS.items():
+        commands.add_parser(name, help=help, add_help=False)
 
     predict = command("predict", "the classes of pictures, a line each")
     predict.add_argument("adapter", help=_ADAPTER)
@@ -69,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--method", required=True, help="maple, tgpt, coop, cocoop or ivlp (also VPT)")
     convert.add_argument("--model", required=True, help="the CLIP it was trained on: a Hub id or folder")
     _add_classes(convert, "in the order of the labels that it was trained with")
+    convert.add_argument("--json", action="store_true", help="tell what was written as JSON")
     convert.add_argument(
         "--set", nargs="+", default=[], metavar="FIELD=VALUE",
         help='fields of the config that the tensors do not tell: initial_text="a photo of a", class_position=front'

@@ -1,4 +1,4 @@
-"""The command line of the examples, made from the dataclasses that it fills."""
+"""The command line of the programs, made from the dataclasses that it fills."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ _NOT_ARGUMENTS = {field.name for field in dataclasses.fields(PeftConfig)} | {
 # What a recipe file may hold besides arguments.
 _RECIPE_NOTES = ("source", "note")
 DEFAULT_METHOD = "tgpt"
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
 RECIPES = {"papers": "{}.json", "toy": "toy_{}.json"}
 _COLUMNS = ("image", "label", "caption")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every example says about the base model and the images; `data_arguments` reads it."""
+    """What every program says about the base model and the images; `data_arguments` reads it."""
     add = parser.add_argument
     add("--model", help="a CLIP: a Hub id or folder; a folder with only config files starts at random")
     add(
@@ -69,7 +70,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
     add(
         "--descriptions",
-        help="of the training images, for TGP-T: .jsonl as examples/describe.py writes, .txt of "
+        help="of the training images, for TGP-T: .jsonl as `hf-tgpt describe` writes, .txt of "
         "image<tab>description<tab>class, or .json of sentences for each class",
     )
     add(
@@ -85,6 +86,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--log_with", help="a tracker of accelerate's, such as tensorboard or wandb (default: none)")
     add("--push_to_hub", metavar="USER/NAME", help="publish the adapter there when it is trained")
     add("--private", action="store_true", default=None, help="make that repository private")
+    add_json_argument(parser)
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the results as JSON and nothing else on stdout")
 
 
 def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -104,9 +110,7 @@ def zero_shot_templates(
     return {"templates": templates} if templates else {}
 
 
-def parse_arguments(
-    parser: argparse.ArgumentParser, recipes: Path, arguments: Sequence[str] | None = None
-) -> argparse.Namespace:
+def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses `--method` and `--config` first, then all fields of that method's config and of `TrainingConfig`.
 
     A recipe is a JSON object of arguments by name; what is given on the command line overrides it. Returns the
@@ -119,7 +123,8 @@ def parse_arguments(
     parser.add_argument(
         "--config",
         type=Path,
-        help="a recipe, a JSON file of arguments (default: METHOD.json or toy_METHOD.json of examples/recipes)",
+        help="a recipe, a JSON file of arguments, or the name of one of hf_tgpt/recipes (default: METHOD.json or "
+        "toy_METHOD.json there)",
     )
     parser.add_argument(
         "--recipes",
@@ -134,7 +139,7 @@ def parse_arguments(
     try:
         _check_method(first.method or DEFAULT_METHOD)
         kind = first.recipes or ("toy" if first.model is None else "papers")
-        recipe_path = first.config or recipes / RECIPES[kind].format(first.method or DEFAULT_METHOD)
+        recipe_path = _recipe_file(first.config or Path(RECIPES[kind].format(first.method or DEFAULT_METHOD)))
         recipe = read_recipe(recipe_path, first.method)
     except ValueError as error:
         parser.error(str(error))
@@ -156,9 +161,7 @@ def parse_arguments(
         parser.error(f"{recipe_path}: `{unknown[0]}` is no argument of {method}; see --help.")
     benchmark, _ = find_benchmark(first.dataset)
     if benchmark is not None and benchmark.only_tested:
-        parser.error(
-            f"`dataset`={first.dataset!r} has a test split only; train on another and use examples/evaluate.py."
-        )
+        parser.error(f"`dataset`={first.dataset!r} has a test split only; train on another and use `hf-tgpt evaluate`.")
     if benchmark is not None and "templates" in known:
         parser.set_defaults(templates=benchmark.templates)
     parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})
@@ -181,6 +184,7 @@ def parse_arguments(
         "log_with",
         "push_to_hub",
         "private",
+        "json",
         "cache_dir",
         "num_workers",
         "save_every",
@@ -204,6 +208,12 @@ def read_recipe(path: Path, method: str | None = None) -> dict:
         raise ValueError(f"`config`={str(path)!r} is a recipe of another method than `method`={method!r}.")
     _check_method(found)
     return recipe
+
+
+def _recipe_file(path: Path) -> Path:
+    """The file, or where there is none, that of this name among the package's recipes."""
+    ours = RECIPES_FOLDER / path.name
+    return ours if not path.exists() and path.name == str(path) and ours.is_file() else path
 
 
 def _check_method(method: str) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 _LOCK = ".lock"
-
+_NOTE = "run.json"
 
 # Held until the process ends.
 _LOCKS: dict[Path, FileLock] = {}
@@ -35,7 +35,7 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
     moment, if it holds another run, or if `resume` finds none or one with other settings.
     """
     output_dir = Path(broadcast_object_list([str(output_dir)])[0])
-    note, taken = output_dir / "run.json", [False]
+    note, taken = output_dir / _NOTE, [False]
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         taken = [not lock_folder(output_dir)]
@@ -51,7 +51,7 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
                     f"`{name}`={value!r} but the run in {str(output_dir)!r} has {before.get(name)!r}; resume with the "
                     "same settings or start a new run."
                 )
-    elif any(path.name != _LOCK for path in output_dir.iterdir()):
+    elif any(path.name not in (_LOCK, _NOTE) for path in output_dir.iterdir()):  # a note alone: it never got to work
         raise ValueError(
             f"`output_dir`={str(output_dir)!r} already holds another run or other files; choose a new folder, or "
             "resume that run."

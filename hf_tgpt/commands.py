@@ -137,7 +137,11 @@ def convert(args: argparse.Namespace) -> int:
     fields = dict(_field(text, args.method) for text in args.set)
     model = adapter_from_release(args.checkpoint, args.method, load_clip(args.model), names, **fields)
     model.save_pretrained(output)
-    print(f"{args.method} for {len(names)} classes on {args.model} in {args.output}")
+    if args.json:
+        facts = {"output": args.output, "method": args.method, "base_model": args.model, "class_names": names}
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        print(f"{args.method} for {len(names)} classes on {args.model} in {args.output}")
     return 0
 
 

@@ -73,7 +73,7 @@ class PromptConfig(PeftConfig):
         None, "Filled in when the adapter is attached: some weights of that CLIP. Compared when it is loaded."
     )
     trained_on: dict[str, Any] | None = documented(
-        None, "Filled in by examples/train.py: data, classes, shots and seed of the training. Told on the model card."
+        None, "Filled in by `hf-tgpt train`: data, classes, shots and seed of the training. Told on the model card."
     )
     hf_tgpt_version: str | None = documented(None, "Filled in when the adapter is saved: the package's version.")
 

@@ -118,7 +118,7 @@ def base_model_of(name_or_path: str | os.PathLike) -> str:
 
 
 def results_of(name_or_path: str | os.PathLike) -> dict[str, Any]:
-    """What examples/train.py measured of an adapter or a reference, its results.json; empty where there is none."""
+    """What training measured of an adapter or a reference, its results.json; empty where there is none."""
     file = Path(local_folder(name_or_path)) / "results.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 

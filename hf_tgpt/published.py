@@ -37,7 +37,7 @@ def published_beside(
     if not run:
         raise ValueError(
             "`compare_with_published`: the adapter has no results.json, so what it was trained on is not known; give "
-            "the folder that examples/train.py wrote."
+            "the folder that training wrote."
         )
     trained_on, tested = (_name(name) for name in (run["dataset"], dataset))
     # "base" and "new" are numbers of a training on the base classes, all others of one on all classes.

@@ -35,7 +35,7 @@ NON_FINITE = ("stop", "skip")
 
 @dataclass
 class TrainingConfig:
-    """How an adapter is trained; the papers' recipes are files of these fields in `examples/recipes`."""
+    """How an adapter is trained; the papers' recipes are files of these fields in `hf_tgpt/recipes`."""
 
     optimizer: str = field(default="adamw", metadata={"help": "'sgd' (momentum 0.9) or 'adamw'."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})

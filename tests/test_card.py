@@ -129,7 +129,7 @@ class TestStoredCards:
 
     def test_are_of_the_documented_command(self, folder):
         results = json.loads((folder / "results.json").read_text())
-        recipe = json.loads((Path(__file__).parents[1] / f"examples/recipes/toy_{folder.name}.json").read_text())
+        recipe = json.loads((Path(__file__).parents[1] / f"hf_tgpt/recipes/toy_{folder.name}.json").read_text())
         assert {name: recipe[name] for name in results["recipe"] if name in recipe}.items() <= results["recipe"].items()
         assert (results["method"], results["shots"], results["seed"]) == (folder.name, 16, 0)
 

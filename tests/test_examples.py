@@ -17,8 +17,9 @@ from peft import PeftConfig, PeftModel
 from PIL import Image as PILImage
 from transformers import CLIPModel
 
+import hf_tgpt_cli
 from hf_tgpt import TOY_CLIP, load_clip, methods
-from hf_tgpt.arguments import parse_arguments, read_recipe
+from hf_tgpt.arguments import RECIPES_FOLDER, parse_arguments, read_recipe
 from hf_tgpt.evaluation import for_classes
 from hf_tgpt.loading import make_classifier
 from hf_tgpt.references import REFERENCES
@@ -39,12 +40,12 @@ def run(monkeypatch, capsys):
     return run
 
 
-def parse(*arguments, recipes=EXAMPLES / "recipes"):
+def parse(*arguments):
     """The arguments as an example with only --model and --dataset of its own would see them."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--model")
     parser.add_argument("--dataset", default="toyworld")
-    return parse_arguments(parser, recipes, list(map(str, arguments)))
+    return parse_arguments(parser, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +114,12 @@ def base_adapters(pictures, tmp_path_factory):
     """Adapters that know the first half of the pictures' classes: base_adapters[method] is a folder."""
     folder = tmp_path_factory.mktemp("base")
     for method in ("maple", "linear-probe"):
-        command = [
-            sys.executable,
-            EXAMPLES / "train.py",
-            "--method",
-            method,
-            "--dataset",
-            pictures,
-            "--classes",
-            "base",
-        ]
-        command += ["--shots", "2", "--max_steps", "2", "--output_dir", folder / method]
-        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        command = [sys.executable, "-m", "hf_tgpt_cli", "train", "--method", method, "--dataset", pictures, "--json"]
+        command += ["--classes", "base", "--shots", "2", "--max_steps", "2", "--output_dir", folder / method]
+        done = subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        told = json.loads(done.stdout)
+        assert told.pop("output_dir") == str(folder / method)
+        assert told == json.loads((folder / method / "results.json").read_text())
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -137,6 +132,27 @@ def test_an_open_method_is_evaluated_on_classes_it_has_not_seen(base_adapters, r
     assert results["accuracy"] == 1.0  # there is one class to choose from
     assert len(results["per_class_accuracy"]) == 1
     assert {path: path.stat().st_mtime_ns for path in base_adapters["maple"].iterdir()} == before  # nothing was trained
+    told = json.loads(
+        run("--adapter", base_adapters["maple"], "--classes", "new", *about, "--json", program="evaluate.py")
+    )
+    assert told["accuracy"] == results["accuracy"]
+
+
+def test_the_programs_are_commands_of_hf_tgpt(pictures, tmp_path, capsys):
+    wrong = tmp_path / "nothing"
+    for command, *arguments in (
+        ("train", "--dataset", wrong, "--output_dir", tmp_path / "run"),
+        ("evaluate", "--adapter", wrong),
+        ("describe", "--model", TOY_CLIP, "--dataset", wrong, "--output", tmp_path / "new.jsonl"),
+    ):
+        assert hf_tgpt_cli.main([command, *map(str, arguments)]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"hf-tgpt {command}: ")
+        assert str(wrong) in err
+        with pytest.raises(SystemExit) as stopped:
+            hf_tgpt_cli.main([command, "--datset", "pictures"])
+        assert stopped.value.code == 2
+        assert f"usage: hf-tgpt {command}" in capsys.readouterr().err
 
 
 def test_a_method_with_fixed_classes_refuses_others_and_says_so_in_the_results(base_adapters, run, pictures, tmp_path):
@@ -212,6 +228,13 @@ def test_a_run_is_not_overwritten(run, pictures, tmp_path):
         run("--dataset", pictures, "--output_dir", tmp_path)
 
 
+def test_a_run_that_ended_before_any_work_leaves_its_folder_free(run, pictures, tmp_path):
+    with pytest.raises(FileNotFoundError, match="correct the path"):
+        run("--dataset", pictures / "mistyped", "--output_dir", tmp_path / "run")
+    run("--method", "zero-shot", "--dataset", pictures, "--shots", 2, "--output_dir", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["dataset"] == str(pictures)
+
+
 def test_an_unreadable_picture_is_named_before_training(run, pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "pictures")
     broken = tmp_path / "pictures" / "train" / "lime" / "2.jpg"
@@ -222,7 +245,7 @@ def test_an_unreadable_picture_is_named_before_training(run, pictures, tmp_path)
 
 def test_too_few_pictures_are_named_and_may_be_accepted(run, pictures, tmp_path):
     arguments = ("--dataset", pictures, "--shots", 9, "--batch_size", 2, "--max_steps", 2,
-                 "--config", EXAMPLES / "recipes" / "toy_tgpt.json")  # fmt: skip
+                 "--config", RECIPES_FOLDER / "toy_tgpt.json")  # fmt: skip
     with pytest.raises(ValueError, match=r"`shots`=9 .*lime.*allow_fewer"):
         run(*arguments, "--output_dir", tmp_path / "a")
     with pytest.warns(UserWarning, match="TGP-T is trained without descriptions"):
@@ -302,7 +325,7 @@ def test_help_explains_every_field_of_the_method(method, run, capsys):
         (["--method", "lasso"], "`method`='lasso' is unknown; choose one of"),
         (["--prompt_dept", "3"], "unrecognized arguments: --prompt_dept 3"),
         (["--config", "nowhere.json"], "`config`='nowhere.json' is no readable JSON file"),
-        (["--method", "maple", "--config", str(EXAMPLES / "recipes" / "tgpt.json")], "is a recipe of another method"),
+        (["--method", "maple", "--config", str(RECIPES_FOLDER / "tgpt.json")], "is a recipe of another method"),
         (["--learning_rate", "0"], "`learning_rate`=0.0 must be above 0"),
     ],
 )
@@ -312,13 +335,20 @@ def test_bad_arguments_end_with_an_explanation(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((EXAMPLES / "recipes").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES_FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_names_its_source(path):
     content = json.loads(path.read_text())
     assert ("note" if path.stem.startswith("toy") else "source") in content
     args = parse("--method", content["method"], "--config", path)
     for name, value in content.items():
         assert name in ("source", "note") or getattr(args, name) == value
+
+
+def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config", "tgpt_eurosat.json").config == RECIPES_FOLDER / "tgpt_eurosat.json"
+    Path("tgpt_eurosat.json").write_text('{"method": "tgpt"}')
+    assert parse("--config", "tgpt_eurosat.json").config == Path("tgpt_eurosat.json")
 
 
 def test_the_command_line_overrides_the_recipe(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hf_tgpt.data import BENCHMARKS
 from hf_tgpt.published import published_beside, read_published
 
-RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
+RECIPES = Path(__file__).parents[1] / "hf_tgpt" / "recipes"
 ROWS = read_published(RECIPES / "published.csv")
 ELEVEN = [name for name, benchmark in BENCHMARKS.items() if not benchmark.only_tested]
 

@@ -11,11 +11,11 @@ from string import Template
 
 import pytest
 
-from hf_tgpt.arguments import add_data_arguments, add_run_arguments, parse_arguments
+from hf_tgpt.arguments import RECIPES_FOLDER, add_data_arguments, add_run_arguments, parse_arguments
 from hf_tgpt.data import find_benchmark
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PAGE = (EXAMPLES / "recipes" / "README.md").read_text()
+PAGE = (RECIPES_FOLDER / "README.md").read_text()
 
 
 def commands():
@@ -52,13 +52,13 @@ def test_every_training_of_a_published_table_is_a_valid_call(arguments, monkeypa
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         add_data_arguments(parser)
         add_run_arguments(parser)
-        args = parse_arguments(parser, EXAMPLES / "recipes", call[3:])
+        args = parse_arguments(parser, call[3:])
         assert args.model == "openai/clip-vit-base-patch16"
         assert not args.config.name.startswith("toy")
         assert find_benchmark(args.dataset)[0] is not None
 
 
 def test_the_page_names_every_recipe_of_a_paper():
-    recipes = {path.name for path in (EXAMPLES / "recipes").glob("*.json") if not path.name.startswith("toy_")}
+    recipes = {path.name for path in RECIPES_FOLDER.glob("*.json") if not path.name.startswith("toy_")}
     named_by_method = {"lora.json", "zero-shot.json", "linear-probe.json"}
     assert recipes - named_by_method <= set(re.findall(r"[\w-]+\.json", PAGE))

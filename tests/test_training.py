@@ -248,6 +248,7 @@ class TestOutputDir:
 
     def test_another_run_is_not_overwritten(self, tmp_path, accelerator):
         prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
+        (tmp_path / "run" / "checkpoint-1").mkdir()
         with pytest.raises(ValueError, match="already holds another run"):
             prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
 

@@ -319,7 +319,8 @@ def draw(rows, path):
         axes[1, column].set(xlabel="classes")
     axes[0, 0].set(ylabel="seconds per step")
     axes[1, 0].set(ylabel="peak memory above the model, MB")
-    axes[0, 0].legend()
+    if axes[0, 0].lines:
+        axes[0, 0].legend()
     figure.savefig(path, dpi=110)
 
 

@@ -1,0 +1,145 @@
+"""Every command and program in the documents is run as it stands there, on a small CLIP of the name that they give.
+
+Trainings are cut to one step and comparisons and benchmarks to their arguments; of what installs, serves, runs tests or
+needs a file from elsewhere it is checked that the words are right.
+"""
+
+import argparse
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from peft import get_peft_model
+from PIL import Image
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+import hf_tgpt
+import hf_tgpt_cli
+from hf_tgpt import CoOpConfig, MaPLeConfig
+from hf_tgpt.arguments import add_data_arguments, add_run_arguments, parse_arguments
+
+ROOT = Path(__file__).parents[1]
+# Those of hf_tgpt/recipes are in test_recipes.py, the cards' snippets in test_card.py.
+DOCUMENTS = [path for path in sorted(ROOT.rglob("*.md")) if not {"frozen", "recipes", ".git"} & set(path.parts)]
+DOCUMENTS = [path for path in DOCUMENTS if path.parent.parent.name != "model_cards"]
+CLIP = "openai/clip-vit-base-patch16"
+SHORT = ["--max_steps", "1", "--shots", "2"]
+
+
+def blocks(language):
+    """{place: code} of all code blocks in this language; those of bash with the words of each command."""
+    found = {}
+    for path in DOCUMENTS:
+        variables = {}
+        for i, block in enumerate(re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)):
+            place = f"{path.relative_to(ROOT)}, block {i + 1}"
+            found[place] = commands(block, variables) if language == "bash" else block
+    return found
+
+
+def commands(block, variables):
+    """The commands of a bash block as lists of words; `variables` are the document's, which the block adds to."""
+    found = []
+    for line in block.replace("\\\n", " ").splitlines():
+        for command in re.sub(r"(^|\s)#.*", "", line).split("&&"):
+            if assignment := re.fullmatch(r'\s*(\w+)="(.*)"\s*', command):
+                variables[assignment[1]] = assignment[2]
+            elif command.strip():
+                found.append(shlex.split(Template(command).substitute(variables)))
+    return found
+
+
+@pytest.fixture
+def newcomer(hub, tmp_path, monkeypatch):
+    """In a folder with pictures and a trained adapter, and with a Hub that has both the adapter and its CLIP."""
+    base = tmp_path / "base"
+    tokenizer = AutoTokenizer.from_pretrained(hf_tgpt.TOY_CLIP)
+    tokenizer.save_pretrained(base)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 12}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text, vision = ids | {"vocab_size": len(tokenizer)}, {"image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=small | text, vision_config=small | vision)).save_pretrained(base)
+    crop = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(base)
+    hub.add_folder(CLIP, base)
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0)
+    for folder in ("pictures", "other-pictures", "my-data"):
+        for split in ("train", "test"):
+            for name in ("cat", "dog"):
+                Path(folder, split, name).mkdir(parents=True)
+                for i in range(2):
+                    picture = Image.fromarray(noise.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+                    picture.save(Path(folder, split, name, f"{i}.jpg"))
+    picture.save("cat.jpg")
+    for folder, config in {"my-run": MaPLeConfig, "my-coop-run": CoOpConfig}.items():
+        model = get_peft_model(hf_tgpt.load_clip(CLIP), config(class_names=["cat", "dog"])).eval()
+        model.save_pretrained(f"runs/{folder}")
+    model.push_to_hub("me/my-pictures", private=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", blocks("python").values(), ids=blocks("python"))
+def test_a_documented_program_runs(block, newcomer):
+    pictures = [Image.new("RGB", (40, 40))] * 2
+    exec(compile(block, "<document>", "exec"), {"pictures": pictures})
+
+
+@pytest.mark.parametrize("block", blocks("bash").values(), ids=blocks("bash"))
+def test_a_documented_command_runs(block, newcomer, monkeypatch):
+    for words in block:
+        check(words, monkeypatch)
+
+
+def check(words, monkeypatch):
+    """Runs a command of the documents, as far as the head of this file says."""
+    program, *arguments = words
+    if program == "pip":
+        assert arguments[:3] == ["install", "-c", ".ci/constraints.txt"]
+        assert arguments[3] == "-e"
+    elif re.fullmatch(r"HF_TGPT_\w+=.*", program):
+        check(arguments, monkeypatch)
+    elif program == "pytest":
+        assert all((ROOT / word.partition("::")[0]).exists() for word in arguments if word.startswith("tests"))
+    elif (program, arguments[:1]) == ("accelerate", ["launch"]):
+        launch = launch_command_parser().parse_args(arguments[1:])
+        assert launch.config_file is None or (ROOT / launch.config_file).is_file()
+        module = ["-m"] if launch.module else []
+        check(["python", *module, launch.training_script, *launch.training_script_args], monkeypatch)
+    elif (program, arguments[:2]) == ("python", ["-m", "hf_tgpt_cli"]):
+        check(["hf-tgpt", *arguments[2:]], monkeypatch)
+    elif program == "hf-tgpt" and arguments[0] in ("convert", "demo"):
+        hf_tgpt_cli._parser().parse_args(arguments)
+    elif program == "hf-tgpt":
+        assert hf_tgpt_cli.main([*arguments, *(SHORT if arguments[0] == "train" else [])]) == 0
+    else:
+        assert program == "python"
+        script(*arguments, monkeypatch=monkeypatch)
+
+
+def script(name, *arguments, monkeypatch):
+    """Runs a program of the examples; what it would start is checked instead."""
+    started = []
+
+    def start(command, **_):
+        started.append([str(word) for word in command])
+        return subprocess.CompletedProcess(command, int("--case" in command), "", "left out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", start)
+        patch.setattr(sys, "argv", [name, *arguments, *(SHORT if name == "examples/train.py" else [])])
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    assert bool(started) == (name in ("examples/compare.py", "examples/benchmark.py"))
+    for command in started:
+        if Path(command[2]).name == "train.py":
+            parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            add_data_arguments(parser)
+            add_run_arguments(parser)
+            parse_arguments(parser, command[3:])

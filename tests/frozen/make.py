@@ -1,10 +1,12 @@
 """Made the folders beside it, once, with the version they are called after. They are read forever and never made again;
 a version that writes another format gets a folder of its own.
 
-    python tests/frozen/make.py
+    python tests/frozen/make.py                     # with the newest supported libraries
+    python tests/frozen/make.py -oldest-libraries   # with those of .ci/oldest.txt
 """
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -30,9 +32,9 @@ def pictures() -> torch.Tensor:
     return (0.37 * torch.arange(2 * 3 * 32 * 32)).sin().reshape(2, 3, 32, 32)
 
 
-def main():
+def main(libraries=""):
     for method, fields in FIELDS.items():
-        folder = Path(__file__).parent / hf_tgpt.__version__ / method
+        folder = Path(__file__).parent / f"{hf_tgpt.__version__}{libraries}" / method
         if folder.exists():
             raise SystemExit(f"{folder} is frozen; a new format takes a new version number.")
         torch.manual_seed(1)
@@ -51,4 +53,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -84,7 +84,15 @@ def quantize_onnx(path: str | os.PathLike, output: str | os.PathLike) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(path)
-    del model.graph.value_info[:]  # the quantiser turns matrices round and trips over their former shapes
+    # The quantiser turns the weights of each Gemm round where they are, so no other node may read them there, nor may
+    # their former shapes be noted.
+    del model.graph.value_info[:]
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] in weights:
+            own = model.graph.initializer.add()
+            own.CopyFrom(weights[node.input[1]])
+            own.name = node.input[1] = f"{own.name} of {node.name}"
     with _quiet():
         quantize_dynamic(model, output, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
 

@@ -47,18 +47,20 @@ def picture(tmp_path):
     return path
 
 
-# Frozen texts, two sentences for an image, and all class texts for an image with prompts in both towers.
-@pytest.mark.parametrize("name", ["maple", "tgpt", "mutual_prompt"])
-def test_onnx_gives_the_models_logits_for_any_batch(name, classifier, tmp_path):
+@pytest.mark.parametrize("name", [*METHODS, *REFERENCES])
+def test_onnx_gives_the_models_logits_for_any_batch_and_int8_nearly(name, classifier, tmp_path):
     trained = classifier(name)
     export_onnx(trained, tmp_path / "model.onnx")
+    quantize_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     for count in (1, 2, 5):
         batch = torch.randn(count, 3, SIDE, SIDE)
         with torch.no_grad():
-            expected = trained.model(batch).logits
+            expected = trained.model(batch).logits.numpy()
         (logits,) = session.run(None, {"pixel_values": batch.numpy()})
-        np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+    (small,) = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"pixel_values": batch.numpy()})
+    assert np.corrcoef(small.ravel(), expected.ravel())[0, 1] > 0.95
 
 
 # What a user of the file does with nothing but numpy, Pillow and onnxruntime.

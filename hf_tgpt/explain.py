@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from PIL import Image as PILImage
@@ -124,17 +125,23 @@ def attention_figure(classifier: Classifier, image: Any, maps: dict[str, torch.T
     """The picture as the model sees it, and once for each title with its map (rows, columns) laid over it."""
     from matplotlib.figure import Figure
 
-    picture = as_seen(classifier, image)
-    side, (width, height) = 2.6, picture.size
+    picture, side = as_seen(classifier, image), 2.6
     figure = Figure(figsize=(side * (1 + len(maps)), side + 0.4), layout="constrained")
     for axes, (title, weights) in zip(figure.subplots(1, 1 + len(maps)), [("", None), *maps.items()], strict=True):
-        axes.imshow(picture)
-        if weights is not None:
-            whole = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axes.imshow(weights.float().cpu().numpy(), alpha=0.55, extent=whole, interpolation="bilinear", vmin=0)
+        axes.imshow(picture if weights is None else overlay(picture, weights))
         axes.set_title(title)
         axes.set_axis_off()
     return figure
+
+
+def overlay(picture: PILImage.Image, weights: torch.Tensor) -> PILImage.Image:
+    """A map (rows, columns) laid over a picture, from dark, where it is 0, to bright, where it is largest."""
+    from matplotlib import colormaps
+
+    weights = weights.float().cpu()
+    heat = PILImage.fromarray((weights / weights.max().clamp_min(1e-12)).numpy())
+    colours = colormaps["viridis"](np.asarray(heat.resize(picture.size, PILImage.Resampling.BILINEAR)), bytes=True)
+    return PILImage.blend(picture, PILImage.fromarray(colours).convert("RGB"), 0.55)
 
 
 def as_seen(classifier: Classifier, image: Any) -> PILImage.Image:

@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch_size", type=int, default=32, help="pictures at a time (default: %(default)s)")
     _add_model(predict)
 
+    demo = command("demo", "a web page that classifies the pictures dropped on it, beside zero-shot CLIP")
+    demo.add_argument("adapter", help=_ADAPTER)
+    demo.add_argument("--host", default="127.0.0.1", help="the address it answers at (default: %(default)s)")
+    demo.add_argument("--port", type=int, default=7860, help="(default: %(default)s; 0: any that is free)")
+    _add_model(demo)
+
     info = command("info", "what is in an adapter")
     info.add_argument("adapter", help=_ADAPTER)
     info.add_argument("--json", action="store_true", help="as JSON")

@@ -62,6 +62,21 @@ def predict(args: argparse.Namespace) -> int:
     return SOME_SKIPPED if skipped else 0
 
 
+def demo(args: argparse.Namespace) -> int:
+    """A web page, until Ctrl-C."""
+    from .demo import Demonstration, listen, make_page, require_gradio, serve
+
+    tidy_output()
+    require_gradio()
+    with listen(args.host, args.port) as listener:
+        title = Path(args.adapter).resolve().name if os.path.isdir(args.adapter) else args.adapter
+        page = make_page(Demonstration(_classifier(args)), title)
+        host, port = listener.getsockname()[:2]
+        print(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)", flush=True)
+        serve(page, listener)
+    return 0
+
+
 def info(args: argparse.Namespace) -> int:
     """What is in an adapter, without loading its base model."""
     facts = describe_adapter(args.adapter)

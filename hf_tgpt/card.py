@@ -37,7 +37,7 @@ _RECIPE = {
 
 
 def write_card(
-    folder: str | Path,
+    folder: str | os.PathLike[str],
     config: PromptConfig | LoRA,
     results: dict[str, Any] | None = None,
     repository: str | None = None,
@@ -75,14 +75,14 @@ def write_card(
     ModelCard.from_template(data, template_path=str(_TEMPLATE), **content).save(Path(folder) / CARD)
 
 
-def replace_empty_card(folder: str | Path, config: PromptConfig | LoRA) -> None:
+def replace_empty_card(folder: str | os.PathLike[str], config: PromptConfig | LoRA) -> None:
     """Puts our card where PEFT has just left its empty form or changed our card; a card that somebody wrote stays."""
     readme, results = Path(folder) / CARD, Path(folder) / "results.json"
     if readme.exists() and (is_ours(readme) or _EMPTY in readme.read_text(encoding="utf-8")):
         write_card(folder, config, json.loads(results.read_text()) if results.exists() else None)
 
 
-def is_ours(card: str | Path) -> bool:
+def is_ours(card: str | os.PathLike[str]) -> bool:
     """Whether nobody has made this card their own."""
     return _OURS in Path(card).read_text(encoding="utf-8")
 

@@ -76,7 +76,7 @@ def lock_folder(folder: Path) -> bool:
     return True
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Written whole or not at all."""
     temporary = Path(path).with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -92,7 +92,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def find_checkpoint(output_dir: str | Path) -> Path | None:
+def find_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
     """The newest checkpoint in a run's folder. Each is whole: it has its name only since then."""
     return max(Path(output_dir).glob("checkpoint-*"), key=_step, default=None)
 
@@ -155,7 +155,7 @@ def adapter_checkpoints(accelerator: Accelerator, model: nn.Module, **states):
             hook.remove()
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, keep: int = 1) -> None:
+def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str], step: int, keep: int = 1) -> None:
     """Writes `checkpoint-STEP` and drops all but the newest `keep`.
 
     Raises OSError, with what to do, if it cannot be written; the earlier ones are then as they were.
@@ -178,7 +178,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, output_dir: str | Path) -> None:
+def load_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]) -> None:
     """The newest one; a run that was stopped before its first begins anew."""
     found = find_checkpoint(output_dir)
     if found is not None:

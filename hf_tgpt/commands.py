@@ -160,7 +160,7 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe_adapter(name_or_path: str | os.PathLike) -> dict[str, Any]:
+def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """Method, base model, classes, config, tensors and results of an adapter or reference.
 
     Raises ValueError for a folder that is neither.

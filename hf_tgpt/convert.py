@@ -66,7 +66,7 @@ def convert_to_original_state_dict(state_dict: dict[str, torch.Tensor], method: 
 
 
 def adapter_from_release(
-    files: str | os.PathLike | Sequence[str | os.PathLike],
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     method: str,
     clip: CLIPModel,
     class_names: list[str],
@@ -95,7 +95,7 @@ def adapter_from_release(
     return model.eval()
 
 
-def read_checkpoint(file: str | os.PathLike) -> dict[str, torch.Tensor]:
+def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors by name in a checkpoint that torch.save or safetensors wrote.
 
     A pickle is a program. It is read with `weights_only=True`, which knows tensors and plain containers and no code;

@@ -38,7 +38,7 @@ CLASSIFIER = "classifier.safetensors"
 
 
 def export_onnx(
-    classifier: Classifier, path: str | os.PathLike, class_names: Sequence[str] | None = None
+    classifier: Classifier, path: str | os.PathLike[str], class_names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Writes `path`, which makes `logits` (b, c) of `pixel_values` (b, 3, size, size), for any batch size b.
 
@@ -77,7 +77,7 @@ def export_onnx(
     return facts
 
 
-def quantize_onnx(path: str | os.PathLike, output: str | os.PathLike) -> None:
+def quantize_onnx(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
     """Writes an ONNX model with its linear layers' weights in int8, their inputs quantised as they come."""
     _require("onnx", "onnxruntime")
     import onnx
@@ -97,7 +97,7 @@ def quantize_onnx(path: str | os.PathLike, output: str | os.PathLike) -> None:
         quantize_dynamic(model, output, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
 
 
-def onnx_accuracy(path: str | os.PathLike, images: FewShotImages, batch_size: int = 32) -> float:
+def onnx_accuracy(path: str | os.PathLike[str], images: FewShotImages, batch_size: int = 32) -> float:
     """The share of labelled images that an exported model gets right, by onnxruntime on the CPU."""
     _require("onnxruntime")
     import onnxruntime
@@ -111,7 +111,7 @@ def onnx_accuracy(path: str | os.PathLike, images: FewShotImages, batch_size: in
 
 
 def export_transformers(
-    classifier: Classifier, folder: str | os.PathLike, class_names: Sequence[str] | None = None
+    classifier: Classifier, folder: str | os.PathLike[str], class_names: Sequence[str] | None = None
 ) -> str:
     """Writes a plain CLIPVisionModelWithProjection, its image processor and a class matrix; returns how to use them.
 

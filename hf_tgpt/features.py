@@ -40,7 +40,7 @@ class CachedImages(torch.utils.data.Dataset):
     Shapes: `image_states` (d,) or (p, d_v), in the file's dtype; `labels` an int, `caption` a string.
     """
 
-    def __init__(self, images: FewShotImages, path: str | os.PathLike):
+    def __init__(self, images: FewShotImages, path: str | os.PathLike[str]):
         self.dataset = images.dataset.remove_columns("image")
         self.path = Path(path)
         self._states: torch.Tensor | None = None
@@ -78,7 +78,7 @@ def cache_features(
     model: PeftModel | LinearProbe,
     images: FewShotImages,
     views: int,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     dtype: torch.dtype = torch.float16,
     batch_size: int = 64,
     num_workers: int = 0,

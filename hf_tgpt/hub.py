@@ -50,7 +50,7 @@ class HubError(OSError):
 
 
 def push_folder(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     repo_id: str,
     *,
     private: bool | None = None,
@@ -150,7 +150,7 @@ def download(
     subfolder: str = "",
     revision: str | None = None,
     token: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> str:
     """The folder in the cache with an adapter's own files, whatever else the repository lists. Raises HubError."""
     names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + _REFERENCE_FILES]

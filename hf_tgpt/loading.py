@@ -24,7 +24,7 @@ from .tuner import REVISION
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
-def load_clip(name_or_path: str | os.PathLike, **kwargs) -> CLIPModel:
+def load_clip(name_or_path: str | os.PathLike[str], **kwargs) -> CLIPModel:
     """`CLIPModel.from_pretrained` in float32, for a Hub id or folder.
 
     A local folder with a config.json but no weights gives a model with random weights, for trying out real sizes. Of a
@@ -59,7 +59,7 @@ def load_clip(name_or_path: str | os.PathLike, **kwargs) -> CLIPModel:
     return model
 
 
-def load_adapter(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> PeftModel:
+def load_adapter(clip: CLIPModel, name_or_path: str | os.PathLike[str], **kwargs) -> PeftModel:
     """`PeftModel.from_pretrained`, in evaluation mode, after a look at the files that says what is wrong with them.
 
     Of a repository on the Hub it fetches the adapter's own files and nothing else. Raises ValueError if the folder is
@@ -97,7 +97,7 @@ def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fiel
     return get_peft_model(clip, config_class(method)(class_names=class_names, **fields))
 
 
-def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> nn.Module:
+def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike[str], **kwargs) -> nn.Module:
     """What any method's `save_pretrained` wrote, on a fresh CLIP, in evaluation mode: a folder or Hub id.
 
     Raises ValueError if the folder is missing, incomplete or damaged, HubError if the repository cannot be had.
@@ -109,7 +109,7 @@ def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike, **kwargs) -> 
     return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)
 
 
-def base_model_of(name_or_path: str | os.PathLike) -> str:
+def base_model_of(name_or_path: str | os.PathLike[str]) -> str:
     """The base model that an adapter or a reference was trained on: a Hub id or folder.
 
     Raises ValueError if its config does not tell.
@@ -117,19 +117,19 @@ def base_model_of(name_or_path: str | os.PathLike) -> str:
     return base_and_revision(name_or_path)[0]
 
 
-def results_of(name_or_path: str | os.PathLike) -> dict[str, Any]:
+def results_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """What training measured of an adapter or a reference, its results.json; empty where there is none."""
     file = Path(local_folder(name_or_path)) / "results.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def load_base_model(name_or_path: str | os.PathLike, **kwargs) -> CLIPModel:
+def load_base_model(name_or_path: str | os.PathLike[str], **kwargs) -> CLIPModel:
     """The CLIP that an adapter was trained on, at its revision; `kwargs` as in `load_clip`."""
     name, revision = base_and_revision(name_or_path)
     return load_clip(name, **({"revision": revision} if revision else {}), **kwargs)
 
 
-def base_and_revision(name_or_path: str | os.PathLike) -> tuple[str, str | None]:
+def base_and_revision(name_or_path: str | os.PathLike[str]) -> tuple[str, str | None]:
     """`base_model_of`, and its revision where that is known."""
     folder = local_folder(name_or_path)
     if os.path.isfile(os.path.join(folder, NOTE)):
@@ -142,7 +142,7 @@ def base_and_revision(name_or_path: str | os.PathLike) -> tuple[str, str | None]
     return base, revision
 
 
-def local_folder(name_or_path: str | os.PathLike, **hub) -> str:
+def local_folder(name_or_path: str | os.PathLike[str], **hub) -> str:
     """The folder itself, or that in the cache with the files of a repository; `hub` goes to `hub.download`."""
     name = os.path.expanduser(name_or_path)
     return name if name.startswith((".", os.sep)) or os.path.isdir(name) else download(name, **hub)

@@ -29,10 +29,10 @@ Answer = list[dict[str, str | float]]
 
 
 def load_classifier(
-    name_or_path: str | os.PathLike,
+    name_or_path: str | os.PathLike[str],
     device: str | torch.device | None = None,
     *,
-    base_model: str | os.PathLike | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     revision: str | None = None,
 ) -> Classifier:
     """A trained adapter or reference with the base model and the image processor that it belongs to, ready to be asked.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ FIELDS = ("method", "trained_on", "dataset", "classes", "shots", "accuracy", "so
 BACKBONE = "CLIP ViT-B/16"
 
 
-def read_published(path: str | Path) -> list[dict[str, Any]]:
+def read_published(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of the file, with `shots` as a number and `accuracy` in percent.
 
     Raises ValueError if the file lacks one of FIELDS.

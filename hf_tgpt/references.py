@@ -112,10 +112,10 @@ class ZeroShot(nn.Module):
         self._head = None
         return super().train(mode)
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         _write_note(self, folder)
 
-    def load_weights(self, folder: str | os.PathLike) -> None:
+    def load_weights(self, folder: str | os.PathLike[str]) -> None:
         """There are none."""
 
 
@@ -156,13 +156,13 @@ class LoRA(ZeroShot):
     def base_model_name_or_path(self) -> str:
         return self.base.name_or_path
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """PEFT's own files, which PeftModel.from_pretrained reads, and ours."""
         self.clip.save_pretrained(folder)
         _write_note(self, folder)
         replace_empty_card(folder, self)
 
-    def load_weights(self, folder: str | os.PathLike) -> None:
+    def load_weights(self, folder: str | os.PathLike[str]) -> None:
         self.clip.load_adapter(folder, "default", torch_device=str(self.clip.device))
 
 
@@ -242,18 +242,18 @@ class LinearProbe(nn.Module):
         """What `hf_tgpt.features` may keep: (b, 3, h, w) -> (b, d)."""
         return encode_image(clip, pixel_values)
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         _write_note(self, folder)
         save_file(self.head.state_dict(), Path(folder) / _PROBE)
 
-    def load_weights(self, folder: str | os.PathLike) -> None:
+    def load_weights(self, folder: str | os.PathLike[str]) -> None:
         self.head.load_state_dict(load_file(Path(folder) / _PROBE))
 
 
 REFERENCES = {"zero-shot": ZeroShot, "linear-probe": LinearProbe, "lora": LoRA}
 
 
-def load_reference(clip: CLIPModel, folder: str | os.PathLike) -> nn.Module:
+def load_reference(clip: CLIPModel, folder: str | os.PathLike[str]) -> nn.Module:
     """What `save_pretrained` wrote, on a fresh CLIP, in evaluation mode. Raises ValueError if it cannot be read."""
     note = read_note(folder)
     kind = REFERENCES[note["method"]]
@@ -267,7 +267,7 @@ def load_reference(clip: CLIPModel, folder: str | os.PathLike) -> nn.Module:
     return model.to(clip.device).eval()
 
 
-def read_note(folder: str | os.PathLike) -> dict[str, Any]:
+def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`method`, `base_model`, `class_names` and `config` of a saved reference."""
     path = Path(folder) / NOTE
     try:
@@ -282,7 +282,7 @@ def read_note(folder: str | os.PathLike) -> dict[str, Any]:
     return note
 
 
-def _write_note(model: nn.Module, folder: str | os.PathLike) -> None:
+def _write_note(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     method = next(name for name, kind in REFERENCES.items() if kind is type(model))
     content = {
         "method": method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import sys
@@ -129,7 +130,7 @@ def write_run(
 
 
 def plot_run(
-    path: str | Path,
+    path: str | os.PathLike[str],
     history: list[dict[str, float]],
     class_names: list[str],
     before: dict[str, Any],
@@ -159,7 +160,7 @@ def plot_run(
 
 
 def plot_classes(
-    path: str | Path,
+    path: str | os.PathLike[str],
     class_names: list[str],
     before: dict[str, Any],
     after: dict[str, Any],
@@ -225,7 +226,7 @@ Table = dict[
 ]  # (shots, method): measure: mean and deviation, in percent
 
 
-def plot_bars(path: str | Path, title: str, measures: list[str], table: Table, shots: int) -> None:
+def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], table: Table, shots: int) -> None:
     """A picture of every method's measures side by side, with their deviations, at one number of shots."""
     from matplotlib.figure import Figure
 
@@ -246,7 +247,7 @@ def plot_bars(path: str | Path, title: str, measures: list[str], table: Table, s
     figure.savefig(path, dpi=110)
 
 
-def plot_shots(path: str | Path, title: str, measure: str, table: Table) -> None:
+def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Table) -> None:
     """A picture of one measure over the number of shots, a line for each method."""
     from matplotlib.figure import Figure
 

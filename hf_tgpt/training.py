@@ -107,7 +107,7 @@ def train(
     images: FewShotImages,
     config: TrainingConfig,
     accelerator: Accelerator,
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation: DataLoader | None = None,
     resume: bool = False,

@@ -22,7 +22,7 @@ DESCRIPTIONS, CLASS_DESCRIPTIONS, TEMPLATE = "descriptions", "class descriptions
 
 def attach_captions(
     dataset: Dataset,
-    descriptions: str | os.PathLike | None = None,
+    descriptions: str | os.PathLike[str] | None = None,
     template: str = "a photo of a {}.",
     seed: int = 0,
 ) -> tuple[Dataset, str]:
@@ -69,7 +69,7 @@ def attach_captions(
     return dataset.add_column("caption", sentences, feature=Value("string")), word
 
 
-def read_class_descriptions(file: str | os.PathLike, class_names: list[str]) -> dict[str, list[str]]:
+def read_class_descriptions(file: str | os.PathLike[str], class_names: list[str]) -> dict[str, list[str]]:
     """Sentences about every class, {class name: [sentences]} in the order of `class_names`.
 
     The file is a JSON object {class: [sentences]} as CuPL's; its classes may be written otherwise ("car_side"), and it
@@ -95,7 +95,7 @@ def read_class_descriptions(file: str | os.PathLike, class_names: list[str]) -> 
     return {name: given[spelling(name)] for name in class_names}
 
 
-def read_captions(file: str | os.PathLike) -> dict[str, tuple[str, str | None]]:
+def read_captions(file: str | os.PathLike[str]) -> dict[str, tuple[str, str | None]]:
     """{image: (description, class or None)} from JSON lines or from lines `image<TAB>description[<TAB>class]`.
 
     Raises FileNotFoundError for a missing file, and ValueError for a line that is neither or repeats an image.
@@ -137,7 +137,7 @@ def caption_folder(splits: dict[str, Dataset], root: Path) -> dict[str, Dataset]
     return captioned
 
 
-def image_key(record: dict, root: str | os.PathLike | None = None) -> str:
+def image_key(record: dict, root: str | os.PathLike[str] | None = None) -> str:
     """How a captions file names an image {"bytes", "path"}: its path, from `root` if below, else "sha256:..." of it.
 
     The hash serves images that are no files of their own, such as those of Hub data sets.
@@ -194,7 +194,7 @@ def _sentence(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _existing(file: str | os.PathLike) -> Path:
+def _existing(file: str | os.PathLike[str]) -> Path:
     file = Path(file).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"The descriptions {str(file)!r} are not there; correct the path.")

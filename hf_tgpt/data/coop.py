@@ -22,7 +22,7 @@ _SPLITS = ("train", "val", "test")
 _Entry = tuple[str, int, str]  # path, label, class name
 
 
-def load_coop_split(split_file: str | os.PathLike, images: str | os.PathLike) -> DatasetDict:
+def load_coop_split(split_file: str | os.PathLike[str], images: str | os.PathLike[str]) -> DatasetDict:
     """CoOp's partition of the pictures in a folder: the splits that the file has, of `train`, `val` and `test`.
 
     `split_file` holds {"train": [[path, label, class name], ...], "val": ..., "test": ...}; a few-shot draw in the
@@ -62,7 +62,7 @@ def load_coop_split(split_file: str | os.PathLike, images: str | os.PathLike) ->
     return DatasetDict(splits)
 
 
-def select_draw(draw_file: str | os.PathLike, splits: DatasetDict) -> DatasetDict:
+def select_draw(draw_file: str | os.PathLike[str], splits: DatasetDict) -> DatasetDict:
     """The splits with `train` and `validation` cut to the pictures of a published few-shot draw; the others whole.
 
     `draw_file` is in either form that `load_coop_split` takes. Its pictures are found in the splits by path, or by

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -36,7 +37,7 @@ def spelling(name: str) -> str:
     return "".join(character for character in name.casefold() if character.isalnum())
 
 
-def read_class_names(file: str | Path) -> list[str] | dict[str, str]:
+def read_class_names(file: str | os.PathLike[str]) -> list[str] | dict[str, str]:
     """The class names in a file: a list in the order of the labels, or {name in the data: name to use} in that order.
 
     A text file has one class a line, `name` or `name in the data<TAB>name to use`; CoOp's "n01440764 tench" for

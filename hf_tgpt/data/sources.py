@@ -22,15 +22,15 @@ from .toyworld import load_toyworld
 
 
 def load_splits(
-    source: str | os.PathLike,
+    source: str | os.PathLike[str],
     image_column: str | None = None,
     label_column: str | None = None,
     caption_column: str | None = None,
     seed: int = 0,
     *,
-    splits: str | os.PathLike | None = None,
-    draw: str | os.PathLike | None = None,
-    class_names_file: str | os.PathLike | None = None,
+    splits: str | os.PathLike[str] | None = None,
+    draw: str | os.PathLike[str] | None = None,
+    class_names_file: str | os.PathLike[str] | None = None,
 ) -> DatasetDict:
     """The splits `train`, `test` and, where there is one, `validation`, with the columns `image`, `label`[, `caption`].
 
@@ -111,7 +111,7 @@ def class_names(dataset: Dataset) -> list[str]:
 
 
 def _read(
-    place: str, source: str, splits: str | os.PathLike | None, image_column: str | None
+    place: str, source: str, splits: str | os.PathLike[str] | None, image_column: str | None
 ) -> tuple[dict[str, Dataset], Path | None]:
     """The splits as they come, and the list of class names that lies with them; `source` is what an error names."""
     path = Path(place).expanduser().absolute()
@@ -148,7 +148,7 @@ def _coop_split_file(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _load_coop(split_file: str | os.PathLike, folder: Path | None, source: str) -> dict[str, Dataset]:
+def _load_coop(split_file: str | os.PathLike[str], folder: Path | None, source: str) -> dict[str, Dataset]:
     if folder is None or not folder.is_dir():
         raise ValueError(
             f"`splits`={os.fspath(split_file)!r} needs a folder with the pictures; `source`={source!r} is none."

@@ -22,7 +22,7 @@ _CROP_TRIES = 10
 
 
 def decode_image(
-    record: PILImage.Image | str | os.PathLike | dict[str, Any], name_hint: str | None = None
+    record: PILImage.Image | str | os.PathLike[str] | dict[str, Any], name_hint: str | None = None
 ) -> PILImage.Image:
     """An image as RGB, upright by its EXIF orientation, transparency on white, 16 bits scaled to 8.
 

@@ -1,6 +1,6 @@
 """Prompt learning for CLIP as PEFT adapters. Importing this package registers its methods with PEFT."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .convert import adapter_from_release as adapter_from_release
 from .convert import convert_original_state_dict as convert_original_state_dict
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .predict import load_classifier as load_classifier
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name == "load_classifier":  # it reads pictures, and so imports datasets, which training your own way need not
         from .predict import load_classifier
 

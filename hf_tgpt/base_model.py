@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import CLIPModel
@@ -13,13 +14,14 @@ TOY_CLIP = Path(__file__).parent / "assets" / "tiny-clip"
 # What files call it, because its folder is another one on every machine.
 TOY_NAME = "hf-tgpt-toy-clip"
 _MARKS = 8
+_Name = TypeVar("_Name", str, str | None)
 
 
 def name_in_files(name: str | None) -> str | None:
     return TOY_NAME if name and Path(name).resolve() == TOY_CLIP.resolve() else name
 
 
-def name_here(name: str | None) -> str | None:
+def name_here(name: _Name) -> _Name:
     return str(TOY_CLIP) if name == TOY_NAME else name
 
 

@@ -55,7 +55,8 @@ class Bonder(nn.Module):
         keys = self.norm_image(image_tokens)  # (b, p, d), also the values
         asked = self.cross_query(self.norm_query(queries)).expand(keys.shape[0], -1, -1)  # (b, n, d)
         scale = (keys.shape[-1] // NUM_HEADS) ** -0.5  # the release's: of a head's width, though this attention has one
-        found = F.scaled_dot_product_attention(*(part[:, None] for part in (asked, keys, keys)), scale=scale)[:, 0]
+        asked, keys = asked[:, None], keys[:, None]  # one head
+        found = F.scaled_dot_product_attention(asked, keys, keys, scale=scale)[:, 0]  # (b, n, d)
         queries = queries + self.cross_out(found)  # (b, n, d)
         return queries + self.mlp(self.norm_mlp(queries))  # (b, n, d)
 

@@ -32,14 +32,16 @@ def in_chunks(
     Exact: in training the activations are dropped and computed again in the backward pass, at the price of a second
     forward pass. The last part, whose backward pass comes first, keeps its own; so one part alone costs nothing more.
     """
-    weights = [weight for weight in weights if weight.requires_grad]
-    if len(parts) == 1 or not weights or not torch.is_grad_enabled():
+    trained = [weight for weight in weights if weight.requires_grad]
+    if len(parts) == 1 or not trained or not torch.is_grad_enabled():
         return torch.cat([encode(part) for part in parts])
-    return torch.cat([_recomputed(encode, parts[:-1], weights), encode(parts[-1])])
+    return torch.cat([_recomputed(encode, parts[:-1], trained), encode(parts[-1])])
 
 
 @torch.compiler.disable
-def _recomputed(encode, parts, weights) -> torch.Tensor:
+def _recomputed(
+    encode: Callable[[Any], torch.Tensor], parts: Sequence[Any], weights: list[torch.Tensor]
+) -> torch.Tensor:
     return _Recomputed.apply(encode, parts, *weights)
 
 
@@ -50,7 +52,9 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, encode, parts, *weights):
+    def forward(
+        ctx: Any, encode: Callable[[Any], torch.Tensor], parts: Sequence[Any], *weights: torch.Tensor
+    ) -> torch.Tensor:
         device = weights[0].device.type
         ctx.encode, ctx.parts = encode, parts
         ctx.autocast = dict(
@@ -62,8 +66,9 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
-        weights, totals, start = ctx.saved_tensors, None, 0
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weights, start = ctx.saved_tensors, 0
+        totals: list[torch.Tensor | None] = [None] * len(weights)
         state, devices, states = ctx.random
         with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(**ctx.autocast):
             torch.set_rng_state(state)
@@ -72,7 +77,7 @@ class _Recomputed(torch.autograd.Function):
                 rows = ctx.encode(part)
                 gradients = torch.autograd.grad(rows, weights, gradient[start : start + len(rows)], allow_unused=True)
                 start += len(rows)
-                totals = gradients if totals is None else [_sum(*pair) for pair in zip(totals, gradients, strict=True)]
+                totals = [_sum(*pair) for pair in zip(totals, gradients, strict=True)]
                 del rows, gradients
         return None, None, *totals
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
@@ -14,8 +15,11 @@ from .base_model import name_here, name_in_files
 from .card import replace_empty_card
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .learner import PromptLearner
 
-def documented(default, help: str):
+
+def documented(default: Any, help: str) -> Any:
     """A config field with its help. A list as default is copied for each config."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help})
@@ -40,7 +44,8 @@ class PromptConfig(PeftConfig):
 
     # Set by `register`; PEFT's name of the method, and the module that does the work.
     method: ClassVar[str]
-    learner_class: ClassVar[type]
+    if TYPE_CHECKING:  # the command line evaluates the other annotations, and the learners import this module
+        learner_class: ClassVar[type[PromptLearner]]
     # The call that the card's example loads it by.
     loader: ClassVar[str] = "hf_tgpt.load_adapter"
     kind: ClassVar[str] = "prompt-learning"
@@ -48,10 +53,10 @@ class PromptConfig(PeftConfig):
     changeable: ClassVar[tuple[str, ...]] = ()
     # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.
     target_modules: ClassVar[tuple[str, ...]] = ("prompts",)
-    # Where it was last read from or written to.
+    # Where it was last read from or written to. A ClassVar only lest it become a field, which would be saved.
     folder: ClassVar[str | None] = None
 
-    class_names: list[str] | None = documented(None, "The names of the classes in the order of their labels. Required.")
+    class_names: list[str] = documented(None, "The names of the classes in the order of their labels. Required.")
     tokenizer_name_or_path: str | None = documented(
         None, "Tokenizer of the class sentences; a Hub id or folder. Default: the base model's own."
     )
@@ -77,10 +82,10 @@ class PromptConfig(PeftConfig):
     )
     hf_tgpt_version: str | None = documented(None, "Filled in when the adapter is saved: the package's version.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PromptMethod(self.method)
-        self.base_model_name_or_path = name_here(self.base_model_name_or_path)
+        self.base_model_name_or_path: str | None = name_here(self.base_model_name_or_path)
         check_class_names(self.class_names)
         self.class_names = list(self.class_names)
         self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
@@ -99,7 +104,7 @@ class PromptConfig(PeftConfig):
         if not valid:
             raise ValueError(f"`{name}`={getattr(self, name)!r}: {remedy}")
 
-    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes adapter_config.json, and our model card where PEFT left its empty one."""
         # While the adapter is on, the model is of a class of ours; what an adapter wants loaded is a plain CLIPModel.
         if kwargs.get("auto_mapping_dict") is not None:
@@ -112,10 +117,12 @@ class PromptConfig(PeftConfig):
         finally:
             self.base_model_name_or_path = here
         replace_empty_card(save_directory, self)
-        self.folder = os.fspath(save_directory)
+        self.folder = os.fspath(save_directory)  # type: ignore[misc]  # of this config alone, see there
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
+    ) -> Self:
         """Reads adapter_config.json. Raises ValueError where a local adapter folder is incomplete or damaged."""
         folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
         if os.path.isdir(folder):
@@ -131,7 +138,7 @@ class PromptConfig(PeftConfig):
         return config
 
 
-def check_class_names(class_names: list[str] | None) -> None:
+def check_class_names(class_names: Sequence[str] | None) -> None:
     """Raises ValueError unless these are distinct, non-empty names."""
     if isinstance(class_names, str) or class_names is None or len(class_names) == 0:
         raise ValueError(

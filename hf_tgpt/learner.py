@@ -7,12 +7,12 @@ A learner never owns the CLIP it works on; it is handed over in every call.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPModel
+from transformers import CLIPModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
 
@@ -31,22 +31,35 @@ class PromptLearner(nn.Module):
     citation: ClassVar[str]
     # Whether training profits from one description per picture (`caption_ids`).
     uses_captions: bool = False
-    # Whether it classifies by text, and so takes class names that it was not trained on.
-    takes_new_classes: ClassVar[bool] = False
-    # Whether the vision tower works without learned prompts, so that what it says of a picture may be kept.
-    vision_is_frozen: ClassVar[bool] = False
     # The release's tensor names -> ours. Names that are missing here are left out on conversion.
     original_names: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, config: PromptConfig):
+    def __init__(self, config: PromptConfig, clip: CLIPModel):
         super().__init__()
         self.config = config
 
-    def forward(self, clip: CLIPModel, pixel_values: torch.Tensor, labels: torch.Tensor | None = None):
-        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
+    @property
+    def takes_new_classes(self) -> bool:
+        """Whether it classifies by text, and so takes class names that it was not trained on."""
+        return False
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether the vision tower works without learned prompts, so that what it says of a picture may be kept."""
+        return False
+
+    def forward(
+        self, clip: CLIPModel, pixel_values: torch.Tensor | None, labels: torch.Tensor | None = None, **kwargs: Any
+    ) -> ImageClassifierOutput:
+        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c).
+
+        Where `vision_is_frozen`, `image_states` may stand in place of the pictures.
+        """
         raise NotImplementedError
 
-    def compare(self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False):
+    def compare(
+        self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss: bool = False
+    ) -> CLIPOutput:
         """CLIP's own call: input_ids (s, t), pixel_values (b, 3, h, w) -> CLIPOutput."""
         raise ValueError(self._closed())
 
@@ -63,11 +76,11 @@ class PromptLearner(nn.Module):
         """
         raise ValueError(self._closed())
 
-    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """V with this adapter's prompts: (b, 3, h, w) -> (b, d), not normalised."""
         raise ValueError(self._closed())
 
-    def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+    def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """What the vision tower says of pictures before this adapter has any part in it: (b, 3, h, w) -> (b, d).
 
         Where the tower has no learned prompts this never changes, so `hf_tgpt.features` can keep it, and
@@ -86,7 +99,7 @@ class PromptLearner(nn.Module):
     def set_class_names(self, clip: CLIPModel, class_names: list[str]) -> None:
         raise ValueError(self._closed())
 
-    def tokenizer(self, clip: CLIPModel):
+    def tokenizer(self, clip: CLIPModel) -> PreTrainedTokenizerBase:
         """The tokenizer that the config names, or the base model's."""
         return load_tokenizer(clip, self.config.tokenizer_name_or_path, self.config.revision)
 
@@ -101,10 +114,12 @@ class PromptLearner(nn.Module):
 class OpenPromptLearner(PromptLearner):
     """A learner that classifies by class sentences. A method gives `text_features` and `image_features`."""
 
-    takes_new_classes = True
+    @property
+    def takes_new_classes(self) -> bool:
+        return True
 
     def __init__(self, config: PromptConfig, clip: CLIPModel):
-        super().__init__(config)
+        super().__init__(config, clip)
         self._cache: Kept | None = None
         self._chunks: tuple[tuple, list[tuple[slice, Packing | None]]] | None = None
         self.set_class_names(clip, config.class_names)
@@ -119,8 +134,8 @@ class OpenPromptLearner(PromptLearner):
             ids, eos = class_tokens(
                 self.tokenizer(clip), class_names, self.config.initial_text, self.config.prompt_length, clip
             )
-        self.register_buffer("class_ids", ids, persistent=False)  # (c, t)
-        self.register_buffer("class_eos", eos, persistent=False)  # (c,)
+        self.class_ids = nn.Buffer(ids, persistent=False)  # (c, t)
+        self.class_eos = nn.Buffer(eos, persistent=False)  # (c,)
         self.config.class_names = list(class_names)
         self._cache = self._chunks = None
 
@@ -130,10 +145,11 @@ class OpenPromptLearner(PromptLearner):
         pixel_values: torch.Tensor | None,
         labels: torch.Tensor | None = None,
         image_states: torch.Tensor | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> ImageClassifierOutput:
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
         if image_states is None:
+            assert pixel_values is not None  # PromptedCLIPModel sees to it that there is one of the two
             image_states = self.image_features(clip, pixel_values, **kwargs)
         image_features = unit(image_states)  # (b, d)
         class_features = self.class_features(clip)  # (c, d)
@@ -177,9 +193,8 @@ class OpenPromptLearner(PromptLearner):
             with torch.inference_mode(False):
                 ids, eos = self.class_ids, self.class_eos
                 numbers = range(len(ids))[share]
-                parts = chunks(eos[share], self.shared_length(ids, eos), key[0], chunk_tokens(clip))
-                parts = [numbers[part] for part in parts]
-                parts = [slice(part.start, part.stop) for part in parts]
+                found = chunks(eos[share], self.shared_length(ids, eos), key[0], chunk_tokens(clip))
+                parts = [slice(numbers[part].start, numbers[part].stop) for part in found]
                 self._chunks = key, [(part, self.pack(clip, ids[part], eos[part])) for part in parts]
         return self._chunks[1]
 
@@ -194,16 +209,16 @@ class OpenPromptLearner(PromptLearner):
         words[:, 1 : 1 + self.config.prompt_length] = 0
         return common_length(words, eos)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         self._cache = None
         return super().train(mode)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         # .to(), .half(), .cuda(): weights may move within the same Parameter objects.
         self._cache = self._chunks = None
         return super()._apply(fn, recurse)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": None, "_chunks": None}
 
     def read_texts(self, clip: CLIPModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,8 +233,13 @@ class OpenPromptLearner(PromptLearner):
         return ids, eos
 
     def compare(
-        self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss=False, **kwargs
-    ):
+        self,
+        clip: CLIPModel,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        return_loss: bool = False,
+        **kwargs: Any,
+    ) -> CLIPOutput:
         """CLIP's own call with the prompts in place: input_ids (s, t), pixel_values (b, 3, h, w) -> CLIPOutput.
 
         The texts are to be class sentences: their tokens after BOS are where the prompts go.
@@ -238,7 +258,9 @@ class OpenPromptLearner(PromptLearner):
         )
 
 
-def clip_output(logits: torch.Tensor, image_embeds, text_embeds, return_loss: bool, **parts) -> CLIPOutput:
+def clip_output(
+    logits: torch.Tensor, image_embeds: torch.Tensor, text_embeds: torch.Tensor, return_loss: bool, **parts: Any
+) -> CLIPOutput:
     """The answer to CLIP's own call, from logits (b, s) and unit features."""
     return CLIPOutput(
         loss=image_text_contrastive_loss(logits.T) if return_loss else None,

@@ -53,9 +53,9 @@ def pack(eos: torch.Tensor, shared: int, context: int, groups: torch.Tensor | No
 
     heads, rows, starts = [], [], []  # a row's first sentence; a sentence's row and first place in it
     used, current = 0, None
-    for sentence, (length, member) in enumerate(zip(own.tolist(), group.tolist(), strict=True)):
+    for number, (length, member) in enumerate(zip(own.tolist(), group.tolist(), strict=True)):
         if used + length > room or member != current:
-            heads.append(sentence)
+            heads.append(number)
             used, current = 0, member
         rows.append(len(heads) - 1)
         starts.append(shared + used)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -52,7 +54,7 @@ class _LogSumExp(torch.autograd.Function):
     """The gradient, softmax(scores) @ vocabulary, is taken while the scores are at hand."""
 
     @staticmethod
-    def forward(ctx, prompts, vocabulary):
+    def forward(ctx: Any, prompts: torch.Tensor, vocabulary: torch.Tensor) -> torch.Tensor:
         values, gradients = [], []
         for rows in prompts.split(ROWS):
             scores = (rows.to(vocabulary.dtype) @ vocabulary.T).to(prompts.dtype)  # (rows, v)
@@ -68,5 +70,5 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient[:, None] * ctx.saved_tensors[0], None

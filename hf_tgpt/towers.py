@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,7 +152,9 @@ def chunk_tokens(clip: CLIPModel) -> int:
     return max(CHUNK_TOKENS, torch.cuda.get_device_properties(clip.device).total_memory // 8 // kept)
 
 
-def encode_tokens(clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, chunk: int | None = None):
+def encode_tokens(
+    clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, chunk: int | None = None
+) -> torch.Tensor:
     """CLIP's own text features: ids (s, t), EOS positions (s,) -> (s, d), `chunk` at once."""
     embed, shared = clip.text_model.embeddings.token_embedding, common_length(input_ids, eos)
 
@@ -218,7 +221,9 @@ def project_image(clip: CLIPModel, hidden: torch.Tensor) -> torch.Tensor:
     return clip.visual_projection(hidden)
 
 
-def encode_image(clip: CLIPModel, pixel_values: torch.Tensor, prompts: Sequence[torch.Tensor] = (), **kwargs):
+def encode_image(
+    clip: CLIPModel, pixel_values: torch.Tensor, prompts: Sequence[torch.Tensor] = (), **kwargs: Any
+) -> torch.Tensor:
     """V: pixel_values (b, 3, h, w) and prompts as in `vision_tokens` -> joint features (b, d), not normalised."""
     return pool_image(clip, vision_tokens(clip, pixel_values, prompts, **kwargs))
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers import CLIPModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import can_return_tuple
 
 from .base_model import fingerprint, same_weights
@@ -32,8 +33,13 @@ class PromptSlot(nn.Module, BaseTunerLayer):
     """The adapters of one model by name, of which at most one is active."""
 
     adapter_layer_names = ("learners",)
+    # What BaseTunerLayer gives; here because nn.Module would otherwise promise tensors of these names.
+    active_adapters: list[str]
+    disable_adapters: bool
+    # What unloading puts back: which weights were trained, and the config's labels.
+    before: dict[str, Any]
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.learners = nn.ModuleDict({})
 
@@ -43,9 +49,11 @@ class PromptSlot(nn.Module, BaseTunerLayer):
             return None
         if len(names) > 1:
             raise ValueError(f"Adapters {names} are active at once; prompts do not add up, choose one by set_adapter.")
-        return self.learners[names[0]]
+        learner = self.learners[names[0]]
+        assert isinstance(learner, PromptLearner)  # the tuner puts nothing else there
+        return learner
 
-    def set_adapter(self, *args, **kwargs) -> None:
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
         super().set_adapter(*args, **kwargs)
         self._forget()
 
@@ -82,17 +90,23 @@ class PromptedCLIPModel(CLIPModel):
     @property
     def class_names(self) -> list[str]:
         """The active adapter's classes in the order of the logits."""
-        return self.learner.config.class_names
+        return self._answering().config.class_names
 
     @property
     def uses_captions(self) -> bool:
         """Whether training the active adapter profits from `caption_ids`."""
-        return self.learner.uses_captions
+        return self._answering().uses_captions
 
     @property
     def takes_new_classes(self) -> bool:
         """Whether the active adapter also classifies by names that it was not trained on."""
-        return self.learner.takes_new_classes
+        return self._answering().takes_new_classes
+
+    def _answering(self) -> PromptLearner:
+        learner = self.learner
+        if learner is None:  # a CLIP has no such attribute, as nn.Module then says in its own words
+            raise AttributeError
+        return learner
 
     def set_class_names(self, class_names: list[str]) -> None:
         """Gives the active adapter other classes, without training. Raises ValueError where that cannot be."""
@@ -110,8 +124,8 @@ class PromptedCLIPModel(CLIPModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         labels: torch.Tensor | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> ImageClassifierOutput | CLIPOutput:
         """`model(pixel_values, labels)` classifies -> ImageClassifierOutput; with `input_ids` it is CLIP's own call.
 
         Shapes: pixel_values (b, 3, h, w), labels (b,), input_ids (s, t); logits (b, c). `attention_mask` is not needed:
@@ -140,7 +154,7 @@ class PromptedCLIPModel(CLIPModel):
                 **kwargs,
             )
         kwargs = {name: value for name, value in kwargs.items() if value is not None and value is not False}
-        allowed = set()
+        allowed: set[str] = set()
         if input_ids is None:
             allowed = {"image_states", "caption_ids"} if learner.uses_captions else {"image_states"}
         for name in kwargs.keys() - allowed:
@@ -157,6 +171,7 @@ class PromptedCLIPModel(CLIPModel):
         if input_ids is not None:
             if labels is not None:
                 raise ValueError("`labels` belong to model(pixel_values, labels); with `input_ids` pass return_loss.")
+            assert pixel_values is not None  # no image states went with input_ids
             return learner.compare(self, input_ids, pixel_values, return_loss=bool(return_loss), **kwargs)
         self._name_labels(learner)
         return learner(self, pixel_values, labels=labels, **kwargs)
@@ -170,7 +185,7 @@ class PromptedCLIPModel(CLIPModel):
             self.config.label2id = {name: label for label, name in enumerate(names)}
 
     @can_return_tuple
-    def get_text_features(self, input_ids: torch.Tensor, *args, **kwargs):
+    def get_text_features(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
         """CLIP's, with the active adapter's prompts: input_ids (s, t) -> output with `pooler_output` (s, d)."""
         if self.learner is None:
             return super().get_text_features(input_ids, *args, **kwargs)
@@ -178,7 +193,9 @@ class PromptedCLIPModel(CLIPModel):
         return BaseModelOutputWithPooling(pooler_output=self.learner.text_features(self, *texts))
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
+    def get_image_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         """CLIP's, with the active adapter's prompts: (b, 3, h, w) -> output with `pooler_output` (b, d)."""
         if self.learner is None:
             return super().get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -191,7 +208,7 @@ class PromptTuner(BaseTuner):
 
     prefix = "learners"
     tuner_layer_cls = PromptSlot
-    target_module_mapping: ClassVar = {}
+    target_module_mapping: ClassVar[dict[str, Any]] = {}
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
         return peft_config
@@ -218,9 +235,17 @@ class PromptTuner(BaseTuner):
     def _check_target_module_exists(peft_config: PromptConfig, key: str) -> bool:
         return key == SLOT
 
-    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
-        for name in target.learners:
-            _check_adapter_name(adapter_name, target.learners[name])
+    def _create_and_replace(
+        self,
+        peft_config: PromptConfig,
+        adapter_name: str,
+        target: PromptSlot,
+        target_name: str,
+        parent: PromptedCLIPModel,
+        current_key: str,
+    ) -> None:
+        for other in target.learners.values():
+            _check_adapter_name(adapter_name, other)
         # A copy, because it will hold what this adapter learns of this model; the user's config may serve again.
         config = copy.deepcopy(peft_config)
         config.base_model_dimensions = dimensions(parent)
@@ -247,7 +272,7 @@ class PromptTuner(BaseTuner):
             "towers read, not a change of their weights. Keep the adapter, or unload() it to get the base model back."
         )
 
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs) -> CLIPModel:
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> CLIPModel:
         if merge:
             self._check_merge_allowed()
         _detach(self.model)
@@ -259,7 +284,9 @@ class PromptTuner(BaseTuner):
         return key.replace(f"{SLOT}.{cls.prefix}.{adapter_name}.", f"{SLOT}.{cls.prefix}.", 1)
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PromptConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """PEFT's, after a check that the file holds exactly this adapter: PEFT itself only warns of missing weights."""
         slot = next(module for module in model.modules() if isinstance(module, PromptSlot))
         expected = {name: tuple(value.shape) for name, value in slot.learners[adapter_name].state_dict().items()}
@@ -290,7 +317,7 @@ def _detach(model: PromptedCLIPModel) -> None:
         model.__dict__.pop(leftover, None)
 
 
-def _check_adapter_name(adapter_name: str, learner: PromptLearner) -> None:
+def _check_adapter_name(adapter_name: str, learner: nn.Module) -> None:
     """PEFT drops a key from a file if any part of it is another adapter's name, so names must not look like parts."""
     parts = {part for key in learner.state_dict() for part in key.split(".")}
     if adapter_name in parts | {SLOT, PromptTuner.prefix, "base_model", "model"}:

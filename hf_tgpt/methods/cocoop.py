@@ -32,7 +32,7 @@ class CoCoOpConfig(PromptConfig):
         16, "The image feature's width d over that of the bottleneck it passes through. Default: the paper's."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.require("prompt_length", self.prompt_length >= 1, "learn at least 1 token.")
         self.require("reduction", self.reduction >= 1, "choose 1 or more.")
@@ -41,6 +41,7 @@ class CoCoOpConfig(PromptConfig):
 class CoCoOp(ImageConditionedLearner):
     """The tokens v (n, d_t) and h, from the image feature to a shift of all of them."""
 
+    config: CoCoOpConfig
     citation = """@inproceedings{zhou2022conditional,
   title = {Conditional Prompt Learning for Vision-Language Models},
   author = {Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei},

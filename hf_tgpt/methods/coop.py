@@ -6,7 +6,7 @@ Source: Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models, IJC
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -47,7 +47,7 @@ class CoOpConfig(PromptConfig):
         "on each side (CLASS_TOKEN_POSITION of the release).",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.require("prompt_length", self.prompt_length >= 1, "learn at least 1 token.")
         self.require("class_position", self.class_position in POSITIONS, f"choose one of {', '.join(POSITIONS)}.")
@@ -56,6 +56,7 @@ class CoOpConfig(PromptConfig):
 class CoOp(OpenPromptLearner):
     """The text prompts, (n, d_t), or (c, n, d_t) where they are class-specific."""
 
+    config: CoOpConfig
     citation = """@article{zhou2022learning,
   title = {Learning to Prompt for Vision-Language Models},
   author = {Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei},
@@ -118,7 +119,7 @@ class CoOp(OpenPromptLearner):
         words = input_ids.take_along_dim(order, dim=1).where(~learned, -order)  # (s, t)
         return min(1, common_length(words, eos)) if self.config.class_specific else common_length(words, eos)
 
-    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return encode_image(clip, pixel_values, **kwargs)  # (b, d), plain CLIP
 
     def order(self, input_ids: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:

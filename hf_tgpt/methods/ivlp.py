@@ -8,7 +8,7 @@ Chen, Cardie, Belongie, Hariharan, Lim: Visual Prompt Tuning, ECCV 2022, arXiv 2
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ class IVLPConfig(PromptConfig):
         "the release, 12 there). Default: MaPLe's. Ignored if vision_prompt_length is 0.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         fields = [f"{tower}_prompt_{size}" for tower in ("text", "vision") for size in ("length", "depth")]
         for name in fields:
@@ -73,6 +73,7 @@ class IVLPConfig(PromptConfig):
 class IVLP(OpenPromptLearner):
     """Text prompts, each (n, d_t), and vision prompts, each (n, d_v), one per depth; none in a tower that is off."""
 
+    config: IVLPConfig
     citation = """@inproceedings{khattak2023maple,
   title = {MaPLe: Multi-modal Prompt Learning},
   author = {Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz},
@@ -123,7 +124,7 @@ class IVLP(OpenPromptLearner):
             embeddings = after_bos(embeddings, self.text_prompts[0])  # (s, t, d_t)
         return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:], packing)  # (s, d)
 
-    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return encode_image(clip, pixel_values, list(self.vision_prompts), **kwargs)  # (b, d)
 
     @property

@@ -6,7 +6,7 @@ Source: Khattak, Rasheed, Maaz, Khan, Khan: MaPLe: Multi-modal Prompt Learning, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ class MaPLeConfig(PromptConfig):
         "(PROMPT_DEPTH of the release). Default: the paper's for base to new; it takes 3 across data sets.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.require("prompt_length", self.prompt_length >= 1, "learn at least 1 token.")
         self.require("prompt_depth", self.prompt_depth >= 1, "give prompts to at least 1 layer.")
@@ -46,6 +46,7 @@ class MaPLeConfig(PromptConfig):
 class MaPLe(OpenPromptLearner):
     """The text prompts P_0..P_{J-1}, each (n, d_t), and the couplings F_i: d_t -> d_v, one per depth."""
 
+    config: MaPLeConfig
     citation = """@inproceedings{khattak2023maple,
   title = {MaPLe: Multi-modal Prompt Learning},
   author = {Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz},
@@ -85,7 +86,7 @@ class MaPLe(OpenPromptLearner):
         embeddings = after_bos(words, self.text_prompts[0])  # (s, t, d_t)
         return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:], packing)  # (s, d)
 
-    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         coupled = [
             couple(prompt) for couple, prompt in zip(self.couplings, self.text_prompts, strict=True)
         ]  # J (n, d_v)

@@ -15,7 +15,7 @@ the README, "What the ideas of mutual prompt learning bring".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -75,7 +75,7 @@ class MutualPromptConfig(PromptConfig):
     )
     changeable: ClassVar = ("top_k", "temperature", "relevance_weighting", "conditioned_texts", "shortlist")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("prompt_length", "reduction", "vision_prompt_depth", "top_k"):
             self.require(name, getattr(self, name) >= 1, "choose 1 or more.")
@@ -88,6 +88,7 @@ class MutualPromptConfig(PromptConfig):
 class MutualPrompt(ImageConditionedLearner):
     """FTP: v (n, d_t), W_1 and the heads U. TVP: Q_0 (J, n_v, d_v) and an MLP from the reorganised text to Q - Q_0."""
 
+    config: MutualPromptConfig
     citation = """@article{long2024mutual,
   title = {Mutual Prompt Leaning for Vision Language Models},
   author = {Long, Sifan and Zhao, Zhen and Yuan, Junkun and Tan, Zichang and Liu, Jiangjiang and Feng, Jingyuan and
@@ -128,14 +129,17 @@ class MutualPrompt(ImageConditionedLearner):
             return prompts
         return prompts + self.decompose(image_features).unflatten(-1, (-1, prompts.shape[-1]))  # (b, n or 1, d_t)
 
-    def describe(self, clip: CLIPModel, image_features: torch.Tensor, input_ids, eos) -> torch.Tensor:
-        shortlist, conditioned = self.config.shortlist, self.config.text_heads != "none"
-        if conditioned and (shortlist is None or shortlist >= len(input_ids)):
+    def describe(
+        self, clip: CLIPModel, image_features: torch.Tensor, input_ids: torch.Tensor, eos: torch.Tensor
+    ) -> torch.Tensor:
+        # Of how many classes an image gets texts of its own; None: of all.
+        shortlist = 0 if self.config.text_heads == "none" else self.config.shortlist
+        if shortlist is None or shortlist >= len(input_ids):
             return super().describe(clip, image_features, input_ids, eos)
         count, device = len(image_features), input_ids.device
         everyone = torch.arange(len(input_ids), device=device)
         plain = self.encode_pairs(clip, self.text_prompts[None], input_ids, eos, torch.zeros_like(everyone), everyone)
-        if not conditioned:
+        if not shortlist:
             return plain.expand(count, -1, -1)  # (b, s, d)
         nearest = (image_features @ plain.detach().T).topk(shortlist).indices  # (b, K')
         images = torch.arange(count, device=device).repeat_interleave(shortlist)
@@ -144,10 +148,19 @@ class MutualPrompt(ImageConditionedLearner):
         )
         return plain.expand(count, -1, -1).clone().index_put((images, nearest.flatten()), pairs)  # (b, s, d)
 
-    def see(self, clip, pixel_values, image_features, text_features, texts, **kwargs) -> torch.Tensor:
+    def see(
+        self,
+        clip: CLIPModel,
+        pixel_values: torch.Tensor | None,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        texts: tuple[torch.Tensor, torch.Tensor],
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """TVP: f(x) = V(x; Q(x)), unit, (b, d)."""
         if not self.config.vision_prompt_length:
             return image_features
+        assert pixel_values is not None  # since the vision tower has prompts, nothing stands in place of the pictures
         if not self.config.conditioned_texts:
             plain = unit(encode_tokens(clip, *texts, chunk=self.config.text_chunk_size))
             text_features = plain.expand(len(image_features), -1, -1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -74,7 +74,7 @@ class TGPTConfig(PromptConfig):
     )
     changeable: ClassVar = ("wise_ft",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("num_category_queries", "num_content_queries"):
             self.require(name, getattr(self, name) >= 1, "learn at least 1 query.")
@@ -102,6 +102,7 @@ class TGPTOutput(ImageClassifierOutput):
 class TGPT(PromptLearner):
     """Queries, Bonders and the classifier W (c, 2d)."""
 
+    config: TGPTConfig
     citation = """@inproceedings{tan2024compound,
   title = {Compound Text-Guided Prompt Tuning via Image-Adaptive Cues},
   author = {Tan, Hao and Li, Jun and Zhou, Yizhuang and Wan, Jun and Lei, Zhen and Zhang, Xiangyu},
@@ -121,7 +122,7 @@ class TGPT(PromptLearner):
     }
 
     def __init__(self, config: TGPTConfig, clip: CLIPModel):
-        super().__init__(config)
+        super().__init__(config, clip)
         self.uses_captions = "content" in SUPERVISION[config.supervision]
         text_width, width = clip.config.text_config.hidden_size, clip.config.projection_dim
         context = clip.config.text_config.max_position_embeddings
@@ -133,20 +134,17 @@ class TGPT(PromptLearner):
         names, templates = config.class_names, config.templates
         start = templates[0] if config.initial_text is None else config.initial_text + " {}."
 
-        def sentences(template):
+        def sentences(template: str) -> tuple[torch.Tensor, torch.Tensor]:
             return tokenize(tokenizer, [template.replace("{}", name) for name in names], clip, names)
 
-        category_ids, category_eos = sentences(start)
-        default_ids, _ = sentences(templates[0])
-        # The full stop as it follows a word; alone it may be another token.
-        frame_ids = tokenize(tokenizer, [f"{PLACEHOLDER}."], clip)[0][:, [0, -2, -1]]
-        self.register_buffer("category_ids", category_ids, persistent=False)  # (c, t)
-        self.register_buffer("category_eos", category_eos, persistent=False)  # (c,)
-        self.register_buffer("default_caption_ids", default_ids, persistent=False)  # (c, t)
-        self.register_buffer("frame_ids", frame_ids, persistent=False)  # (1, 3): BOS . EOS
+        category = (nn.Buffer(part, persistent=False) for part in sentences(start))
+        self.category_ids, self.category_eos = category  # (c, t), (c,)
+        self.default_caption_ids = nn.Buffer(sentences(templates[0])[0], persistent=False)  # (c, t)
+        # BOS, full stop and EOS, (1, 3). The full stop as it follows a word; alone it may be another token.
+        self.frame_ids = nn.Buffer(tokenize(tokenizer, [f"{PLACEHOLDER}."], clip)[0][:, [0, -2, -1]], persistent=False)
         self._warned = False
 
-        def queries(count):
+        def queries(count: int) -> torch.Tensor:
             return torch.empty(1, count, text_width, device=clip.device).normal_(std=0.02)
 
         category_queries = queries(config.num_category_queries)
@@ -159,14 +157,14 @@ class TGPT(PromptLearner):
         self.content_bonder = Bonder(text_width)
         # Departs from the release, which takes both widths to be the same: where they differ, a trained map brings the
         # image tokens to the text width. It starts as the transpose of CLIP's own text projection.
-        self.image_to_text = nn.Identity()
+        self.image_to_text: nn.Module = nn.Identity()
         if width != text_width:
             self.image_to_text = nn.Linear(width, text_width, bias=False)
             self.image_to_text.weight = nn.Parameter(clip.text_projection.weight.detach().float().T.clone())
 
         heads = [encode_tokens(clip, *sentences(template), chunk=config.text_chunk_size) for template in templates]
         head = torch.stack(heads).mean(0)  # (c, d)
-        self.register_buffer("zero_shot_head", unit(torch.cat([head, head], dim=-1)), persistent=False)  # (c, 2d)
+        self.zero_shot_head = nn.Buffer(unit(torch.cat([head, head], dim=-1)), persistent=False)  # (c, 2d)
         self.head = nn.Parameter(self.zero_shot_head.clone())  # W (c, 2d)
 
     def forward(
@@ -176,7 +174,7 @@ class TGPT(PromptLearner):
         labels: torch.Tensor | None = None,
         caption_ids: torch.Tensor | None = None,
         image_states: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> TGPTOutput:
         """pixel_values (b, 3, h, w), labels (b,), caption_ids (b, t): one tokenised description per picture.
 
@@ -184,6 +182,7 @@ class TGPT(PromptLearner):
         evaluation without them it is the classification loss alone. Raises ValueError for a description without EOS.
         """
         if image_states is None:
+            assert pixel_values is not None  # PromptedCLIPModel sees to it that there is one of the two
             image_states = self.image_states(clip, pixel_values, **kwargs)  # (b, p, d_v)
         image_tokens = project_image(clip, image_states)  # X (b, p, d)
         image_tokens = self.image_to_text(image_tokens.to(self.head.dtype))  # (b, p, d_t)
@@ -212,7 +211,7 @@ class TGPT(PromptLearner):
             output.loss = output.loss + output.loss_content
         return output
 
-    def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+    def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The vision tower's last hidden states: the Bonder reads all tokens. (b, 3, h, w) -> (b, p, d_v)."""
         return vision_tokens(clip, pixel_values, **kwargs)
 
@@ -225,7 +224,9 @@ class TGPT(PromptLearner):
         return encode_text(clip, embeddings, torch.full((count,), length + 2, device=prompts.device))
 
     @torch.compiler.disable  # it looks at values
-    def descriptions(self, clip: CLIPModel, ids: torch.Tensor | None, labels: torch.Tensor):
+    def descriptions(
+        self, clip: CLIPModel, ids: torch.Tensor | None, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One sentence for each picture, ids (b, t) and EOS positions (b,); None stands for the template's."""
         if ids is None:
             if not self._warned:

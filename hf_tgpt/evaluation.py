@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .data import Collator, FewShotImages
 from .metrics import classification_metrics
+from .references import Reference
 
 
 class UnknownClasses(ValueError):
     """A classifier whose classes are fixed is asked for others."""
 
 
-def for_classes(model: nn.Module, class_names: list[str]) -> Callable[[torch.Tensor], ImageClassifierOutput]:
+def for_classes(model: PeftModel | Reference, class_names: list[str]) -> Callable[..., ImageClassifierOutput]:
     """A trained model as a classifier among `class_names`, in their order.
 
     A model that takes new classes is given them. Another one, whose classes are fixed, is scored among those of its
@@ -62,7 +64,7 @@ def evaluation_loader(
 
 @torch.inference_mode()
 def predict(
-    classify: Callable[[torch.Tensor], ImageClassifierOutput],
+    classify: Callable[..., ImageClassifierOutput],
     loader: DataLoader,
     accelerator: Accelerator,
     description: str = "evaluating",
@@ -85,7 +87,7 @@ def predict(
     return {name: torch.cat(values).numpy() for name, values in parts.items()}
 
 
-def evaluate(*args, **kwargs) -> dict[str, float | list[float | None]]:
+def evaluate(*args: Any, **kwargs: Any) -> dict[str, Any]:
     """All metrics of `hf_tgpt.metrics` for what `predict` gives; arguments as there.
 
     With TGP-T also `wise_ft_accuracy`.
@@ -93,7 +95,7 @@ def evaluate(*args, **kwargs) -> dict[str, float | list[float | None]]:
     return measure(predict(*args, **kwargs))
 
 
-def measure(predictions: dict[str, np.ndarray]) -> dict[str, float | list[float | None]]:
+def measure(predictions: dict[str, np.ndarray]) -> dict[str, Any]:
     """The metrics of what `predict` gave."""
     metrics = classification_metrics(predictions["logits"], predictions["labels"])
     if "wise_ft_logits" in predictions:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from PIL import Image as PILImage
 
 from .bonder import NUM_HEADS, Bonder
+from .learner import PromptLearner
 from .methods.mutual import MutualPrompt
 from .methods.tgpt import TGPT
 from .predict import Answer, Classifier, load_image
+from .references import clip_of
 from .towers import cls_attention, encode_image, encode_tokens, project_image, token_embeddings, unit
 
 if TYPE_CHECKING:
@@ -30,9 +31,8 @@ def nearest_words(classifier: Classifier, image: Any = None, count: int = 5) -> 
     4.3). TGP-T's prompts belong to an `image`; there it is the score of the word that its sentence losses train.
     Deeper prompts stand among hidden states, where no words are. Raises ValueError for a model without text prompts.
     """
-    model, learner = classifier.model, _learner(classifier)
-    clip, vocabulary = model.get_base_model(), token_embeddings(model.get_base_model()).float()
-    tokenizer = learner.tokenizer(clip)
+    model, learner, clip = classifier.model, _learner(classifier), clip_of(classifier.model)
+    tokenizer, vocabulary = learner.tokenizer(clip), token_embeddings(clip).float()
 
     def words(numbers: torch.Tensor, largest: bool) -> Words:
         best = numbers.topk(count, largest=largest)
@@ -42,10 +42,10 @@ def nearest_words(classifier: Classifier, image: Any = None, count: int = 5) -> 
         ]
 
     if isinstance(learner, TGPT):
-        tokens = _image_tokens(classifier, image)
-        prompts = {name: getattr(learner, f"{name}_bonder")(_queries(learner, name), tokens)[0] for name in _PROMPTS}
-        return {name: words(prompt @ vocabulary.T, True) for name, prompt in prompts.items()}
-    prompts = getattr(learner, "text_prompts", ())
+        tokens = _image_tokens(classifier, learner, image)
+        read = {name: getattr(learner, f"{name}_bonder")(_queries(learner, name), tokens)[0] for name in _PROMPTS}
+        return {name: words(prompt @ vocabulary.T, True) for name, prompt in read.items()}
+    prompts: Any = getattr(learner, "text_prompts", ())
     if isinstance(prompts, torch.nn.ParameterList):
         prompts = prompts[0] if len(prompts) else ()
     if not len(prompts):
@@ -68,7 +68,7 @@ def bonder_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tens
     learner = _learner(classifier)
     if not isinstance(learner, TGPT):
         raise ValueError(f"{learner.config.method} has no Bonder; image_attention works for every method.")
-    tokens = _image_tokens(classifier, image)
+    tokens = _image_tokens(classifier, learner, image)
     maps = {
         name: attention_of(getattr(learner, f"{name}_bonder"), _queries(learner, name), tokens) for name in _PROMPTS
     }
@@ -91,8 +91,7 @@ def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torc
     """
     pixels = _pixels(classifier, image)
     model = classifier.model
-    clip = model.get_base_model() if isinstance(model, PeftModel) else model.base
-    return _patches(classifier, cls_attention(clip, lambda: model(pixels), layer)[0])
+    return _patches(classifier, cls_attention(clip_of(model), lambda: model(pixels), layer)[0])
 
 
 @torch.no_grad()
@@ -104,7 +103,7 @@ def chosen_classes(classifier: Classifier, image: Any) -> Answer:
     learner = _learner(classifier)
     if not (isinstance(learner, MutualPrompt) and learner.config.vision_prompt_length):
         raise ValueError(f"{learner.config.method} as configured has no visual prompt made of class texts.")
-    clip = classifier.model.get_base_model()
+    clip = clip_of(classifier.model)
     texts = learner.class_ids, learner.class_eos
     features = unit(encode_image(clip, _pixels(classifier, image)))  # (1, d)
     if learner.config.conditioned_texts:
@@ -152,7 +151,7 @@ def as_seen(classifier: Classifier, image: Any) -> PILImage.Image:
     return PILImage.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
-def _learner(classifier: Classifier):
+def _learner(classifier: Classifier) -> PromptLearner:
     learner = getattr(classifier.model, "learner", None)
     if learner is None:
         raise ValueError(
@@ -167,8 +166,8 @@ def _pixels(classifier: Classifier, image: Any) -> torch.Tensor:
     return classifier.transform(load_image(image))[None].to(next(classifier.model.parameters()).device)
 
 
-def _image_tokens(classifier: Classifier, image: Any) -> torch.Tensor:
-    clip, learner = classifier.model.get_base_model(), classifier.model.learner
+def _image_tokens(classifier: Classifier, learner: TGPT, image: Any) -> torch.Tensor:
+    clip = clip_of(classifier.model)
     tokens = project_image(clip, learner.image_states(clip, _pixels(classifier, image)))
     return learner.image_to_text(tokens.to(learner.head.dtype))  # (1, p, d_t)
 
@@ -179,7 +178,6 @@ def _queries(learner: TGPT, name: str) -> torch.Tensor:
 
 def _patches(classifier: Classifier, weights: torch.Tensor) -> torch.Tensor:
     """Attention (..., CLS, patches, prompts) -> that to the patches, (..., rows, columns)."""
-    vision = classifier.model.config.vision_config if hasattr(classifier.model, "config") else None
-    vision = vision or classifier.model.base.config.vision_config
+    vision = clip_of(classifier.model).config.vision_config
     rows = vision.image_size // vision.patch_size
     return weights[..., 1 : 1 + rows * rows].unflatten(-1, (rows, rows))

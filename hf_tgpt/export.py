@@ -28,7 +28,7 @@ from .config import check_class_names
 from .data.transforms import Collator, FewShotImages, ImageTransform
 from .learner import OpenPromptLearner
 from .predict import Classifier
-from .references import LinearProbe, LoRA
+from .references import LinearProbe, LoRA, Reference, ZeroShot, clip_of
 from .towers import after_bos, eager_attention, encode_image, encode_text, logit_scale, token_embeddings, unit
 from .version import __version__
 
@@ -56,7 +56,7 @@ def export_onnx(
     names = _freeze(classifier, class_names)
     module, size = _exportable(classifier.model), classifier.transform.size
     # The fused attention is traced with a mask and as causal at once, which its ONNX form refuses.
-    with eager_attention(_clip(classifier.model)), _quiet(), torch.no_grad():
+    with eager_attention(clip_of(classifier.model)), _quiet(), torch.no_grad():
         device = next(module.parameters()).device
         program = torch.onnx.export(
             module.eval(),
@@ -71,6 +71,7 @@ def export_onnx(
     weights = sum(
         value.nbytes for value in {**dict(module.named_parameters()), **dict(module.named_buffers())}.values()
     )
+    assert program is not None  # with dynamo=True there is one
     program.save(str(path), external_data=weights > _ONE_FILE)
     facts = describe(classifier, names)
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -136,7 +137,7 @@ def export_transformers(
         if why:
             raise ValueError(f"{learner.config.method} {why}, so plain transformers cannot hold it; export it to ONNX.")
     _, weight, bias = _image_part(model)
-    clip = copy.deepcopy(model.clip).merge_and_unload() if isinstance(model, LoRA) else _clip(model)
+    clip = copy.deepcopy(model.clip).merge_and_unload() if isinstance(model, LoRA) else clip_of(model)
 
     config = copy.deepcopy(clip.config.vision_config)
     config.projection_dim = clip.config.projection_dim
@@ -197,12 +198,12 @@ def describe(classifier: Classifier, names: list[str]) -> dict[str, Any]:
 class _Frozen(nn.Module):
     """An image tower and a class matrix."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PeftModel | Reference):
         super().__init__()
-        self.tower = _clip(model)
+        self.tower = clip_of(model)
         self.encode, weight, bias = _image_part(model)
-        self.register_buffer("weight", weight)  # (c, d)
-        self.register_buffer("bias", bias)  # (c,)
+        self.weight = nn.Buffer(weight)  # (c, d)
+        self.bias = nn.Buffer(bias)  # (c,)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return F.linear(unit(self.encode(pixel_values)), self.weight, self.bias)
@@ -225,8 +226,8 @@ class _Conditioned(nn.Module):
     def __init__(self, clip: CLIPModel, learner: ImageConditionedLearner):
         super().__init__()
         self.clip, self.learner = clip, learner
-        self.register_buffer("words", token_embeddings(clip)[learner.class_ids])  # (c, t, d_t)
-        self.register_buffer("eos", learner.class_eos)  # (c,)
+        self.words = nn.Buffer(token_embeddings(clip)[learner.class_ids])  # (c, t, d_t)
+        self.eos = nn.Buffer(learner.class_eos)  # (c,)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         clip, learner, count, classes = self.clip, self.learner, pixel_values.shape[0], self.words.shape[0]
@@ -239,7 +240,7 @@ class _Conditioned(nn.Module):
         return logit_scale(clip) * torch.einsum("bd,bcd->bc", seen, text_features)
 
 
-def _exportable(model: nn.Module) -> nn.Module:
+def _exportable(model: PeftModel | Reference) -> nn.Module:
     """The model as a module of pixel values alone. Raises ValueError for what cannot be one."""
     learner = getattr(model, "learner", None)
     if isinstance(learner, ImageConditionedLearner):
@@ -250,23 +251,24 @@ def _exportable(model: nn.Module) -> nn.Module:
                     f"`{field}`={value!r}: these texts are laid out in Python, which ONNX cannot hold; change it to "
                     f"{exportable!r} before the export."
                 )
-        return _Conditioned(_clip(model), learner)
+        return _Conditioned(clip_of(model), learner)
     return _Frozen(model) if learner is None or isinstance(learner, OpenPromptLearner) else _Whole(model)
 
 
-def _clip(model: nn.Module) -> CLIPModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model.base
-
-
-def _image_part(model: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor]:
+def _image_part(
+    model: PeftModel | Reference,
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor]:
     """The image tower, (b, 3, h, w) -> (b, d), and a linear layer on its unit features: weight (c, d), bias (c,)."""
-    clip, learner = _clip(model), getattr(model, "learner", None)
+    clip, learner = clip_of(model), getattr(model, "learner", None)
     bias = torch.zeros(len(model.class_names), device=clip.device)
     with torch.no_grad():
         if isinstance(model, LinearProbe):
             weight, bias = model.head.weight, model.head.bias.detach()
+        elif learner is not None:
+            weight = learner.class_features(clip)
         else:
-            weight = model.class_features() if learner is None else learner.class_features(clip)
+            assert isinstance(model, ZeroShot)  # an adapted model without an active adapter has no class names
+            weight = model.class_features()
         weight = (logit_scale(clip) * weight).detach().clone()
     return partial((learner or _Plain).image_features, clip), weight, bias
 
@@ -277,11 +279,11 @@ class _Plain:
 
 def _freeze(classifier: Classifier, class_names: Sequence[str] | None) -> list[str]:
     """Gives the model the classes to be exported, and returns their names."""
-    names = classifier.class_names if class_names is None else class_names
-    check_class_names(names)
-    if list(names) != list(classifier.model.class_names):
-        classifier.model.set_class_names(list(names))
-    return list(names)
+    check_class_names(classifier.class_names if class_names is None else class_names)
+    names = list(classifier.class_names if class_names is None else class_names)
+    if names != list(classifier.model.class_names):
+        classifier.model.set_class_names(names)
+    return names
 
 
 def _processor(transform: ImageTransform) -> CLIPImageProcessorPil:

@@ -13,7 +13,9 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -62,7 +64,7 @@ class CachedImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         row = range(len(self))[index]
         record = self.dataset[row]
         item = {"image_states": self.states[int(self._epoch) % len(self.states), row], "labels": record["label"]}
@@ -70,7 +72,7 @@ class CachedImages(torch.utils.data.Dataset):
             item["caption"] = record["caption"]
         return item
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_states": None}  # a process maps the file for itself
 
 
@@ -118,25 +120,33 @@ def cache_features(
         if found is not None:
             logger.warning("%s is damaged; it is made anew.", path)
         loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers)
-        _write(path, wanted, _states_of(clip, learner, loader, views), (views, len(images)), dtype)
+        _write(path, wanted, _states_of(clip, learner, images, loader, views), (views, len(images)), dtype)
     return CachedImages(images, path)
 
 
 @torch.no_grad()
-def _states_of(clip: CLIPModel, learner: PromptLearner, loader: DataLoader, views: int):
+def _states_of(
+    clip: CLIPModel, learner: PromptLearner | LinearProbe, images: FewShotImages, loader: DataLoader, views: int
+) -> Iterator[torch.Tensor]:
     """Yields image states, batch by batch and view by view."""
     training = clip.training
     clip.eval()
     try:
         for view in range(views):
-            loader.dataset.set_epoch(view)
+            images.set_epoch(view)
             for batch in tqdm(loader, desc=f"image features {view + 1}/{views}", leave=False, disable=None):
                 yield learner.image_states(clip, batch["pixel_values"].to(clip.device))
     finally:
         clip.train(training)
 
 
-def _write(path: Path, fingerprint: dict[str, str], batches, leading: tuple[int, int], dtype: torch.dtype) -> None:
+def _write(
+    path: Path,
+    fingerprint: dict[str, str],
+    batches: Iterator[torch.Tensor],
+    leading: tuple[int, int],
+    dtype: torch.dtype,
+) -> None:
     """A safetensors file with one tensor (views, images, ...), written batch by batch and renamed when it is whole.
 
     By hand because safetensors itself wants the whole tensor in memory; the format is a length, a JSON header and data.
@@ -168,7 +178,7 @@ def _write(path: Path, fingerprint: dict[str, str], batches, leading: tuple[int,
                         f"`dtype`={dtype} cannot hold image states up to {states.abs().max().item():.3g}; choose "
                         "torch.float32."
                     )
-                file.write(kept.contiguous().view(torch.uint8).numpy())
+                file.write(kept.contiguous().view(torch.uint8).numpy().data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -188,7 +198,9 @@ def _read_fingerprint(path: Path) -> dict[str, str] | None:
         return {}
 
 
-def _fingerprint(clip, learner, images: FewShotImages, views: int, dtype: torch.dtype) -> dict[str, str]:
+def _fingerprint(
+    clip: CLIPModel, learner: PromptLearner | LinearProbe, images: FewShotImages, views: int, dtype: torch.dtype
+) -> dict[str, str]:
     """All that image states depend on, each in words or as a hash."""
     return {
         "method's view": type(learner).image_states.__qualname__,
@@ -204,7 +216,7 @@ def _fingerprint(clip, learner, images: FewShotImages, views: int, dtype: torch.
 def _hash_of_weights(clip: CLIPModel) -> str:
     digest = hashlib.sha256(repr(clip.config.vision_config.to_diff_dict()).encode())
     for parameter in vision_parameters(clip):
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -11,20 +11,19 @@ import torch
 from huggingface_hub import resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import AutoConfig, CLIPModel
 
 from .base_model import TOY_CLIP as TOY_CLIP
 from .base_model import name_here
 from .hub import download
-from .references import NOTE, REFERENCES, load_reference, read_note
+from .references import NOTE, REFERENCES, Reference, load_reference, read_note
 from .registry import config_class, methods
 from .tuner import REVISION
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
-def load_clip(name_or_path: str | os.PathLike[str], **kwargs) -> CLIPModel:
+def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> CLIPModel:
     """`CLIPModel.from_pretrained` in float32, for a Hub id or folder.
 
     A local folder with a config.json but no weights gives a model with random weights, for trying out real sizes. Of a
@@ -59,7 +58,7 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs) -> CLIPModel:
     return model
 
 
-def load_adapter(clip: CLIPModel, name_or_path: str | os.PathLike[str], **kwargs) -> PeftModel:
+def load_adapter(clip: CLIPModel, name_or_path: str | os.PathLike[str], **kwargs: Any) -> PeftModel:
     """`PeftModel.from_pretrained`, in evaluation mode, after a look at the files that says what is wrong with them.
 
     Of a repository on the Hub it fetches the adapter's own files and nothing else. Raises ValueError if the folder is
@@ -86,7 +85,7 @@ def method_configs() -> dict[str, type]:
     return methods() | {name: kind.config_class for name, kind in REFERENCES.items()}
 
 
-def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fields) -> nn.Module:
+def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fields: Any) -> PeftModel | Reference:
     """The model of any method, to be trained: a PeftModel for a prompt method, else a module of `references.py`.
 
     `fields` are those of the method's config. Raises ValueError for an unknown method or bad fields.
@@ -97,7 +96,7 @@ def make_classifier(method: str, clip: CLIPModel, class_names: list[str], **fiel
     return get_peft_model(clip, config_class(method)(class_names=class_names, **fields))
 
 
-def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike[str], **kwargs) -> nn.Module:
+def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike[str], **kwargs: Any) -> PeftModel | Reference:
     """What any method's `save_pretrained` wrote, on a fresh CLIP, in evaluation mode: a folder or Hub id.
 
     Raises ValueError if the folder is missing, incomplete or damaged, HubError if the repository cannot be had.
@@ -123,7 +122,7 @@ def results_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def load_base_model(name_or_path: str | os.PathLike[str], **kwargs) -> CLIPModel:
+def load_base_model(name_or_path: str | os.PathLike[str], **kwargs: Any) -> CLIPModel:
     """The CLIP that an adapter was trained on, at its revision; `kwargs` as in `load_clip`."""
     name, revision = base_and_revision(name_or_path)
     return load_clip(name, **({"revision": revision} if revision else {}), **kwargs)
@@ -142,13 +141,13 @@ def base_and_revision(name_or_path: str | os.PathLike[str]) -> tuple[str, str | 
     return base, revision
 
 
-def local_folder(name_or_path: str | os.PathLike[str], **hub) -> str:
+def local_folder(name_or_path: str | os.PathLike[str], **hub: Any) -> str:
     """The folder itself, or that in the cache with the files of a repository; `hub` goes to `hub.download`."""
     name = os.path.expanduser(name_or_path)
     return name if name.startswith((".", os.sep)) or os.path.isdir(name) else download(name, **hub)
 
 
-def change_config(model: nn.Module, fields: dict[str, str]) -> dict[str, str]:
+def change_config(model: PeftModel | Reference, fields: dict[str, str]) -> dict[str, str]:
     """Sets fields of the active adapter's config, written as JSON or as bare words, such as {"wise_ft": "0.5"}.
 
     Returns what they were, written the same way. Raises ValueError for a model without such a config, a field that

@@ -11,15 +11,17 @@ import datasets
 import numpy as np
 import torch
 from huggingface_hub import get_session, is_offline_mode
+from peft import PeftModel
 from PIL import Image as PILImage
-from torch import nn
 from transformers import CLIPImageProcessorPil
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from .conditioned import ImageConditionedLearner
 from .config import check_class_names
 from .data.transforms import ImageTransform, decode_image
 from .evaluation import for_classes
 from .loading import base_and_revision, load_clip, load_trained, local_folder
+from .references import Reference
 
 # Class texts of image-conditioned prompts that are held at a time, one for each pair of image and class.
 _PAIRS = 65_536
@@ -66,7 +68,7 @@ class Classifier:
     an RGB picture. `class_names` are the classes that the model came with.
     """
 
-    def __init__(self, model: nn.Module, transform: ImageTransform):
+    def __init__(self, model: PeftModel | Reference, transform: ImageTransform):
         self.model, self.transform = model.eval(), transform
         self.class_names = list(model.class_names)
 
@@ -115,9 +117,8 @@ class Classifier:
 
         With `skip`, a picture that cannot be read goes to skip(picture, error) and gets no answer.
         """
-        names = self.class_names if class_names is None else class_names
-        check_class_names(names)
-        names = list(names)
+        check_class_names(self.class_names if class_names is None else class_names)
+        names = list(self.class_names if class_names is None else class_names)
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}`={value}: choose 1 or more.")
@@ -126,9 +127,17 @@ class Classifier:
         self._for(names)
         return self._stream(_rows(images), top_k, names, batch_size, skip)
 
-    def _stream(self, images, top_k, names, batch_size, skip) -> Iterator[tuple[Any, Answer]]:
-        images, read = iter(images), []
-        while batch := list(itertools.islice(images, batch_size)):
+    def _stream(
+        self,
+        images: Iterable[Any],
+        top_k: int | None,
+        names: list[str],
+        batch_size: int,
+        skip: Callable[[Any, ValueError], None] | None,
+    ) -> Iterator[tuple[Any, Answer]]:
+        left = iter(images)
+        read: list[tuple[Any, torch.Tensor]] = []
+        while batch := list(itertools.islice(left, batch_size)):
             for image in batch:
                 try:
                     read.append((image, self.transform(load_image(image))))
@@ -152,7 +161,7 @@ class Classifier:
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
-    def _for(self, names: list[str]) -> Callable:
+    def _for(self, names: list[str]) -> Callable[..., ImageClassifierOutput]:
         """The model among these classes; it keeps the class features of those that it was asked about last."""
         return for_classes(self.model, names)
 

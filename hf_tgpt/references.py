@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -42,7 +43,7 @@ class ZeroShotConfig:
     )
     tokenizer_name_or_path: str | None = documented(None, "Tokenizer of the sentences. Default: the base model's own.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.templates, dict):
             check_templates(self.templates)
 
@@ -63,24 +64,44 @@ class LinearProbeConfig:
     """Configuration of a linear probe, which has nothing to choose."""
 
 
-class ZeroShot(nn.Module):
-    """A CLIP that classifies by class sentences, averaged over templates after encoding. The class list is open."""
+class Reference(nn.Module):
+    """Base of the three. Raises ValueError for empty or double class names."""
 
-    config_class: ClassVar[type] = ZeroShotConfig
-    uses_captions = False
-    takes_new_classes = True
-    learns_nothing = True
+    config_class: ClassVar[type[ZeroShotConfig] | type[LinearProbeConfig]]
+    uses_captions: ClassVar[bool] = False
+    takes_new_classes: ClassVar[bool]
+    learns_nothing: ClassVar[bool] = False
 
-    def __init__(self, clip: CLIPModel, class_names: list[str], config: ZeroShotConfig):
+    def __init__(self, clip: CLIPModel, class_names: list[str], config: Any):
         super().__init__()
-        self.clip, self.settings = clip.requires_grad_(False), config
-        self.set_class_names(class_names)
+        check_class_names(class_names)
+        self.clip, self.class_names, self.settings = clip.requires_grad_(False), list(class_names), config
 
     @property
     def base(self) -> CLIPModel:
         return self.clip
 
-    def _apply(self, fn, recurse=True):
+    def set_class_names(self, class_names: list[str]) -> None:
+        """Gives it other classes, without training. Raises ValueError where that cannot be."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        _write_note(self, folder)
+
+    def load_weights(self, folder: str | os.PathLike[str]) -> None:
+        """Those that `save_pretrained` wrote beside the note; there may be none."""
+
+
+class ZeroShot(Reference):
+    """A CLIP that classifies by class sentences, averaged over templates after encoding. The class list is open."""
+
+    config_class: ClassVar[type[ZeroShotConfig]] = ZeroShotConfig
+    settings: ZeroShotConfig
+    takes_new_classes = True
+    learns_nothing = True
+    _head: Kept | None = None
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         self._head = None
         return super()._apply(fn, recurse)
 
@@ -88,7 +109,7 @@ class ZeroShot(nn.Module):
         """Raises ValueError for empty or double names; one that is too long is named at the first forward."""
         check_class_names(class_names)
         self.class_names = list(class_names)
-        self._head: Kept | None = None
+        self._head = None
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
@@ -108,21 +129,15 @@ class ZeroShot(nn.Module):
         self._head = kept(self._head, list(text_parameters(self.base)), head)
         return self._head[1]
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         self._head = None
         return super().train(mode)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        _write_note(self, folder)
-
-    def load_weights(self, folder: str | os.PathLike[str]) -> None:
-        """There are none."""
 
 
 class LoRA(ZeroShot):
     """CLIP with PEFT's LoRA in both towers, trained on the cross entropy of zero-shot classification."""
 
-    config_class: ClassVar[type] = LoRAConfig
+    config_class: ClassVar[type[ZeroShotConfig]] = LoRAConfig
     learns_nothing = False
     # For its model card.
     method = "LORA"
@@ -159,7 +174,7 @@ class LoRA(ZeroShot):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """PEFT's own files, which PeftModel.from_pretrained reads, and ours."""
         self.clip.save_pretrained(folder)
-        _write_note(self, folder)
+        super().save_pretrained(folder)
         replace_empty_card(folder, self)
 
     def load_weights(self, folder: str | os.PathLike[str]) -> None:
@@ -204,22 +219,16 @@ def _head_of_descriptions(
     return unit(torch.stack(rows))
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Reference):
     """One linear layer on CLIP's frozen unit image features. The class list is closed."""
 
-    config_class: ClassVar[type] = LinearProbeConfig
-    uses_captions = False
+    config_class: ClassVar[type[LinearProbeConfig]] = LinearProbeConfig
+    settings: LinearProbeConfig
     takes_new_classes = False
 
     def __init__(self, clip: CLIPModel, class_names: list[str], config: LinearProbeConfig):
-        super().__init__()
-        check_class_names(class_names)
-        self.clip, self.class_names, self.settings = clip.requires_grad_(False), list(class_names), config
+        super().__init__(clip, class_names, config)
         self.head = nn.Linear(dimensions(clip)["projection_width"], len(class_names), device=clip.device)
-
-    @property
-    def base(self) -> CLIPModel:
-        return self.clip
 
     def set_class_names(self, class_names: list[str]) -> None:
         raise ValueError("A linear probe knows the classes it was trained on and no others; train another one.")
@@ -232,6 +241,8 @@ class LinearProbe(nn.Module):
     ) -> ImageClassifierOutput:
         """pixel_values (b, 3, h, w) or what `image_states` gave of them, labels (b,) -> output with logits (b, c)."""
         if image_states is None:
+            if pixel_values is None:
+                raise ValueError("`pixel_values` is missing; pass pictures (b, 3, h, w).")
             image_states = self.image_states(self.clip, pixel_values)
         # CLIP's own scale, for unit features are too short to learn from at the rates that prompts are trained at.
         logits = self.head(logit_scale(self.clip) * unit(image_states))  # (b, c)
@@ -243,17 +254,22 @@ class LinearProbe(nn.Module):
         return encode_image(clip, pixel_values)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        _write_note(self, folder)
+        super().save_pretrained(folder)
         save_file(self.head.state_dict(), Path(folder) / _PROBE)
 
     def load_weights(self, folder: str | os.PathLike[str]) -> None:
         self.head.load_state_dict(load_file(Path(folder) / _PROBE))
 
 
-REFERENCES = {"zero-shot": ZeroShot, "linear-probe": LinearProbe, "lora": LoRA}
+REFERENCES: dict[str, type[Reference]] = {"zero-shot": ZeroShot, "linear-probe": LinearProbe, "lora": LoRA}
 
 
-def load_reference(clip: CLIPModel, folder: str | os.PathLike[str]) -> nn.Module:
+def clip_of(model: PeftModel | Reference) -> CLIPModel:
+    """The CLIP in an adapted model or a reference."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model.base
+
+
+def load_reference(clip: CLIPModel, folder: str | os.PathLike[str]) -> Reference:
     """What `save_pretrained` wrote, on a fresh CLIP, in evaluation mode. Raises ValueError if it cannot be read."""
     note = read_note(folder)
     kind = REFERENCES[note["method"]]
@@ -282,7 +298,7 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return note
 
 
-def _write_note(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+def _write_note(model: Reference, folder: str | os.PathLike[str]) -> None:
     method = next(name for name, kind in REFERENCES.items() if kind is type(model))
     content = {
         "method": method,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -23,8 +24,12 @@ from .card import dataset_title
 from .checkpoint import put_in_place, trained_weights, write_json
 from .config import PromptConfig
 from .data import find_benchmark
+from .references import Reference
 from .training import TrainingConfig
 from .version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -51,7 +56,15 @@ def peak_memory_bytes() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
-def summarise(args, config, model, zero_shot: dict, adapted: dict, captions: str, seconds: float) -> dict[str, Any]:
+def summarise(
+    args: argparse.Namespace,
+    config: TrainingConfig,
+    model: PeftModel | Reference,
+    zero_shot: dict[str, Any],
+    adapted: dict[str, Any],
+    captions: str,
+    seconds: float,
+) -> dict[str, Any]:
     """The content of results.json: accuracies are fractions, on the test split."""
     toy = args.model is None or args.dataset.startswith("toyworld")
     return {
@@ -102,7 +115,7 @@ def _recipe(config: TrainingConfig) -> dict[str, Any]:
 
 def write_run(
     folder: Path,
-    model: torch.nn.Module,
+    model: PeftModel | Reference,
     history: list[dict[str, float]],
     before: dict[str, Any],
     after: dict[str, Any],
@@ -208,7 +221,7 @@ def _largest_changes(class_names: list[str], before: dict, after: dict, most: in
     return sorted(sorted(change, key=lambda entry: -abs(entry[0]))[:most])
 
 
-def _plot_changes(axes, change: list[tuple[float, str]]) -> None:
+def _plot_changes(axes: Axes, change: list[tuple[float, str]]) -> None:
     colours = ["tab:green" if value >= 0 else "tab:red" for value, _ in change]
     axes.barh([name for _, name in change], [value for value, _ in change], color=colours)
     axes.axvline(0, color="black", linewidth=0.8)
@@ -254,12 +267,13 @@ def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Ta
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for i, name in enumerate(dict.fromkeys(method for _, method in table)):
-        style = {"color": f"C{i % 10}", "linestyle": "--" if i >= 10 else "-"}  # there are ten colours
         points = sorted((shots, *row[measure]) for (shots, method), row in table.items() if method == name)
-        axes.errorbar(*zip(*points, strict=True), label=name, marker="o", capsize=2, **style)
+        places, means, deviations = zip(*points, strict=True)
+        line = "--" if i >= 10 else "-"  # there are ten colours
+        axes.errorbar(places, means, deviations, label=name, marker="o", capsize=2, color=f"C{i % 10}", linestyle=line)
     axes.set(xscale="log", xlabel="shots", ylabel="accuracy in percent", title=title)
     ticks = sorted({shots for shots, _ in table})
-    axes.set_xticks(ticks, ticks)
+    axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)

@@ -6,12 +6,16 @@ import functools
 import math
 import os
 import signal
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from datasets import Dataset
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
@@ -27,7 +31,12 @@ from .checkpoint import (
 )
 from .data import Collator, FewShotImages
 from .evaluation import evaluate, silent
-from .interruption import EXIT_CODES, interruptions
+from .interruption import EXIT_CODES, Interruption, interruptions
+from .references import Reference, clip_of
+from .towers import dimensions
+
+if TYPE_CHECKING:
+    from .features import CachedImages
 
 OPTIMIZERS = ("sgd", "adamw")
 NON_FINITE = ("stop", "skip")
@@ -69,7 +78,7 @@ class TrainingConfig:
         default=0, metadata={"help": "Of the draw of shots, the adapter's start, order and augmentation."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer`={self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}.")
         if self.non_finite not in NON_FINITE:
@@ -95,16 +104,16 @@ class Progress:
     so_far: list[float] = field(default_factory=lambda: [0.0] * 4)
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
 
 def train(
-    model: nn.Module,
-    images: FewShotImages,
+    model: PeftModel | Reference,
+    images: FewShotImages | CachedImages,
     config: TrainingConfig,
     accelerator: Accelerator,
     output_dir: str | os.PathLike[str],
@@ -137,7 +146,7 @@ def train(
     if model.uses_captions and "caption" in images.dataset.column_names:
         if tokenizer is None:
             raise ValueError("`tokenizer`=None but this method reads the images' captions; pass CLIP's tokenizer.")
-        collate = Collator(tokenizer, model.config.text_config.max_position_embeddings)
+        collate = Collator(tokenizer, dimensions(clip_of(model))["context_length"])
     loader = accelerator.prepare(train_loader(images, sampler, config, accelerator, collate))
     steps_per_epoch = max(1, len(loader) // config.gradient_accumulation_steps)
     steps = config.max_steps or config.epochs * steps_per_epoch
@@ -212,7 +221,17 @@ def train(
 
 
 def train_epoch(
-    model, batches, last_step, optimizer, schedule, config, accelerator, progress, bar, not_finite, interruption
+    model: nn.Module,
+    batches: Iterable[dict[str, torch.Tensor]],
+    last_step: int,
+    optimizer: AcceleratedOptimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    bar: tqdm,
+    not_finite: Callable[[], None],
+    interruption: Interruption,
 ) -> dict[str, float] | None:
     """Trains up to `last_step` and returns the epoch's row of the history; None if it was interrupted before.
 
@@ -264,7 +283,7 @@ def train_epoch(
     }
 
 
-def all_finite(finite: bool, model: nn.Module, optimizer, accelerator: Accelerator) -> bool:
+def all_finite(finite: bool, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> bool:
     """Whether a step may be taken: `finite` in all processes, and its gradient too."""
     if optimizer.scaler is None:  # fp16's scaler looks for itself and skips such steps, as it is meant to
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -289,12 +308,18 @@ class EpochSampler(Sampler):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return iter(torch.randperm(self.length, generator=generator).tolist())
 
 
-def train_loader(images, sampler, config: TrainingConfig, accelerator: Accelerator, collate) -> DataLoader:
+def train_loader(
+    images: FewShotImages | CachedImages,
+    sampler: EpochSampler,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    collate: Collator,
+) -> DataLoader:
     """Batches such that the images of one optimizer step do not depend on the number of processes."""
     parts = accelerator.num_processes * config.gradient_accumulation_steps
     # As in the releases, an incomplete last batch is dropped, unless it is the only one.
@@ -333,10 +358,10 @@ def check_labels(dataset: Dataset, class_names: list[str]) -> None:
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    options = dict(lr=config.learning_rate, weight_decay=config.weight_decay)
+    peak, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(weights, momentum=0.9, **options)
-    return torch.optim.AdamW(weights, eps=config.adam_epsilon, **options)
+        return torch.optim.SGD(weights, lr=peak, momentum=0.9, weight_decay=decay)
+    return torch.optim.AdamW(weights, lr=peak, eps=config.adam_epsilon, weight_decay=decay)
 
 
 def rate(step: int, steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:

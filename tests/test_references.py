@@ -112,6 +112,11 @@ def test_references_refuse_what_methods_refuse(reference, load_clip):
         make_classifier(reference, load_clip(), CLASS_NAMES)(pixels(load_clip()), torch.tensor([0, 7, 1]))
 
 
+def test_a_linear_probe_without_pictures_says_so(load_clip):
+    with pytest.raises(ValueError, match="`pixel_values` is missing"):
+        make_classifier("linear-probe", load_clip(), CLASS_NAMES)(labels=LABELS)
+
+
 def test_bad_templates_are_named(load_clip):
     with pytest.raises(ValueError, match="`templates`"):
         make_classifier("lora", load_clip(), CLASS_NAMES, templates=["a photo"])

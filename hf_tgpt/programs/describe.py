@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
 from ..arguments import add_json_argument
 from ..data import class_names, decode_image, load_splits, sample_few_shot
@@ -143,7 +143,7 @@ def _described(draft: Path, model: str) -> set[str]:
     return described
 
 
-def _prompt(request: str, processor) -> str:
+def _prompt(request: str, processor: ProcessorMixin | None) -> str:
     """The request about one image as the model reads it; with a processor, as a turn of a chat."""
     if processor is None:
         return request

@@ -25,7 +25,7 @@ from .. import arguments, data
 from ..base_model import TOY_CLIP
 from ..checkpoint import prepare_output_dir
 from ..evaluation import evaluate, evaluation_loader
-from ..features import cache_features
+from ..features import CachedImages, cache_features
 from ..hub import check_repository, push_folder
 from ..loading import load_clip, load_trained, make_classifier
 from ..report import accuracies, summarise, tidy_output, write_run
@@ -82,12 +82,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     images = data.FewShotImages(few, data.ImageTransform.from_processor(processor, train=True), seed=config.seed)
     images.check()
     as_is = data.ImageTransform.from_processor(processor, train=False)
-    test = evaluation_loader(data.FewShotImages(splits["test"], as_is), accelerator, config.num_workers)
+    tested = data.FewShotImages(splits["test"], as_is)
+    test = evaluation_loader(tested, accelerator, config.num_workers)
     validation = None
     if "validation" in splits:
         few = data.sample_few_shot(splits["validation"], min(4, args.shots), config.seed, allow_fewer=True)
-        validation = evaluation_loader(data.FewShotImages(few, as_is), accelerator, config.num_workers)
-        validation.dataset.check()
+        held_out = data.FewShotImages(few, as_is)
+        held_out.check()
+        validation = evaluation_loader(held_out, accelerator, config.num_workers)
 
     # 5. Zero-shot CLIP, to compare with.
     templates = arguments.zero_shot_templates(args, names, args.method_config.get("templates"))
@@ -97,11 +99,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 6. The method, trained.
     model = make_classifier(args.method, clip, names, **args.method_config)
+    seen: data.FewShotImages | CachedImages = images
     if args.cache_features is not None:
         with accelerator.main_process_first():
             folder = args.cache_dir or output_dir / "features"
-            images = cache_features(model, images, args.cache_features, folder, num_workers=config.num_workers)
-    history = train(model, images, config, accelerator, output_dir, tokenizer, validation, args.resume)
+            seen = cache_features(model, images, args.cache_features, folder, num_workers=config.num_workers)
+    history = train(model, seen, config, accelerator, output_dir, tokenizer, validation, args.resume)
     adapted = evaluate(model.eval(), test, accelerator, "testing")
 
     # 7. Saved, reloaded into a fresh CLIP and checked; the seed is another one, so nothing agrees by a common start.
@@ -110,9 +113,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         set_seed(config.seed + 1)
         fresh = load_clip(model_name).to(accelerator.device)
         fresh = load_trained(fresh, output_dir)
-        batch = torch.stack([test.dataset[i]["pixel_values"] for i in range(min(8, len(test.dataset)))]).to(
-            accelerator.device
-        )
+        some = [tested[i]["pixel_values"] for i in range(min(8, len(tested)))]
+        batch = torch.stack(some).to(accelerator.device)
         with torch.no_grad(), accelerator.autocast():
             if not torch.equal(fresh(batch).logits.float(), model(batch).logits.float()):
                 raise RuntimeError(f"What was saved in {output_dir} does not give the trained model's logits.")

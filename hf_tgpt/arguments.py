@@ -106,7 +106,8 @@ def zero_shot_templates(
     if args.class_descriptions:
         return {"templates": read_class_descriptions(args.class_descriptions, class_names)}
     benchmark, _ = find_benchmark(args.dataset)
-    templates = templates or (benchmark and benchmark.templates)
+    if benchmark is not None:
+        templates = templates or benchmark.templates
     return {"templates": templates} if templates else {}
 
 
@@ -221,8 +222,10 @@ def _check_method(method: str) -> None:
         raise ValueError(f"`method`={method!r} is unknown; choose one of {', '.join(method_configs())}.")
 
 
-def _add_field(group, field: dataclasses.Field, hint, recipe: dict) -> None:
-    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+def _add_field(
+    group: argparse._ArgumentGroup, field: dataclasses.Field[Any], hint: Any, recipe: dict[str, Any]
+) -> None:
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     default = recipe.get(field.name, default)
     options = {"default": default, "help": field.metadata["help"].replace("%", "%%")}
     if default is not None:
@@ -242,5 +245,5 @@ def _add_field(group, field: dataclasses.Field, hint, recipe: dict) -> None:
     group.add_argument(f"--{field.name}", metavar=getattr(kind, "__name__", "value").upper(), **options)
 
 
-def _is_optional(hint) -> bool:
+def _is_optional(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)

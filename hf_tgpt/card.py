@@ -60,7 +60,7 @@ def write_card(
         model_name=f"{config.method} adapter" if results else None,
         eval_results=_eval_results(results) if results else None,
     )
-    content = dict(
+    content: dict[str, Any] = dict(
         config=config,
         base_model=base,
         toy_clip=toy,
@@ -104,7 +104,7 @@ def hub_dataset(results: dict[str, Any]) -> str | None:
 
 
 def _is_toy_clip(name: str | None) -> bool:
-    return bool(name) and Path(name).resolve() == TOY_CLIP.resolve()
+    return bool(name and Path(name).resolve() == TOY_CLIP.resolve())
 
 
 def _recipe(recipe: dict[str, Any]) -> str:
@@ -123,6 +123,8 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
         "zero_shot_accuracy": "Zero-shot accuracy of the base model",
     }
     title = dataset_title(results)
+    if title is None:  # nothing says what was measured
+        return None
     found = [
         EvalResult(
             task_type="image-classification",

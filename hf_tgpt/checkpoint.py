@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,20 +129,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 @contextmanager
-def adapter_checkpoints(accelerator: Accelerator, model: nn.Module, **states):
+def adapter_checkpoints(accelerator: Accelerator, model: nn.Module, **states: Any) -> Iterator[None]:
     """Within, Accelerate's checkpoints hold the trained weights alone and `states`.
 
     The frozen CLIP would be written anew each time. `states` are objects with a `state_dict` of plain values.
     """
 
-    def save(models, weights, folder):
+    def save(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
         weights.clear()
         if accelerator.is_main_process:
             save_file(trained_weights(model), os.path.join(folder, "adapter.safetensors"))
             content = {name: state.state_dict() for name, state in states.items()}
             Path(folder, "states.json").write_text(json.dumps(content))
 
-    def load(models, folder):
+    def load(models: list[nn.Module], folder: str) -> None:
         models.clear()
         load_weights(model, Path(folder) / "adapter.safetensors")
         for name, content in json.loads(Path(folder, "states.json").read_text()).items():
@@ -186,7 +187,7 @@ def load_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
 
 
 @contextmanager
-def _explained(path: Path):
+def _explained(path: Path) -> Iterator[None]:
     """A failure to write says what is left and what to do. torch and safetensors have errors of their own for it."""
     try:
         yield

@@ -168,6 +168,7 @@ def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(local_folder(name_or_path))
     if not folder.is_dir():
         raise ValueError(f"There is no adapter in {os.fspath(name_or_path)!r}; correct the path or the id.")
+    facts: dict[str, Any]
     if (folder / NOTE).is_file():
         note = read_note(folder)
         takes_new, facts = REFERENCES[note["method"]].takes_new_classes, {"method": note["method"]}
@@ -190,7 +191,7 @@ def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         facts |= {"class_names": config.class_names, "config": values}
     files = [folder / name for name in (SAFETENSORS_WEIGHTS_NAME, "linear_probe.safetensors")]
     files = [file for file in files if file.is_file()]
-    tensors = {}
+    tensors: dict[str, list[int]] = {}
     for file in files:
         with safe_open(file, framework="numpy") as weights:
             tensors |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118

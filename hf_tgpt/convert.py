@@ -7,8 +7,9 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
@@ -24,7 +25,7 @@ _PREFIX = f"base_model.model.{SLOT}.{PromptTuner.prefix}."
 _PARTS = ("prompt_learner.", "cls_head.")
 # What training leaves in a release's file beside tensors: Dassl saves its scheduler's inner one as an object.
 _LEFTOVERS = ("torch.optim.", "dassl.", "solver.", "numpy.", "collections.defaultdict", "builtins.dict")
-_CONTAINERS = {"collections.defaultdict": lambda *_: {}, "builtins.dict": dict}
+_CONTAINERS: dict[str, Callable[..., Any]] = {"collections.defaultdict": lambda *_: {}, "builtins.dict": dict}
 
 
 def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str) -> dict[str, torch.Tensor]:
@@ -70,7 +71,7 @@ def adapter_from_release(
     method: str,
     clip: CLIPModel,
     class_names: list[str],
-    **fields,
+    **fields: Any,
 ) -> PeftModel:
     """The adapter in a release's checkpoint, `model.pth.tar-N`, on `clip`, in evaluation mode.
 
@@ -118,7 +119,9 @@ def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
                 f"{str(file)!r} holds {', '.join(foreign)}, not only tensors: reading it would run code, so it is not "
                 "read. If you trust it, save its tensors as safetensors and convert that."
             )
-        stand_ins = [(_CONTAINERS.get(name, _Ignored), name) for name in unsafe]
+        stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+            (_CONTAINERS.get(name, _Ignored), name) for name in unsafe
+        ]
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of pickles that it did not write
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -139,10 +142,10 @@ def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 class _Ignored:
     """Stands where a checkpoint names a class that is not to be made."""
 
-    def __init__(self, *args):
+    def __init__(self, *args: Any) -> None:
         """Nothing is kept."""
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         """Nothing is kept."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from huggingface_hub import (
     CommitInfo,
@@ -83,6 +84,7 @@ def push_folder(
         names = sorted(path.name for path in Path(staged).iterdir())
         if CARD in there and not is_ours(api.hf_hub_download(repo_id, CARD, revision=branch)):
             names.remove(CARD)
+        operations: list[CommitOperationAdd | CommitOperationDelete]
         operations = [CommitOperationAdd(name, Path(staged) / name) for name in names]
         # What an earlier adapter left there and this one does not bring.
         operations += [CommitOperationDelete(name) for name in RUN_FILES if name in there and name not in names]
@@ -127,7 +129,7 @@ def check_repository(
     return repo_id
 
 
-def push_model(model: PeftModel, repo_id: str, **kwargs) -> CommitInfo:
+def push_model(model: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
     """`push_folder` of the active adapter, with the results of the run if it comes unchanged from a run's folder."""
     name = model.active_adapter
     config = model.peft_config[name]
@@ -154,8 +156,9 @@ def download(
 ) -> str:
     """The folder in the cache with an adapter's own files, whatever else the repository lists. Raises HubError."""
     names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + _REFERENCE_FILES]
+    cache = None if cache_dir is None else os.fspath(cache_dir)
     with _explained(f"{repo_id} (no folder here)"):
-        return snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=names)
+        return snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache, allow_patterns=names)
 
 
 def _same_file(a: Path, b: Path) -> bool:
@@ -279,7 +282,7 @@ _peft_push = PeftModel.push_to_hub
 
 
 @functools.wraps(_peft_push)
-def _push_to_hub(self: PeftModel, repo_id: str, **kwargs) -> CommitInfo:
+def _push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
     if isinstance(self.peft_config.get(self.active_adapter), PromptConfig):
         return push_model(self, repo_id, **kwargs)
     return _peft_push(self, repo_id, **kwargs)

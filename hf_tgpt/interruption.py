@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 # What shells give for a process that ended by the signal.
-EXIT_CODES = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
 
 
 class Interruption:
@@ -19,9 +21,9 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
-    def _note(self, number: int, frame) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         signal.signal(number, self._before[number])
 

@@ -18,6 +18,8 @@ import numpy as np
 from datasets import Features, Sequence, Value
 from numpy.typing import ArrayLike
 
+Logits = np.ndarray | list[list[float]]  # (n, c)
+
 
 class _LogitsMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
@@ -28,7 +30,7 @@ class _LogitsMetric(evaluate.Metric):
             features=Features({"predictions": Sequence(Value("float32")), "references": Value("int64")}),
         )
 
-    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, Any]:
+    def _compute(self, predictions: Logits, references: ArrayLike) -> dict[str, Any]:
         return self._score(*_checked(predictions, references))
 
 
@@ -53,7 +55,7 @@ class TopKAccuracy(_LogitsMetric):
         self.k = _positive_int("k", k)
         super().__init__(*args, **kwargs)
 
-    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+    def _compute(self, predictions: Logits, references: ArrayLike) -> dict[str, float]:
         return self._score(*_checked(predictions, references), k=self.k)
 
     @staticmethod
@@ -107,7 +109,7 @@ class ExpectedCalibrationError(_LogitsMetric):
         self.n_bins = _positive_int("n_bins", n_bins)
         super().__init__(*args, **kwargs)
 
-    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+    def _compute(self, predictions: Logits, references: ArrayLike) -> dict[str, float]:
         return self._score(*_checked(predictions, references), n_bins=self.n_bins)
 
     @staticmethod
@@ -147,7 +149,7 @@ class HarmonicMean(evaluate.Metric):
         return {"harmonic_mean": 2 * b * n / (b + n) if b + n else 0.0}
 
 
-def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | list[float | None]]:
+def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """The values of all metrics on logits, with their default settings, without `evaluate` storing anything.
 
     Shapes: logits (n, c); labels (n,), integers in 0..c-1. `top5_accuracy` is left out if c <= 5.
@@ -159,7 +161,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     return {key: value for metric in metrics for key, value in metric._score(logits, labels).items()}
 
 
-def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _checked(logits: Logits, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The inputs as arrays (n, c) and (n,); errors name them as `evaluate` and as `classification_metrics` do."""
     if len(logits) == 0 or np.size(logits[0]) == 0:
         raise ValueError("`predictions` (logits) is empty; pass at least one row with one float per class.")
@@ -170,17 +172,17 @@ def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarr
         if width != classes:
             found = f"{width} values and row 0 has {classes}"
             raise ValueError(f"`predictions` (logits) row {row} has {found}; score all against the same classes.")
-    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
-    for row, column in np.argwhere(~np.isfinite(logits))[:1]:
-        found = f"{logits[row, column]} for class {column}"
+    scores, answers = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    for row, column in np.argwhere(~np.isfinite(scores))[:1]:
+        found = f"{scores[row, column]} for class {column}"
         raise ValueError(f"`predictions` (logits) row {row} has {found}; look for divergence or half precision.")
-    if labels.shape != (len(logits),) or labels.dtype.kind not in "iu":
-        found = f"shape {labels.shape} and type {labels.dtype}"
-        raise ValueError(f"`references` (labels) has {found}; pass one integer for each of {len(logits)} images.")
-    for row in np.flatnonzero((labels < 0) | (labels >= classes))[:1]:
-        found = f"{labels[row]} but there are {classes} classes"
+    if answers.shape != (len(scores),) or answers.dtype.kind not in "iu":
+        found = f"shape {answers.shape} and type {answers.dtype}"
+        raise ValueError(f"`references` (labels) has {found}; pass one integer for each of {len(scores)} images.")
+    for row in np.flatnonzero((answers < 0) | (answers >= classes))[:1]:
+        found = f"{answers[row]} but there are {classes} classes"
         raise ValueError(f"`references` (labels) row {row} is {found}; number the labels 0 to {classes - 1}.")
-    return logits, labels.astype(np.int64)
+    return scores, answers.astype(np.int64)
 
 
 def _mean_fraction(field: str, values: ArrayLike) -> float:

@@ -62,6 +62,14 @@ def test_results_become_metrics_that_the_hub_displays(tmp_path):
     assert all(line.startswith("| ") for line in table.splitlines())  # a blank line would end the table
 
 
+def test_results_of_unknown_data_are_no_metrics(tmp_path):
+    results = {name: value for name, value in RESULTS.items() if name != "dataset"}
+    write_card(tmp_path, METHODS["tgpt"].config(), results)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results is None
+    assert "None" not in card.text
+
+
 def test_what_is_known_of_a_run_is_told_and_the_rest_left_out(tmp_path):
     config = METHODS["tgpt"].config(base_model_name_or_path="openai/clip-vit-base-patch16", revision="0123abc")
     write_card(tmp_path, config)

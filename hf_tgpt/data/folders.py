@@ -74,9 +74,9 @@ def _load_class_folders(folder: Path) -> Dataset:
     for chunk in index.with_format("arrow")["image"][:].chunks:
         split_again = pc.index(pc.match_substring_regex(chunk.field("path"), in_train), True).as_py()
         if split_again >= 0:
-            class_folder = Path(chunk.field("path")[split_again].as_py()).relative_to(folder).parts[0]
+            name = Path(chunk.field("path")[split_again].as_py()).relative_to(folder).parts[0]
             raise ValueError(
-                f"{folder / class_folder} has splits of its own, so it is no class; pass one such folder as `source`."
+                f"{folder / name} has splits of its own, so it is no class; pass one such folder as `source`."
             )
     found = set(index.unique("label"))
     for class_folder in subfolders(folder):

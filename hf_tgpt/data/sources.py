@@ -59,12 +59,15 @@ def load_splits(
     """
     source = os.fspath(source)
     benchmark, folder = (None, None) if Path(source).expanduser().exists() else find_benchmark(source)
-    if benchmark is not None and folder is None and benchmark.hub_id is None:
-        raise ValueError(
-            f"`source`={source!r} has no copy on the Hub that could be read; name a folder with its pictures, "
-            f"'{benchmark.name}:FOLDER'."
-        )
-    place = source if benchmark is None else folder or benchmark.hub_id
+    place = source
+    if benchmark is not None:
+        known = folder or benchmark.hub_id
+        if known is None:
+            raise ValueError(
+                f"`source`={source!r} has no copy on the Hub that could be read; name a folder with its pictures, "
+                f"'{benchmark.name}:FOLDER'."
+            )
+        place = known
     given = read_class_names(class_names_file) if class_names_file is not None else None
     if benchmark is not None and folder is None:
         label_column = label_column or benchmark.label_column
@@ -114,9 +117,8 @@ def _read(
     place: str, source: str, splits: str | os.PathLike[str] | None, image_column: str | None
 ) -> tuple[dict[str, Dataset], Path | None]:
     """The splits as they come, and the list of class names that lies with them; `source` is what an error names."""
-    path = Path(place).expanduser().absolute()
-    if not place or not path.exists():
-        path = None
+    here = Path(place).expanduser().absolute()
+    path = here if place and here.exists() else None
     if splits is not None or (path and (splits := _coop_split_file(path)) is not None):
         return _load_coop(splits, path, source), None
     if place == "toyworld" or place.startswith("toyworld:"):

@@ -95,7 +95,8 @@ def _with_images(dataset: Dataset, folder: Path, image_column: str | None) -> Da
     column = strings[0]
     if not any((folder / path).is_file() for path in dataset[column][:5] if path):
         folder = folder.parent
-    missing, first = 0, []
+    missing = 0
+    first: list[str] = []
     for batch in dataset.select_columns(column).iter(10_000):
         lost = [path for path in batch[column] if not path or not os.path.isfile(folder / path)]
         missing, first = missing + len(lost), [*first, *lost][:5]

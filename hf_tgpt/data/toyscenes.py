@@ -80,7 +80,9 @@ class Scene:
         )
 
 
-def sample_scene(rng: np.random.Generator, shape=None, surface=None, colour=None) -> Scene:
+def sample_scene(
+    rng: np.random.Generator, shape: int | None = None, surface: int | None = None, colour: int | None = None
+) -> Scene:
     """Draws a scene; a part that is given (as an index) is kept."""
     radius = float(rng.uniform(0.48, 0.86))
     slack = min(0.96 - radius, 0.3)
@@ -107,23 +109,23 @@ def is_held_out(shape: int, surface: int, colour: int) -> bool:
 # Drawing -------------------------------------------------------------------------------------------------------------
 
 
-def _circle(radius=1.0, x=0.0, y=0.0, corners=48) -> list[tuple[float, float]]:
+def _circle(radius: float = 1.0, x: float = 0.0, y: float = 0.0, corners: int = 48) -> list[tuple[float, float]]:
     turns = [2 * math.pi * i / corners for i in range(corners)]
     return [(x + radius * math.cos(t), y + radius * math.sin(t)) for t in turns]
 
 
-def _star(points=5, inner=0.42) -> list[tuple[float, float]]:
+def _star(points: int = 5, inner: float = 0.42) -> list[tuple[float, float]]:
     turns = [math.pi * i / points - math.pi / 2 for i in range(2 * points)]
     return [((inner if i % 2 else 1) * math.cos(t), (inner if i % 2 else 1) * math.sin(t)) for i, t in enumerate(turns)]
 
 
-def _heart(corners=48) -> list[tuple[float, float]]:
+def _heart(corners: int = 48) -> list[tuple[float, float]]:
     turns = [2 * math.pi * i / corners for i in range(corners)]
     wave = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turns]
     return [(math.sin(t) ** 3, -(w + 2.5) / 15) for t, w in zip(turns, wave, strict=True)]
 
 
-def _drop(corners=36) -> list[tuple[float, float]]:
+def _drop(corners: int = 36) -> list[tuple[float, float]]:
     turns = [math.pi * (i / (corners - 1) * 1.5 - 0.25) for i in range(corners)]
     return [(0.0, -1.0), *((0.66 * math.cos(t), 0.33 + 0.66 * math.sin(t)) for t in turns)]
 

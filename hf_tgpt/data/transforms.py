@@ -29,7 +29,8 @@ def decode_image(
     `record` is a PIL image, a path, or the {"bytes", "path"} that `datasets.Image(decode=False)` gives. Raises
     ValueError for what cannot be read, naming the path, else `name_hint`.
     """
-    source, name = record, name_hint or "image in memory"
+    source: object = record
+    name = name_hint or "image in memory"
     if isinstance(record, dict):
         data, path = record.get("bytes"), record.get("path")
         source, name = (io.BytesIO(data) if data is not None else path), path or name
@@ -138,11 +139,14 @@ class ImageTransform:
         """`image` (RGB, any size) to float32 (3, size, size); `rng` is needed if `train` and unused otherwise."""
         if image.mode != "RGB":
             raise ValueError(f"`image` has mode {image.mode}, not RGB; pass it through decode_image first.")
-        if self.train and rng is None:
+        if not self.train:
+            cropped = self._centre_crop(image)
+        elif rng is None:
             raise ValueError("`rng`=None but training crops and flips at random; pass a numpy Generator.")
-        cropped = self._random_crop(image, rng) if self.train else self._centre_crop(image)
+        else:
+            cropped = self._random_crop(image, rng)
         pixels = np.asarray(cropped, dtype=np.float32) / 255  # (size, size, 3)
-        pixels = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # (3, size, size)
 
     def _random_crop(self, image: PILImage.Image, rng: np.random.Generator) -> PILImage.Image:

@@ -31,6 +31,8 @@ class PromptLearner(nn.Module):
     citation: ClassVar[str]
     # Whether training profits from one description per picture (`caption_ids`).
     uses_captions: bool = False
+    # Whether its loss is a mean over tokens, so that `forward` takes `tokens_per_image`.
+    counts_tokens: ClassVar[bool] = False
     # The release's tensor names -> ours. Names that are missing here are left out on conversion.
     original_names: ClassVar[dict[str, str]] = {}
 
@@ -56,6 +58,16 @@ class PromptLearner(nn.Module):
         Where `vision_is_frozen`, `image_states` may stand in place of the pictures.
         """
         raise NotImplementedError
+
+    def tokens_per_image(
+        self, clip: CLIPModel, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """What `forward` is to know of the whole batch, labels (b,), where it gets a part of it; mostly nothing.
+
+        With it the mean of equal parts' losses is the whole batch's loss, also where the loss is a mean over tokens.
+        The mean of several batches' values is the value of all of them together.
+        """
+        return {}
 
     def compare(
         self, clip: CLIPModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, return_loss: bool = False

@@ -12,22 +12,44 @@ ROWS = 128
 
 
 @torch.compiler.disable  # how many prompts have a target is known only as it runs
+
+Sentences = tuple[torch.Tensor, torch.Tensor]  # token ids (b, t), EOS positions (b,)
+
+
 def sentence_loss(
     prompts: torch.Tensor,
     ids: torch.Tensor,
     eos: torch.Tensor,
     vocabulary: torch.Tensor,
     label_smoothing: float = 0.0,
+    tokens_per_image: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How well prompts (b, n, d) spell sentences ids (b, t) that end at eos (b,), in words (v, d) -> a scalar.
 
     Prompt i is to be token i + 1 of its sentence. EOS is a target, padding is not; a sentence longer than the prompt is
-    cut.
+    cut. The mean is over tokens. Where these are a part of a batch, the mean of all parts' losses is that of the whole
+    batch if each is told how many `tokens_per_image` there are in the whole (`spelled_tokens`).
     """
     length = min(prompts.shape[1], ids.shape[1] - 1)
     targets = ids[:, 1 : 1 + length]  # (b, length)
     told = torch.arange(1, 1 + length, device=ids.device) <= eos[:, None]  # (b, length)
-    return spelling_loss(prompts[:, :length][told], targets[told], vocabulary, label_smoothing)
+    loss = spelling_loss(prompts[:, :length][told], targets[told], vocabulary, label_smoothing)
+    return loss if tokens_per_image is None else loss * (told.sum() / len(ids) / tokens_per_image)
+
+
+def spelled_tokens(eos: torch.Tensor, prompt_length: int) -> torch.Tensor:
+    """How many tokens prompts of a length are to spell, of sentences that end at eos (b,): the mean, a scalar."""
+    return eos.clamp(max=prompt_length).float().mean()
+
+
+def check_captions(ids: torch.Tensor, eos: torch.Tensor, end: torch.Tensor, count: int) -> None:
+    """Raises ValueError unless ids (b, t) hold `count` sentences that have the token `end` at eos (b,)."""
+    if len(ids) != count:
+        raise ValueError(f"`caption_ids` holds {len(ids)} sentences for {count} pictures; pass one each.")
+    if int((ids.gather(1, eos[:, None]) == end).logical_not().sum()):
+        raise ValueError(
+            "`caption_ids` holds a sentence without EOS; tokenise with special tokens and truncation=True."
+        )
 
 
 def spelling_loss(

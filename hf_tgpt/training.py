@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,13 @@ class TrainingConfig:
     batch_size: int = field(
         default=8, metadata={"help": "Images per optimizer step, over all processes and accumulated batches together."}
     )
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts a process computes its batch in."})
+    gradient_accumulation_steps: int = field(
+        default=1,
+        metadata={
+            "help": "Parts that a process computes its images of a step in, for less memory. Each part computes the "
+            "class texts anew where the method has any."
+        },
+    )
     epochs: int = field(default=10, metadata={"help": "Passes over the training images. Ignored with max_steps."})
     max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps in all (the papers' iterations)."})
     warmup_steps: int = field(default=0, metadata={"help": "First steps, before the cosine starts."})
@@ -134,7 +141,7 @@ def train(
     FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint cannot be written. SIGTERM and
     Ctrl-C end the program (SystemExit, 128 + the signal's number) after a checkpoint at the step they found.
     """
-    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
+    accelerator.gradient_accumulation_steps = 1  # train_epoch itself computes a batch in parts
     check_labels(images.dataset, model.class_names)
     if getattr(model, "learns_nothing", False):
         return []
@@ -148,7 +155,7 @@ def train(
             raise ValueError("`tokenizer`=None but this method reads the images' captions; pass CLIP's tokenizer.")
         collate = Collator(tokenizer, dimensions(clip_of(model))["context_length"])
     loader = accelerator.prepare(train_loader(images, sampler, config, accelerator, collate))
-    steps_per_epoch = max(1, len(loader) // config.gradient_accumulation_steps)
+    steps_per_epoch = len(loader)
     steps = config.max_steps or config.epochs * steps_per_epoch
     optimizer = make_optimizer(model, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, steps_per_epoch, config))
@@ -159,7 +166,7 @@ def train(
     def not_finite(epoch: int) -> None:
         """Tells where it is, and stops there if that is what was chosen or what becomes of skipping."""
         sampler.set_epoch(epoch)
-        size = loader.total_batch_size * config.gradient_accumulation_steps
+        size = loader.total_batch_size
         first = (progress.step - epoch * steps_per_epoch) * size
         where = (
             f"The loss or its gradient is not finite at step {progress.step} (learning rate "
@@ -177,8 +184,9 @@ def train(
         bar = tqdm(total=steps, initial=progress.step, desc="training", disable=silent(accelerator))
         while progress.step < steps:
             epoch, done = divmod(progress.step, steps_per_epoch)
-            batches = accelerator.skip_first_batches(loader, done * config.gradient_accumulation_steps)
+            batches = accelerator.skip_first_batches(loader, done)
             batches.set_epoch(epoch)  # Accelerate's loader tells its own count to the sampler; a new one starts at 0
+            sampler.set_epoch(epoch)  # and with several processes it does not reach it
             images.set_epoch(epoch)
             last_step = min(steps, (epoch + 1) * steps_per_epoch)
             hooks = functools.partial(not_finite, epoch), interruption
@@ -240,36 +248,36 @@ def train_epoch(
     model.train()
     # Losses, parts, hits and images of this process, and on the main one of all before an interruption.
     seen = torch.tensor(progress.so_far if accelerator.is_main_process else [0.0] * 4, device=accelerator.device)
-    finite, interrupted = True, False
+    interrupted = False
     for batch in batches:
         if interrupted or progress.step >= last_step:
-            continue  # an incomplete step's batches; the loader is read to its end, as Accelerate needs
-        with accelerator.accumulate(model):
-            output = model(**batch)
-            finite &= bool(torch.isfinite(output.loss))
-            accelerator.backward(output.loss)
-            if accelerator.sync_gradients:
-                finite = all_finite(finite, model, optimizer, accelerator)
-                if not finite:
-                    optimizer.zero_grad()  # nothing is left to step with
-                elif config.max_grad_norm is not None:
-                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                if finite or optimizer.scaler is None:
-                    optimizer.step()
-                optimizer.zero_grad()
-        loss, hits = output.loss.item(), int((output.logits.argmax(-1) == batch["labels"]).sum())
-        if finite:
-            seen += torch.tensor([loss, 1, hits, len(batch["labels"])], device=accelerator.device)
-        if accelerator.sync_gradients:
-            if not finite:
-                not_finite()
-            progress.skipped = 0 if finite else progress.skipped + 1
-            finite = True
-            schedule.step()
-            progress.step += 1
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{float(seen[2] / seen[3]):.3f}", refresh=False)
-            interrupted = bool(interruption.asked(accelerator))
+            continue  # the loader is read to its end, as Accelerate needs
+        finite, parts = True, split(batch, config.gradient_accumulation_steps)
+        whole = of_the_whole_batch(model, batch, len(parts), accelerator)
+        for number, part in enumerate(parts, 1):
+            with accelerator.no_sync(model) if number < len(parts) else nullcontext():
+                output = model(**part, **whole)
+                accelerator.backward(output.loss / len(parts))
+            loss, hits = output.loss.item(), int((output.logits.argmax(-1) == part["labels"]).sum())
+            finite &= math.isfinite(loss)
+            if finite:
+                seen += torch.tensor([loss, 1, hits, len(part["labels"])], device=accelerator.device)
+        finite = all_finite(finite, model, optimizer, accelerator)
+        if not finite:
+            optimizer.zero_grad()  # nothing is left to step with
+        elif config.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        if finite or optimizer.scaler is None:
+            optimizer.step()
+        optimizer.zero_grad()
+        if not finite:
+            not_finite()
+        progress.skipped = 0 if finite else progress.skipped + 1
+        schedule.step()
+        progress.step += 1
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{float(seen[2] / seen[3]):.3f}", refresh=False)
+        interrupted = bool(interruption.asked(accelerator))
     totals = accelerator.reduce(seen).tolist()
     if interrupted and progress.step < last_step:
         progress.so_far = totals
@@ -281,6 +289,24 @@ def train_epoch(
         "train_accuracy": totals[2] / max(1, totals[3]),
         "learning_rate": schedule.get_last_lr()[0],
     }
+
+
+def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
+    """A process's images of a step in equal parts."""
+    size = len(batch["labels"]) // parts
+    pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
+    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
+
+
+def of_the_whole_batch(
+    model: nn.Module, batch: dict[str, torch.Tensor], parts: int, accelerator: Accelerator
+) -> dict[str, dict[str, torch.Tensor]]:
+    """What a method has to know of a step's batch over all processes and parts to give the same loss in any number."""
+    count = getattr(accelerator.unwrap_model(model), "tokens_per_image", None)
+    if count is None or parts * accelerator.num_processes == 1:
+        return {}
+    tokens = count(batch["labels"], batch.get("caption_ids"))
+    return {"tokens_per_image": accelerator.reduce(tokens, "mean")} if tokens else {}
 
 
 def all_finite(finite: bool, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> bool:
@@ -320,7 +346,7 @@ def train_loader(
     accelerator: Accelerator,
     collate: Collator,
 ) -> DataLoader:
-    """Batches such that the images of one optimizer step do not depend on the number of processes."""
+    """A batch is a process's images of a step; those of all processes do not depend on the number of processes."""
     parts = accelerator.num_processes * config.gradient_accumulation_steps
     # As in the releases, an incomplete last batch is dropped, unless it is the only one.
     batch_size = min(config.batch_size, len(images) // parts * parts)
@@ -332,7 +358,7 @@ def train_loader(
         )
     return DataLoader(
         images,
-        batch_size=batch_size // parts,
+        batch_size=batch_size // accelerator.num_processes,
         sampler=sampler,
         collate_fn=collate,
         num_workers=config.num_workers,

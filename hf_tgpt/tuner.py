@@ -97,6 +97,10 @@ class PromptedCLIPModel(CLIPModel):
         """Whether training the active adapter profits from `caption_ids`."""
         return self._answering().uses_captions
 
+    def tokens_per_image(self, labels: torch.Tensor, caption_ids: torch.Tensor | None = None) -> dict:
+        """What the forward is to know of the whole batch where it gets a part of it; empty for most methods."""
+        return self.learner.tokens_per_image(self, labels, caption_ids)
+
     @property
     def takes_new_classes(self) -> bool:
         """Whether the active adapter also classifies by names that it was not trained on."""
@@ -157,6 +161,7 @@ class PromptedCLIPModel(CLIPModel):
         allowed: set[str] = set()
         if input_ids is None:
             allowed = {"image_states", "caption_ids"} if learner.uses_captions else {"image_states"}
+            allowed |= {"tokens_per_image"} if learner.counts_tokens else set()
         for name in kwargs.keys() - allowed:
             raise ValueError(f"`{name}`={kwargs[name]!r} is no argument of {learner.config.method}; leave it out.")
         if "image_states" in kwargs:

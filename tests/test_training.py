@@ -1,10 +1,4 @@
-"""The training loop: it learns, keeps the best, resumes exactly, and does the same in one process and in two."""
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The training loop: it learns, keeps the best and resumes exactly."""
 
 import pytest
 import torch
@@ -259,49 +253,3 @@ class TestOutputDir:
         prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)
         with pytest.raises(ValueError, match=r"`seed`=1 but the run in .* has 0"):
             prepare_output_dir(tmp_path / "run", self.settings | {"seed": 1}, True, accelerator)
-
-
-# Run by test_two_processes_train_as_one in processes of its own.
-def _worker(folder: str, clip_folder: str) -> None:
-    from transformers import CLIPModel
-
-    accelerator = Accelerator(cpu=True)
-    torch.manual_seed(0)
-    method = METHODS["tgpt"]
-    model = get_peft_model(CLIPModel.from_pretrained(clip_folder), method.config(class_names=list(COLOURS)))
-    config = TrainingConfig(learning_rate=0.005, batch_size=6, epochs=2, optimizer="sgd")
-    tokenizer = AutoTokenizer.from_pretrained(clip_folder)
-    loader = evaluation_loader(images(3), accelerator, batch_size=4)  # 9 pictures: an uneven tail
-    output_dir = prepare_output_dir(Path(folder), {}, False, accelerator)
-    history = train(model, images(train=True), config, accelerator, output_dir, tokenizer, loader)
-    seen = []
-    metrics = evaluate(lambda p: seen.append(len(p)) or model(p), loader, accelerator)
-    if accelerator.is_main_process:
-        torch.save(get_peft_model_state_dict(model), output_dir / "weights.pt")
-        (output_dir / "outcome.json").write_text(json.dumps({"history": history, "metrics": metrics}))
-
-
-def test_two_processes_train_as_one(clip_folders, tmp_path):
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    outcomes, weights = [], []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        code = f"import test_training; test_training._worker({str(folder)!r}, {clip_folders['plain']!r})"
-        script = tmp_path / "worker.py"
-        script.write_text(code)
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        extra = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-        subprocess.run([*launch, *extra, str(script)], env=environment, check=True, capture_output=True, timeout=300)
-        outcomes.append(json.loads((folder / "outcome.json").read_text()))
-        weights.append(torch.load(folder / "weights.pt", weights_only=True))
-    one, two = outcomes
-    for a, b in zip(one["history"], two["history"], strict=True):
-        assert a == pytest.approx(b, abs=1e-4)
-    assert one["metrics"].pop("per_class_accuracy") == two["metrics"].pop("per_class_accuracy")
-    assert one["metrics"] == pytest.approx(two["metrics"], abs=1e-5)
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-4)

@@ -20,7 +20,7 @@ from ..classes import PLACEHOLDER, tokenize, words
 from ..config import PromptConfig, check_templates, documented
 from ..learner import PromptLearner, classification_loss
 from ..registry import register
-from ..spelling import sentence_loss
+from ..spelling import Sentences, check_captions, sentence_loss, spelled_tokens
 from ..towers import (
     encode_text,
     encode_tokens,
@@ -109,7 +109,7 @@ class TGPT(PromptLearner):
   booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
   year = {2024}
 }"""
-    vision_is_frozen = True
+    vision_is_frozen = counts_tokens = True
     original_names: ClassVar = {
         "cls_head.fc.weight": "head",
         **{f"prompt_learner.query_{prompt}": f"{prompt}_queries" for prompt in ("category", "content")},
@@ -134,7 +134,7 @@ class TGPT(PromptLearner):
         names, templates = config.class_names, config.templates
         start = templates[0] if config.initial_text is None else config.initial_text + " {}."
 
-        def sentences(template: str) -> tuple[torch.Tensor, torch.Tensor]:
+        def sentences(template: str) -> Sentences:
             return tokenize(tokenizer, [template.replace("{}", name) for name in names], clip, names)
 
         category = (nn.Buffer(part, persistent=False) for part in sentences(start))
@@ -174,12 +174,13 @@ class TGPT(PromptLearner):
         labels: torch.Tensor | None = None,
         caption_ids: torch.Tensor | None = None,
         image_states: torch.Tensor | None = None,
+        tokens_per_image: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> TGPTOutput:
         """pixel_values (b, 3, h, w), labels (b,), caption_ids (b, t): one tokenised description per picture.
 
-        In training, or with caption_ids, `loss` is the sum of the classification, category and content losses; in
-        evaluation without them it is the classification loss alone. Raises ValueError for a description without EOS.
+        `loss` is that of classification and, in training or with caption_ids, of the sentences, added up. Raises
+        ValueError for a description without EOS.
         """
         if image_states is None:
             assert pixel_values is not None  # PromptedCLIPModel sees to it that there is one of the two
@@ -200,16 +201,23 @@ class TGPT(PromptLearner):
         output = TGPTOutput(logits=logits, head_logits=head_logits, zero_shot_logits=zero_shot_logits)
         output.loss = output.loss_classification = classification_loss(logits, labels)
         supervised = labels is not None and (self.training or caption_ids is not None)
-        sentences = SUPERVISION[self.config.supervision] if supervised else ()
-        if "category" in sentences:
-            told = self.category_ids[labels], self.category_eos[labels]
-            output.loss_category = sentence_loss(category, *told, token_embeddings(clip), self.config.label_smoothing)
-            output.loss = output.loss + output.loss_category
-        if "content" in sentences:
-            told = self.descriptions(clip, caption_ids, labels)
-            output.loss_content = sentence_loss(content, *told, token_embeddings(clip), self.config.label_smoothing)
-            output.loss = output.loss + output.loss_content
+        for name, told in (self.sentences(clip, labels, caption_ids) if supervised else {}).items():
+            prompts, of_all = {"category": category, "content": content}[name], (tokens_per_image or {}).get(name)
+            loss = sentence_loss(prompts, *told, token_embeddings(clip), self.config.label_smoothing, of_all)
+            output[f"loss_{name}"], output.loss = loss, output.loss + loss
         return output
+
+    def tokens_per_image(
+        self, clip: CLIPModel, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        told = self.sentences(clip, labels, caption_ids).items()
+        return {name: spelled_tokens(eos, getattr(self.config, f"num_{name}_queries")) for name, (_, eos) in told}
+
+    def sentences(self, clip: CLIPModel, labels: torch.Tensor, captions: torch.Tensor | None) -> dict[str, Sentences]:
+        """What each of the prompts for pictures is to spell."""
+        told = {"content": self.descriptions(clip, captions, labels)} if self.uses_captions else {}
+        told["category"] = self.category_ids[labels], self.category_eos[labels]
+        return {name: told[name] for name in SUPERVISION[self.config.supervision]}
 
     def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The vision tower's last hidden states: the Bonder reads all tokens. (b, 3, h, w) -> (b, p, d_v)."""
@@ -224,9 +232,7 @@ class TGPT(PromptLearner):
         return encode_text(clip, embeddings, torch.full((count,), length + 2, device=prompts.device))
 
     @torch.compiler.disable  # it looks at values
-    def descriptions(
-        self, clip: CLIPModel, ids: torch.Tensor | None, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def descriptions(self, clip: CLIPModel, ids: torch.Tensor | None, labels: torch.Tensor) -> Sentences:
         """One sentence for each picture, ids (b, t) and EOS positions (b,); None stands for the template's."""
         if ids is None:
             if not self._warned:
@@ -237,13 +243,8 @@ class TGPT(PromptLearner):
                     stacklevel=2,
                 )
             ids = self.default_caption_ids[labels]
-        if len(ids) != len(labels):
-            raise ValueError(f"`caption_ids` holds {len(ids)} sentences for {len(labels)} pictures; pass one each.")
         eos = eos_positions(clip, ids)
-        if int((ids.gather(1, eos[:, None]) == self.frame_ids[0, -1]).logical_not().sum()):
-            raise ValueError(
-                "`caption_ids` holds a sentence without EOS; tokenise with special tokens and truncation=True."
-            )
+        check_captions(ids, eos, self.frame_ids[0, -1], len(labels))
         return ids, eos
 
 

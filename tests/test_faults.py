@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,9 +46,10 @@ def train_in(folder, clip_folder, resume=False, method="tgpt", **fields):
 def start(folder, clip_folder, before="", **options):
     """The same in a process of its own, which leaves its weights in weights.pt; `before` is code that it runs first."""
     code = (
-        f"import torch, test_faults\n{before}\n"
+        f"import os, torch, test_faults\n{before}\nprint('ready', flush=True)\n"
         f"weights, history = test_faults.train_in({str(folder)!r}, {clip_folder!r}, **{options!r})\n"
-        f"torch.save(weights, {str(folder / 'weights.pt')!r})\n"
+        f"torch.save(weights, {str(folder / 'weights')!r})\n"
+        f"os.replace({str(folder / 'weights')!r}, {str(folder / 'weights.pt')!r})\nprint('done', flush=True)\n"
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -66,28 +68,38 @@ def readable(folder):
         assert file.stat().st_size == 8 + header + last
 
 
-def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_adapter(clip_folders, tmp_path):
-    expected, _ = train_in(tmp_path / "whole", clip_folders["plain"])
+def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_adapter(clip_folders, tmp_path, capsys):
+    whole = start(tmp_path / "whole", clip_folders["plain"])
+    assert whole.stdout.readline() == "ready\n"
+    began = time.perf_counter()
+    assert whole.stdout.readline() == "done\n"
+    span = time.perf_counter() - began
+    whole.communicate()
+    expected = torch.load(tmp_path / "whole" / "weights.pt", weights_only=True)
     chance = random.Random(KILLS)
-    folder, kills = tmp_path / "run", 0
+    folder, kills, ends = tmp_path / "run", 0, Counter()
     while kills < KILLS:
         process = start(folder, clip_folders["plain"], resume=(folder / "run.json").exists())
-        while not (folder / "run.json").exists():
-            time.sleep(0.01)
-        while not any(folder.glob("checkpoint*")) and process.poll() is None:  # imports are over
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.6))
+        assert process.stdout.readline() == "ready\n"
+        before = find_checkpoint(folder)
+        time.sleep(chance.uniform(0, span))
         process.kill()
         _, errors = process.communicate()
         assert process.returncode in (-signal.SIGKILL, 0), errors
         readable(folder)
-        kills += 1
-        if (folder / "weights.pt").exists():  # done before it could be killed: another run from the start
+        if (folder / "weights.pt").exists():  # it was quicker: another run from the start
             kept = torch.load(folder / "weights.pt", weights_only=True)
             assert all(torch.equal(value, kept[name]) for name, value in expected.items())
-            folder = tmp_path / f"run-{kills}"
+            ends["finished"] += 1
+            folder = tmp_path / f"run-{ends.total()}"
+            continue
+        kills += 1
+        writing = any(folder.rglob("*.tmp"))
+        ends["writing" if writing else "later" if find_checkpoint(folder) != before else "within an epoch"] += 1
     resumed, _ = train_in(folder, clip_folders["plain"], resume=(folder / "run.json").exists())
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+    with capsys.disabled():
+        print(f"\n{kills} kills in runs of {span:.1f} s: {dict(ends)}")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -33,7 +33,7 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
     """Makes the folder of a new run and notes its settings in run.json; with `resume`, checks that they are the same.
 
     Returns the folder, the main process's in all processes. Raises ValueError if another program writes to it at the
-    moment, if it holds another run, or if `resume` finds none or one with other settings.
+    moment, if it holds another run, if a machine does not see it, or if `resume` finds none or one with other settings.
     """
     output_dir = Path(broadcast_object_list([str(output_dir)])[0])
     note, taken = output_dir / _NOTE, [False]
@@ -42,6 +42,11 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
         taken = [not lock_folder(output_dir)]
     if broadcast_object_list(taken)[0]:
         raise ValueError(f"`output_dir`={str(output_dir)!r} is being written to by another run; choose another folder.")
+    if not output_dir.is_dir():
+        raise ValueError(
+            f"`output_dir`={str(output_dir)!r} is not there for process {accelerator.process_index}; the machines of a "
+            "run need a folder that all of them see."
+        )
     if resume:
         if not note.exists():
             raise ValueError(f"`resume`: {str(output_dir)!r} holds no run; start it without.")

@@ -1,4 +1,4 @@
-"""One class list computed by several processes, a share each."""
+"""What several processes share: one class list, a share each, and Accelerate's engines, as far as they serve."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator, DistributedType
 from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,3 +33,21 @@ def in_shares(encode: Callable[[slice], torch.Tensor], count: int) -> torch.Tens
     start = starts[dist.get_rank(ddp.process_group)]
     shares = all_gather(encode(slice(start, start + share)), ddp.process_group)
     return torch.cat([rows[rank * share - starts[rank] :] for rank, rows in enumerate(shares)])
+
+
+def check_engine(accelerator: Accelerator, accumulation_steps: int) -> None:
+    """Raises ValueError where Accelerate is set up for an engine that cannot train an adapter on a CLIP here.
+
+    torch's `fully_shard` refuses a scalar parameter, which CLIP's `logit_scale` is, and Accelerate asks a model for
+    input embeddings that CLIPModel does not name.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "`distributed_type`=FSDP cannot shard a CLIPModel; choose MULTI_GPU (examples/accelerate/multi_gpu.yaml): "
+            "the gradients and optimizer states of an adapter are small, and CLIP itself is frozen."
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accumulation_steps > 1:
+        raise ValueError(
+            f"`gradient_accumulation_steps`={accumulation_steps} under DeepSpeed, which would step after each part; "
+            "choose 1, or MULTI_GPU in place of DEEPSPEED."
+        )

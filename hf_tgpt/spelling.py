@@ -11,11 +11,10 @@ from torch.autograd.function import once_differentiable
 ROWS = 128
 
 
-@torch.compiler.disable  # how many prompts have a target is known only as it runs
-
 Sentences = tuple[torch.Tensor, torch.Tensor]  # token ids (b, t), EOS positions (b,)
 
 
+@torch.compiler.disable  # how many prompts have a target is known only as it runs
 def sentence_loss(
     prompts: torch.Tensor,
     ids: torch.Tensor,

@@ -33,6 +33,7 @@ from .checkpoint import (
 from .data import Collator, FewShotImages
 from .evaluation import evaluate, silent
 from .interruption import EXIT_CODES, Interruption, interruptions
+from .parallel import check_engine
 from .references import Reference, clip_of
 from .towers import dimensions
 
@@ -137,10 +138,11 @@ def train(
 
     A model that has nothing to train (zero-shot) stays as it is and has no history.
 
-    Raises ValueError before the first step if labels, class names, batch size or checkpoint do not fit,
-    FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint cannot be written. SIGTERM and
-    Ctrl-C end the program (SystemExit, 128 + the signal's number) after a checkpoint at the step they found.
+    Raises ValueError before the first step if labels, class names, batch size, checkpoint or Accelerate's engine (FSDP)
+    do not fit, FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint cannot be written.
+    SIGTERM and Ctrl-C end the program (SystemExit, 128 + the signal's number) after a checkpoint where they found it.
     """
+    check_engine(accelerator, config.gradient_accumulation_steps)
     accelerator.gradient_accumulation_steps = 1  # train_epoch itself computes a batch in parts
     check_labels(images.dataset, model.class_names)
     if getattr(model, "learns_nothing", False):
@@ -154,13 +156,13 @@ def train(
         if tokenizer is None:
             raise ValueError("`tokenizer`=None but this method reads the images' captions; pass CLIP's tokenizer.")
         collate = Collator(tokenizer, dimensions(clip_of(model))["context_length"])
-    loader = accelerator.prepare(train_loader(images, sampler, config, accelerator, collate))
-    steps_per_epoch = len(loader)
+    loader = train_loader(images, sampler, config, accelerator, collate)
+    steps_per_epoch = len(loader) // accelerator.num_processes
     steps = config.max_steps or config.epochs * steps_per_epoch
     optimizer = make_optimizer(model, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, steps_per_epoch, config))
     accelerator.free_memory()  # of an earlier training with this accelerator
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     progress = Progress()
 
     def not_finite(epoch: int) -> None:

@@ -1,9 +1,14 @@
 """Processes that share a class list compute what one process computes."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from accelerate import DistributedType
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import METHODS
 from peft import get_peft_model
 from torch.nn.parallel import DistributedDataParallel
@@ -11,6 +16,7 @@ from transformers import CLIPModel
 
 from hf_tgpt import parallel
 
+CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate"
 COUNTS = {"maple": 71, "coop": 70}  # one that two processes cannot share evenly
 NAMES = [f"{'abcdefgh'[i % 8]} {i}" for i in range(71)]
 
@@ -77,3 +83,26 @@ def test_few_classes_and_processes_of_their_own_are_not_shared(monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda group: 4)
     assert torch.equal(parallel.in_shares(rows, 100), torch.arange(100))  # 25 classes each
     assert asked == [slice(0, 100)] * 2
+
+
+def test_engines_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="`distributed_type`=FSDP cannot shard a CLIPModel; choose MULTI_GPU"):
+        parallel.check_engine(SimpleNamespace(distributed_type=DistributedType.FSDP), 1)
+    engine = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    parallel.check_engine(engine, 1)
+    with pytest.raises(ValueError, match="`gradient_accumulation_steps`=2 under DeepSpeed"):
+        parallel.check_engine(engine, 2)
+
+
+def test_what_is_refused_of_fsdp_is_what_torch_and_transformers_refuse(load_clip):
+    """When this fails, FSDP may be worth another try."""
+    with pytest.raises(NotImplementedError, match="get_input_embeddings"):
+        load_clip().get_input_embeddings()
+    assert load_clip().logit_scale.ndim == 0
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_config_files_are_ones_that_accelerate_reads(file):
+    config = load_config_from_file(str(file))
+    assert config.num_processes == 2 * config.num_machines
+    assert config.distributed_type == (DistributedType.DEEPSPEED if "deepspeed" in file.stem else "MULTI_GPU")

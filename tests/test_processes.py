@@ -1,9 +1,11 @@
 """Trainings in several processes: the same numbers as in one, and an end when one of them ends.
 
-HF_TGPT_DEATHS=1 tries every way to die at every moment; by default each way is tried once.
+HF_TGPT_DEATHS=1 tries every way to die at every moment, by default two. HF_TGPT_NETNS=1 also tries two hosts, which are
+network namespaces of this one and need root.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -29,10 +31,11 @@ WAYS = {
     "exit": "os._exit(7)",
     "kill": "os.kill(os.getpid(), signal.SIGKILL)",
 }
+DEATHS = [(moment, way) for moment in ("start", "training", "evaluation", "saving") for way in WAYS]
+DEATHS_TRIED = [("start", "exception"), ("training", "kill")]
 # Words that the tests' tokenizer knows.
 COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
 THINGS = ("circle", "star", "tree", "large house", "cat")
-MOMENTS = ("start", "training", "evaluation", "saving")
 
 
 # What the processes run ----------------------------------------------------------------------------------------------
@@ -94,6 +97,7 @@ def die(folder, clip_folder, moment, way):
     second = os.environ["RANK"] == "1"
 
     def end(*args, **kwargs):
+        Path(folder, "died").touch()
         exec(f"import os, signal\n{WAYS[way]}")
 
     if second and moment == "start":
@@ -108,8 +112,8 @@ def die(folder, clip_folder, moment, way):
 # Starting them -------------------------------------------------------------------------------------------------------
 
 
-def launch(call, tmp_path, processes, *options, timeout=300):
-    """Runs a call of this module by accelerate launch."""
+def start(call, tmp_path, processes, *options, prefix=()):
+    """Starts a call of this module by accelerate launch."""
     script = tmp_path / "worker.py"
     script.write_text(f"import test_processes\ntest_processes.{call}\n")
     environment = os.environ | {
@@ -118,10 +122,17 @@ def launch(call, tmp_path, processes, *options, timeout=300):
         "CUDA_VISIBLE_DEVICES": "",
         "ACCELERATE_USE_CPU": "true",  # with --cpu in its place, accelerate starts a single process
     }
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    options = options or ("--num_machines", "1", "--main_process_port", "0")
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", *options, str(script)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    command = [*prefix, sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no", *options]
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, str(script)], env=environment, **pipes)
+
+
+def launch(call, tmp_path, processes):
+    """The same on this machine, to its end -> exit code and what it said on stderr."""
+    process = start(call, tmp_path, processes, "--num_machines", "1", "--main_process_port", "0")
+    errors = process.communicate(timeout=300)[1]
+    return process.returncode, errors
 
 
 def close(a, b):
@@ -151,10 +162,8 @@ def test_parts_of_a_batch_train_like_the_whole(clip_folders, tmp_path, alone):
         close(trained(tmp_path, clip_folders["plain"], name, Accelerator(cpu=True), 4), outcome)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_train_and_evaluate_like_one(clip_folders, tmp_path, alone, processes):
-    done = launch(f"work({str(tmp_path)!r}, {clip_folders['plain']!r})", tmp_path, processes)
-    assert done.returncode == 0, done.stderr[-3000:]
+def check_all(tmp_path, processes, alone):
+    """What each process of `work` has left is what one process makes of it."""
     for rank in range(processes):
         outcomes = torch.load(tmp_path / f"{rank}.pt")
         for name, outcome in alone.items():
@@ -162,21 +171,60 @@ def test_processes_train_and_evaluate_like_one(clip_folders, tmp_path, alone, pr
             close(outcomes[name], outcome)
 
 
-DEATHS = [(moment, way) for moment in MOMENTS for way in WAYS]
-TRIED = (
-    DEATHS
-    if os.environ.get("HF_TGPT_DEATHS")
-    else [("start", "exception"), ("training", "exit"), ("evaluation", "kill")]
-)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_train_and_evaluate_like_one(clip_folders, tmp_path, alone, processes):
+    code, errors = launch(f"work({str(tmp_path)!r}, {clip_folders['plain']!r})", tmp_path, processes)
+    assert code == 0, errors[-3000:]
+    check_all(tmp_path, processes, alone)
 
 
-@pytest.mark.parametrize(("moment", "way"), TRIED)
+@pytest.mark.parametrize(("moment", "way"), DEATHS if "HF_TGPT_DEATHS" in os.environ else DEATHS_TRIED)
 def test_a_process_that_ends_ends_the_others_within_a_minute(clip_folders, tmp_path, moment, way):
-    began = time.monotonic()
-    done = launch(f"die({str(tmp_path)!r}, {clip_folders['plain']!r}, {moment!r}, {way!r})", tmp_path, 2, timeout=120)
-    assert time.monotonic() - began < 60
-    assert done.returncode != 0
-    assert {"exception": "this process gives up", "exit": "exitcode  : 7", "kill": "Signal 9 (SIGKILL)"}[
-        way
-    ] in done.stderr
-    assert "rank      : 1" in done.stderr.partition("Root Cause")[2]
+    call = f"die({str(tmp_path)!r}, {clip_folders['plain']!r}, {moment!r}, {way!r})"
+    code, errors = launch(call, tmp_path, 2)
+    took = time.time() - (tmp_path / "died").stat().st_mtime
+    print(f"{moment}, {way}: {took:.1f} s")
+    assert took < 60
+    assert code != 0
+    shown = {"exception": "this process gives up", "exit": "exitcode  : 7", "kill": "Signal 9 (SIGKILL)"}
+    assert shown[way] in errors
+    assert "rank      : 1 " in errors.partition("Root Cause")[2]
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces, of addresses 10.77.0.1 and 10.77.0.2, that see each other alone."""
+    if "HF_TGPT_NETNS" not in os.environ:
+        pytest.skip("HF_TGPT_NETNS is not set")
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    names = ["hf-tgpt-1", "hf-tgpt-2"]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
+        for i, name in enumerate(names, 1):
+            ip("-n", name, "address", "add", f"10.77.0.{i}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                ip("-n", name, "link", "set", device, "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def test_two_hosts_train_like_one_process(clip_folders, tmp_path, alone, hosts, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # the machine's name stands for none of the addresses
+    call = f"work({str(tmp_path)!r}, {clip_folders['plain']!r})"
+    main = ("--num_machines", "2", "--main_process_ip", "10.77.0.1", "--main_process_port", "29500")
+    processes = [
+        start(call, tmp_path, 4, *main, "--machine_rank", str(i), prefix=("ip", "netns", "exec", name))
+        for i, name in enumerate(hosts)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    check_all(tmp_path, 4, alone)

@@ -4,6 +4,7 @@ HF_TGPT_DEATHS=1 tries every way to die at every moment, by default two. HF_TGPT
 network namespaces of this one and need root.
 """
 
+import math
 import os
 import shutil
 import subprocess
@@ -87,8 +88,11 @@ def work(folder, clip_folder, parts=2):
     """All methods that differ in what processes do: TGP-T counts tokens, MaPLe shares its classes."""
     torch.set_num_threads(1)
     parallel.LEAST_SHARE = 4  # 29 classes are shared by up to 7 processes
+    shared, all_gather = [], parallel.all_gather
+    parallel.all_gather = lambda rows, *args: shared.append(len(rows)) or all_gather(rows, *args)
     accelerator = Accelerator(cpu=True)
     outcomes = {name: trained(folder, clip_folder, name, accelerator, parts) for name in ("tgpt", "maple")}
+    outcomes["shares"] = set(shared)
     torch.save(outcomes, Path(folder) / f"{accelerator.process_index}.pt")
 
 
@@ -166,6 +170,7 @@ def check_all(tmp_path, processes, alone):
     """What each process of `work` has left is what one process makes of it."""
     for rank in range(processes):
         outcomes = torch.load(tmp_path / f"{rank}.pt")
+        assert outcomes["shares"] == {math.ceil(29 / processes)}
         for name, outcome in alone.items():
             assert len(outcomes[name]["predictions"]["labels"]) == 9
             close(outcomes[name], outcome)

@@ -1,4 +1,4 @@
-"""What several processes share: one class list, a share each, and Accelerate's engines, as far as they serve."""
+"""What processes and the parts of a batch share, so that any number of them computes what one does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
+from torch import nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,6 +34,22 @@ def in_shares(encode: Callable[[slice], torch.Tensor], count: int) -> torch.Tens
     start = starts[dist.get_rank(ddp.process_group)]
     shares = all_gather(encode(slice(start, start + share)), ddp.process_group)
     return torch.cat([rows[rank * share - starts[rank] :] for rank, rows in enumerate(shares)])
+
+
+def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
+    """A process's images of a step in equal parts."""
+    size = len(batch["labels"]) // parts
+    pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
+    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
+
+
+def of_the_whole_batch(model: nn.Module, batch: dict, parts: int, accelerator: Accelerator) -> dict[str, dict]:
+    """What a method has to know of a step's batch over all processes and parts to give the same loss in any number."""
+    count = getattr(accelerator.unwrap_model(model), "tokens_per_image", None)
+    if count is None or parts * accelerator.num_processes == 1:
+        return {}
+    tokens = count(batch["labels"], batch.get("caption_ids"))
+    return {"tokens_per_image": accelerator.reduce(tokens, "mean")} if tokens else {}
 
 
 def check_engine(accelerator: Accelerator, accumulation_steps: int) -> None:

@@ -33,7 +33,7 @@ from .checkpoint import (
 from .data import Collator, FewShotImages
 from .evaluation import evaluate, silent
 from .interruption import EXIT_CODES, Interruption, interruptions
-from .parallel import check_engine
+from .parallel import check_engine, of_the_whole_batch, split
 from .references import Reference, clip_of
 from .towers import dimensions
 
@@ -291,24 +291,6 @@ def train_epoch(
         "train_accuracy": totals[2] / max(1, totals[3]),
         "learning_rate": schedule.get_last_lr()[0],
     }
-
-
-def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
-    """A process's images of a step in equal parts."""
-    size = len(batch["labels"]) // parts
-    pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
-    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
-
-
-def of_the_whole_batch(
-    model: nn.Module, batch: dict[str, torch.Tensor], parts: int, accelerator: Accelerator
-) -> dict[str, dict[str, torch.Tensor]]:
-    """What a method has to know of a step's batch over all processes and parts to give the same loss in any number."""
-    count = getattr(accelerator.unwrap_model(model), "tokens_per_image", None)
-    if count is None or parts * accelerator.num_processes == 1:
-        return {}
-    tokens = count(batch["labels"], batch.get("caption_ids"))
-    return {"tokens_per_image": accelerator.reduce(tokens, "mean")} if tokens else {}
 
 
 def all_finite(finite: bool, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> bool:

@@ -1,5 +1,7 @@
 """The training loop: it learns, keeps the best and resumes exactly."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -253,3 +255,8 @@ class TestOutputDir:
         prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)
         with pytest.raises(ValueError, match=r"`seed`=1 but the run in .* has 0"):
             prepare_output_dir(tmp_path / "run", self.settings | {"seed": 1}, True, accelerator)
+
+    def test_a_folder_that_a_machine_does_not_see_is_refused(self, tmp_path):
+        other = SimpleNamespace(is_main_process=False, process_index=1)
+        with pytest.raises(ValueError, match="is not there for process 1; the machines of a run need a folder that"):
+            prepare_output_dir(tmp_path / "elsewhere", self.settings, False, other)

@@ -71,18 +71,18 @@ class Demonstration:
             scores, pictures = self.compare(image, names), self.attention(image)
         except ValueError as error:
             return _html(problem=str(error))
-        pictures = {title: _address(map) for title, map in pictures.items()}
+        addresses = {title: _address(map) for title, map in pictures.items()}
         facts = dict(method=f"adapter ({self.method})", count=len(names), sentence=self._sentence())
-        return _html(scores=scores, pictures=pictures, **facts)
+        return _html(scores=scores, pictures=addresses, **facts)
 
     def compare(self, image: PILImage.Image, class_names: list[str]) -> list[Score]:
         """The adapter's ten likeliest classes, its likeliest first, and zero-shot CLIP's first if it is another one.
 
         Raises ValueError for bad class names.
         """
-        adapted = self.adapted(image, top_k=None, class_names=class_names)
+        ((_, adapted),) = self.adapted.stream([image], None, class_names=class_names)
         with self._without_adapter():
-            zero_shot = self.zero_shot(image, top_k=None, class_names=class_names)
+            ((_, zero_shot),) = self.zero_shot.stream([image], None, class_names=class_names)
         beside = {part["label"]: part["score"] for part in zero_shot}
         return [
             Score(part["label"], part["score"], beside[part["label"]])

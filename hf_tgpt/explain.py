@@ -111,10 +111,8 @@ def chosen_classes(classifier: Classifier, image: Any) -> Answer:
     else:
         described = unit(encode_tokens(clip, *texts))[None]
     shares = learner.relevance(features, described)[0].tolist()
-    answer = [
-        {"label": label, "score": share} for label, share in zip(classifier.model.class_names, shares, strict=True)
-    ]
-    return sorted((part for part in answer if part["score"] > 0), key=lambda part: -part["score"])
+    chosen = [pair for pair in zip(classifier.model.class_names, shares, strict=True) if pair[1] > 0]
+    return [{"label": label, "score": share} for label, share in sorted(chosen, key=lambda pair: -pair[1])]
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import datasets
 import numpy as np
@@ -27,7 +27,15 @@ from .references import Reference
 _PAIRS = 65_536
 _SECONDS = 30
 
-Answer = list[dict[str, str | float]]
+
+class Guess(TypedDict):
+    """A class and its probability."""
+
+    label: str
+    score: float
+
+
+Answer = list[Guess]
 
 
 def load_classifier(

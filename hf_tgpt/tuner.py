@@ -97,9 +97,11 @@ class PromptedCLIPModel(CLIPModel):
         """Whether training the active adapter profits from `caption_ids`."""
         return self._answering().uses_captions
 
-    def tokens_per_image(self, labels: torch.Tensor, caption_ids: torch.Tensor | None = None) -> dict:
+    def tokens_per_image(
+        self, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """What the forward is to know of the whole batch where it gets a part of it; empty for most methods."""
-        return self.learner.tokens_per_image(self, labels, caption_ids)
+        return self._answering().tokens_per_image(self, labels, caption_ids)
 
     @property
     def takes_new_classes(self) -> bool:

@@ -124,11 +124,10 @@ class TGPT(PromptLearner):
     def __init__(self, config: TGPTConfig, clip: CLIPModel):
         super().__init__(config, clip)
         self.uses_captions = "content" in SUPERVISION[config.supervision]
-        text_width, width = clip.config.text_config.hidden_size, clip.config.projection_dim
-        context = clip.config.text_config.max_position_embeddings
+        text, width = clip.config.text_config, clip.config.projection_dim
+        text_width, room = text.hidden_size, text.max_position_embeddings - 3  # BOS, "." and EOS
         for name in ("num_category_queries", "num_content_queries"):
-            room = context - 3  # BOS, "." and EOS
-            config.require(name, getattr(config, name) <= room, f"the context of {context} leaves room for {room}.")
+            config.require(name, getattr(config, name) <= room, f"the context of {room + 3} leaves room for {room}.")
 
         tokenizer = self.tokenizer(clip)
         names, templates = config.class_names, config.templates
@@ -193,16 +192,16 @@ class TGPT(PromptLearner):
         content = self.content_bonder(self.content_queries, image_tokens)  # P_content (b, 64, d_t)
         text_features = (self.read(clip, category) + self.read(clip, content)) / 2  # t (b, d)
         features = unit(torch.cat([image_features, text_features], dim=-1))  # (b, 2d)
-
         zero_shot_logits = LOGIT_SCALE * features @ self.zero_shot_head.to(features.dtype).T  # (b, c)
         logits = head_logits = LOGIT_SCALE * features @ self.head.to(features.dtype).T  # (b, c)
         if not self.training:  # linear in the weights, so mixing logits is mixing heads
             logits = torch.lerp(logits, zero_shot_logits, self.config.wise_ft)
         output = TGPTOutput(logits=logits, head_logits=head_logits, zero_shot_logits=zero_shot_logits)
         output.loss = output.loss_classification = classification_loss(logits, labels)
-        supervised = labels is not None and (self.training or caption_ids is not None)
-        for name, told in (self.sentences(clip, labels, caption_ids) if supervised else {}).items():
-            prompts, of_all = {"category": category, "content": content}[name], (tokens_per_image or {}).get(name)
+        if labels is None or not (self.training or caption_ids is not None):
+            return output
+        for name, told in self.sentences(clip, labels, caption_ids).items():
+            prompts, of_all = category if name == "category" else content, (tokens_per_image or {}).get(name)
             loss = sentence_loss(prompts, *told, token_embeddings(clip), self.config.label_smoothing, of_all)
             output[f"loss_{name}"], output.loss = loss, output.loss + loss
         return output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import functools
 import sys
 import types
 import typing
@@ -17,6 +17,7 @@ from peft import PeftConfig
 from .data import BENCHMARKS, find_benchmark, read_class_descriptions
 from .data.fewshot import CLASSES
 from .loading import method_configs
+from .reading import read_json
 from .registry import methods
 from .training import TrainingConfig
 
@@ -165,6 +166,9 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
         parser.error(f"`dataset`={first.dataset!r} has a test split only; train on another and use `hf-tgpt evaluate`.")
     if benchmark is not None and "templates" in known:
         parser.set_defaults(templates=benchmark.templates)
+    for action in parser._actions:
+        if action.dest in recipe and not _fits(recipe[action.dest], action):
+            parser.error(f"{recipe_path}: `{action.dest}`={recipe[action.dest]!r} is not what --{action.dest} takes.")
     parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})
     result = parser.parse_args(arguments)
     if getattr(result, "push_to_hub", None) and method not in methods():
@@ -199,12 +203,14 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
 def read_recipe(path: Path, method: str | None = None) -> dict:
     """A recipe's arguments, `method` among them. Raises ValueError if it cannot be read or is another method's."""
     try:
-        recipe = json.loads(path.read_text())
+        recipe = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"`config`={str(path)!r} is no readable JSON file ({error}).") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"`config`={str(path)!r} must hold a JSON object of arguments.")
     found = recipe.setdefault("method", method or DEFAULT_METHOD)
+    if not isinstance(found, str):
+        raise ValueError(f"`config`={str(path)!r} names as `method` {found!r}, which is no name.")
     if found != (method or found):
         raise ValueError(f"`config`={str(path)!r} is a recipe of another method than `method`={method!r}.")
     _check_method(found)
@@ -235,7 +241,7 @@ def _add_field(
     if typing.get_origin(kind) is list:
         options |= {"nargs": "+", "type": typing.get_args(kind)[0]}
     elif _is_optional(hint):
-        options["type"] = lambda text: None if text.lower() == "none" else kind(text)
+        options["type"] = functools.partial(_none_or, kind)
     else:
         options["type"] = kind
     if kind is bool:
@@ -243,6 +249,21 @@ def _add_field(
         group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **options)
         return
     group.add_argument(f"--{field.name}", metavar=getattr(kind, "__name__", "value").upper(), **options)
+
+
+def _none_or(kind: type, text: str) -> Any:
+    return None if text.lower() == "none" else kind(text)
+
+
+def _fits(value: Any, action: argparse.Action) -> bool:
+    """Whether a recipe's value, which may also be written as on the command line, is of the type of an argument."""
+    if action.nargs == 0:  # a switch
+        return isinstance(value, bool)
+    if action.nargs == "+" and value is not None:
+        return isinstance(value, list) and all(type(item) is action.type for item in value)
+    kind = action.type.args[0] if isinstance(action.type, functools.partial) else action.type
+    kinds: dict[Any, tuple[type, ...]] = {int: (int, str), float: (int, float, str)}
+    return value is None or (isinstance(value, kinds.get(kind, (str,))) and not isinstance(value, bool))
 
 
 def _is_optional(hint: Any) -> bool:

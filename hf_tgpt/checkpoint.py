@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .reading import read_json
+
 _LOCK = ".lock"
 _NOTE = "run.json"
 
@@ -50,7 +52,9 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
     if resume:
         if not note.exists():
             raise ValueError(f"`resume`: {str(output_dir)!r} holds no run; start it without.")
-        before = json.loads(note.read_text())
+        before = read_json(note)
+        if not isinstance(before, dict):
+            raise ValueError(f"{str(note)!r} holds no JSON object; start a new run.")
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(
@@ -150,7 +154,7 @@ def adapter_checkpoints(accelerator: Accelerator, model: nn.Module, **states: An
     def load(models: list[nn.Module], folder: str) -> None:
         models.clear()
         load_weights(model, Path(folder) / "adapter.safetensors")
-        for name, content in json.loads(Path(folder, "states.json").read_text()).items():
+        for name, content in read_json(Path(folder, "states.json")).items():
             states[name].load_state_dict(content)
 
     hooks = [accelerator.register_save_state_pre_hook(save), accelerator.register_load_state_pre_hook(load)]
@@ -185,10 +189,20 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
 
 
 def load_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]) -> None:
-    """The newest one; a run that was stopped before its first begins anew."""
+    """The newest one; a run that was stopped before its first begins anew.
+
+    Raises ValueError if it is damaged.
+    """
     found = find_checkpoint(output_dir)
-    if found is not None:
+    if found is None:
+        return
+    try:
         accelerator.load_state(found)
+    except Exception as error:  # torch, safetensors and Accelerate have errors of their own for a damaged file
+        raise ValueError(
+            f"{str(found)!r} cannot be read ({type(error).__name__}: {error}); remove it, and resume from the one "
+            "before or start anew."
+        ) from error
 
 
 @contextmanager

@@ -54,18 +54,21 @@ def tokenize(
     """Sentences with BOS and EOS -> ids (s, longest), EOS positions (s,), on the model's device.
 
     Raises ValueError for a sentence that with `extra` more tokens is beyond the context, naming the class in `names`
-    that it belongs to, unless `truncate` cuts it; and for a tokenizer that is not CLIP's kind.
+    that it belongs to, unless `truncate` cuts it; for one that holds the token that ends sentences; and for a tokenizer
+    that is not CLIP's kind.
     """
     context = clip.config.text_config.max_position_embeddings
     rows = tokenizer(sentences, truncation=truncate, max_length=context if truncate else None)["input_ids"]
     for i, row in enumerate(rows):
+        culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
+        if tokenizer.eos_token and tokenizer.eos_token in sentences[i]:
+            raise ValueError(f"{culprit} holds {tokenizer.eos_token!r}, which ends a sentence; leave it out.")
         if len(row) < 2 or int(eos_positions(clip, torch.tensor([row]))) != len(row) - 1:
             raise ValueError(
                 f"`tokenizer_name_or_path`: the tokenizer makes {row} of {sentences[i]!r}, which does not end with the "
                 "text tower's EOS token; use the tokenizer that the base model was trained with."
             )
         if len(row) + extra > context:
-            culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
             raise ValueError(
                 f"{culprit} makes a sentence of {len(row) + extra} tokens but the text tower's context holds {context};"
                 " shorten it, or use fewer learned tokens."

@@ -18,11 +18,11 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from .config import PromptConfig
+from .config import PromptConfig, check_weights_file, read_config
 from .convert import adapter_from_release
 from .data.naming import read_class_names
 from .learner import OpenPromptLearner
-from .loading import load_clip, local_folder
+from .loading import load_clip, local_folder, results_of
 from .predict import Answer, Classifier, load_classifier
 from .references import NOTE, REFERENCES, read_note
 from .registry import config_class
@@ -174,10 +174,7 @@ def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         takes_new, facts = REFERENCES[note["method"]].takes_new_classes, {"method": note["method"]}
         facts |= {name: note[name] for name in ("base_model", "class_names", "config")}
     else:
-        try:
-            config = PeftConfig.from_pretrained(str(folder))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"The adapter in {str(folder)!r} cannot be read ({error!r}).") from error
+        config = read_config(folder)
         if not isinstance(config, PromptConfig):
             raise ValueError(
                 f"{str(folder)!r} holds a {config.peft_type} adapter, which is PEFT's own and not of here."
@@ -193,13 +190,14 @@ def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     files = [file for file in files if file.is_file()]
     tensors: dict[str, list[int]] = {}
     for file in files:
+        check_weights_file(str(file))
         with safe_open(file, framework="numpy") as weights:
             tensors |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     facts |= {"class_list": "open" if takes_new else "closed", "tensors": tensors}
     facts["parameters"] = sum(_product(shape) for shape in tensors.values())
     facts["bytes"] = sum(file.stat().st_size for file in files)
     if (folder / "results.json").is_file():
-        facts["results"] = json.loads((folder / "results.json").read_text())
+        facts["results"] = results_of(folder)
     return facts
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 from .base_model import name_here, name_in_files
 from .card import replace_empty_card
+from .reading import read_json
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -83,15 +84,21 @@ class PromptConfig(PeftConfig):
     hf_tgpt_version: str | None = documented(None, "Filled in when the adapter is saved: the package's version.")
 
     def __post_init__(self) -> None:
+        self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
         super().__post_init__()
         self.peft_type = PromptMethod(self.method)
         self.base_model_name_or_path: str | None = name_here(self.base_model_name_or_path)
         check_class_names(self.class_names)
         self.class_names = list(self.class_names)
-        self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
+        marks = self.base_model_fingerprint
+        numbers = not isinstance(marks, list) or all(isinstance(mark, int | float) for mark in marks)
+        self.require("base_model_fingerprint", numbers, "the package fills this in; leave it out.")
         for name, kind in (("base_model_dimensions", dict), ("base_model_fingerprint", list), ("trained_on", dict)):
             valid = getattr(self, name) is None or isinstance(getattr(self, name), kind)
             self.require(name, valid, "the package fills this in; leave it out.")
+        tokenizer = self.tokenizer_name_or_path
+        is_name = isinstance(tokenizer, str | os.PathLike | None)
+        self.require("tokenizer_name_or_path", is_name, "give a Hub id or a folder.")
         self.require("text_chunk_size", self.text_chunk_size is None or self.text_chunk_size >= 1, "hold 1 or more.")
 
     @property
@@ -136,6 +143,28 @@ class PromptConfig(PeftConfig):
             ) from error
         config.folder = folder if os.path.isdir(folder) else None
         return config
+
+
+def read_method(folder: str | os.PathLike[str]) -> Any:
+    """The `peft_type` in an adapter's folder. Raises ValueError if its config is missing or damaged."""
+    path = os.path.join(folder, CONFIG_NAME)
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no adapter in {os.fspath(folder)!r}: {CONFIG_NAME} is missing; correct the path.")
+    try:
+        return read_json(path)["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path!r} is damaged ({error!r}); save or download the adapter again.") from error
+
+
+def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
+    """The config in an adapter's folder, ours or PEFT's. Raises ValueError if it is missing or damaged."""
+    method = read_method(folder)
+    try:
+        return PeftConfig.from_pretrained(os.fspath(folder))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"The config of {method!r} in {os.fspath(folder)!r} cannot be used ({error}); save or download it again."
+        ) from error
 
 
 def check_class_names(class_names: Sequence[str] | None) -> None:

@@ -193,8 +193,9 @@ def _read_fingerprint(path: Path) -> dict[str, str] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
+            file.get_slice("states")
             return file.metadata() or {}
-    except SafetensorError:
+    except (SafetensorError, OSError):
         return {}
 
 

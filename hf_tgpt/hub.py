@@ -31,12 +31,13 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from .base_model import TOY_CLIP, TOY_NAME, public_name
 from .card import CARD, LOCAL, dataset_title, hub_dataset, is_ours, write_card
-from .config import PromptConfig, check_weights_file
+from .config import PromptConfig, check_weights_file, read_config
+from .reading import read_json
 
 # What a training leaves beside the adapter for people to see.
 RUN_FILES = ("results.json", "training.png", "training_log.jsonl")
@@ -69,7 +70,7 @@ def push_folder(
 
     Raises ValueError if the folder holds no adapter of this package, HubError if the Hub says no.
     """
-    config = PeftConfig.from_pretrained(folder)
+    config = read_config(folder)
     if not isinstance(config, PromptConfig):
         raise ValueError(f"{os.fspath(folder)!r} holds an adapter of {config.peft_type}; push it by PEFT's own means.")
     check_weights_file(os.path.join(folder, _WEIGHTS))
@@ -185,7 +186,7 @@ def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: 
     _write_json(staged / _CONFIG, content)
     results = None
     if (staged / "results.json").exists():
-        results = json.loads((staged / "results.json").read_text())
+        results = read_json(staged / "results.json")
         results["dataset"] = dataset_title(results)
         if config.base_model_name_or_path != str(TOY_CLIP):
             results["base_model"] = public_name(results.get("base_model")) or LOCAL
@@ -221,7 +222,7 @@ def _branch(api: HfApi, repo_id: str, revision: str | None) -> str | None:
 
 def _is_our_config(path: str) -> bool:
     try:
-        method = json.loads(Path(path).read_text())["peft_type"]
+        method = read_json(path)["peft_type"]
     except (ValueError, KeyError, TypeError):
         return False
     return isinstance(method, str) and issubclass(PEFT_TYPE_TO_CONFIG_MAPPING.get(method, object), PromptConfig)
@@ -288,5 +289,17 @@ def _push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
     return _peft_push(self, repo_id, **kwargs)
 
 
+_peft_save = PeftModel.save_pretrained
+
+
+@functools.wraps(_peft_save)
+def _save_pretrained(self: PeftModel, save_directory: str, *args: Any, **kwargs: Any) -> None:
+    if len(args) < 3 and isinstance(self.peft_config.get(self.active_adapter), PromptConfig):
+        kwargs.setdefault("save_embedding_layers", False)
+    _peft_save(self, save_directory, *args, **kwargs)
+
+
 # PEFT's own saves the adapter and then writes an empty form over its card.
 PeftModel.push_to_hub = _push_to_hub
+# PEFT's own asks the Hub about the base model's vocabulary, which prompts never change.
+PeftModel.save_pretrained = _save_pretrained

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from huggingface_hub import resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, CLIPModel
 
 from .base_model import TOY_CLIP as TOY_CLIP
 from .base_model import name_here
+from .config import read_config, read_method
 from .hub import download
+from .reading import read_json
 from .references import NOTE, REFERENCES, Reference, load_reference, read_note
 from .registry import config_class, methods
-from .tuner import REVISION
+from .tuner import REVISION, detach
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
@@ -63,21 +65,21 @@ def load_adapter(clip: CLIPModel, name_or_path: str | os.PathLike[str], **kwargs
 
     Of a repository on the Hub it fetches the adapter's own files and nothing else. Raises ValueError if the folder is
     missing, incomplete or damaged, or holds an adapter of another kind; HubError, an OSError, if the repository cannot
-    be had.
+    be had. The CLIP is then as it was.
     """
     name, subfolder = os.path.expanduser(name_or_path), kwargs.get("subfolder") or ""
     hub = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
     folder = local_folder(name, subfolder=subfolder, **hub)
-    path = Path(folder) / subfolder / "adapter_config.json"
-    if not path.is_file():
-        raise ValueError(f"There is no adapter in {name!r}: {path.name} is missing; correct the path.")
-    try:
-        method = json.loads(path.read_text())["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} is damaged ({error!r}); save or download the adapter again.") from error
+    method = read_method(Path(folder) / subfolder)
     if str(method).lower() not in methods():
         raise ValueError(f"{name!r} holds an adapter of the method {method!r}; known here: {', '.join(methods())}.")
-    return PeftModel.from_pretrained(clip, folder, **kwargs)
+    plain = type(clip) is CLIPModel
+    try:
+        return PeftModel.from_pretrained(clip, folder, **kwargs)
+    except Exception:
+        if plain and type(clip) is not CLIPModel:  # attached, before its weights turned out to be damaged
+            detach(clip)
+        raise
 
 
 def method_configs() -> dict[str, type]:
@@ -117,9 +119,15 @@ def base_model_of(name_or_path: str | os.PathLike[str]) -> str:
 
 
 def results_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What training measured of an adapter or a reference, its results.json; empty where there is none."""
+    """What training measured of an adapter or a reference, its results.json; empty where there is none.
+
+    Raises ValueError if it is damaged.
+    """
     file = Path(local_folder(name_or_path)) / "results.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    results = read_json(file) if file.is_file() else {}
+    if not isinstance(results, dict):
+        raise ValueError(f"{str(file)!r} holds no JSON object; train again, or remove it.")
+    return results
 
 
 def load_base_model(name_or_path: str | os.PathLike[str], **kwargs: Any) -> CLIPModel:
@@ -134,7 +142,7 @@ def base_and_revision(name_or_path: str | os.PathLike[str]) -> tuple[str, str | 
     if os.path.isfile(os.path.join(folder, NOTE)):
         base, revision = name_here(read_note(folder)["base_model"]), None
     else:
-        config = PeftConfig.from_pretrained(folder)
+        config = read_config(folder)
         base, revision = config.base_model_name_or_path, config.revision
     if not base:
         raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")

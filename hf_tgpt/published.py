@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from pathlib import Path
 from typing import Any
 
 from .data import find_benchmark
+from .reading import read_text
 
 FIELDS = ("method", "trained_on", "dataset", "classes", "shots", "accuracy", "source")
 # All of them are of this model.
@@ -17,14 +18,18 @@ BACKBONE = "CLIP ViT-B/16"
 def read_published(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of the file, with `shots` as a number and `accuracy` in percent.
 
-    Raises ValueError if the file lacks one of FIELDS.
+    Raises ValueError if the file is damaged or lacks one of FIELDS.
     """
-    with Path(path).open(newline="") as file:
-        reader = csv.DictReader(file)
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
         missing = [name for name in FIELDS if name not in (reader.fieldnames or [])]
         if missing:
-            raise ValueError(f"{str(path)!r} has no column {missing[0]!r}; it needs {', '.join(FIELDS)}.")
+            raise ValueError(f"there is no column {missing[0]!r}")
         return [row | {"shots": int(row["shots"]), "accuracy": float(row["accuracy"])} for row in reader]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read ({error}); it needs {', '.join(FIELDS)} in each row."
+        ) from error
 
 
 def published_beside(

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -25,8 +25,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from .base_model import name_in_files
 from .card import replace_empty_card
 from .classes import load_tokenizer, tokenize
-from .config import check_class_names, check_templates, documented
+from .config import check_class_names, check_templates, check_weights_file, documented
 from .learner import Kept, classification_loss, kept
+from .reading import read_json
 from .towers import dimensions, encode_image, encode_tokens, logit_scale, text_parameters, unit
 
 NOTE = "reference.json"
@@ -173,11 +174,12 @@ class LoRA(ZeroShot):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """PEFT's own files, which PeftModel.from_pretrained reads, and ours."""
-        self.clip.save_pretrained(folder)
+        self.clip.save_pretrained(folder, save_embedding_layers=False)  # or it would ask the Hub about the vocabulary
         super().save_pretrained(folder)
         replace_empty_card(folder, self)
 
     def load_weights(self, folder: str | os.PathLike[str]) -> None:
+        check_weights_file(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME))  # PEFT would take a pickle in its place
         self.clip.load_adapter(folder, "default", torch_device=str(self.clip.device))
 
 
@@ -273,12 +275,12 @@ def load_reference(clip: CLIPModel, folder: str | os.PathLike[str]) -> Reference
     """What `save_pretrained` wrote, on a fresh CLIP, in evaluation mode. Raises ValueError if it cannot be read."""
     note = read_note(folder)
     kind = REFERENCES[note["method"]]
-    model = kind(clip, note["class_names"], kind.config_class(**note["config"]))
     try:
+        model = kind(clip, note["class_names"], kind.config_class(**note["config"]))
         model.load_weights(folder)
-    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+    except Exception as error:  # a config or weights of nonsense make PEFT, torch and safetensors raise nearly anything
         raise ValueError(
-            f"The weights in {str(folder)!r} cannot be used ({error}); train the reference again."
+            f"The config or the weights in {str(folder)!r} cannot be used ({error}); train the reference again."
         ) from error
     return model.to(clip.device).eval()
 
@@ -287,13 +289,16 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`method`, `base_model`, `class_names` and `config` of a saved reference."""
     path = Path(folder) / NOTE
     try:
-        note = json.loads(path.read_text())
+        note = read_json(path)
         missing = {"method", "base_model", "class_names", "config"} - note.keys()
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         if note["method"] not in REFERENCES:
             raise ValueError(f"`method`={note['method']!r}; known here: {', '.join(REFERENCES)}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(note["base_model"], str | None) or not isinstance(note["config"], dict):
+            raise ValueError("`base_model` is no name or `config` no object")
+        check_class_names(note["class_names"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} cannot be read ({error}); train the reference again.") from error
     return note
 

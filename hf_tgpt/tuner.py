@@ -265,7 +265,7 @@ class PromptTuner(BaseTuner):
             if not target.learners:
                 for parameter in target.before["trained"]:
                     parameter.requires_grad_(True)
-                _detach(parent)
+                detach(parent)
             raise
         if not any(parameter.is_meta for parameter in learner.parameters()):  # low_cpu_mem_usage: weights are to come
             learner.to(parent.device)
@@ -282,7 +282,7 @@ class PromptTuner(BaseTuner):
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> CLIPModel:
         if merge:
             self._check_merge_allowed()
-        _detach(self.model)
+        detach(self.model)
         return self.model
 
     @classmethod
@@ -314,7 +314,7 @@ class PromptTuner(BaseTuner):
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
-def _detach(model: PromptedCLIPModel) -> None:
+def detach(model: PromptedCLIPModel) -> None:
     """Makes it a plain CLIPModel again."""
     slot = model._modules.pop(SLOT)
     model.__class__ = CLIPModel

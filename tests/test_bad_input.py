@@ -33,6 +33,11 @@ def test_class_names_must_be_distinct_names(method, class_names, message):
         method.config(class_names=class_names)
 
 
+def test_a_class_name_with_the_token_that_ends_sentences_is_named(method, load_clip):
+    with pytest.raises(ValueError, match=r"class name 'a<\|endoftext\|>b' holds '<\|endoftext\|>'"):
+        get_peft_model(load_clip(), method.config(class_names=["cat", "a<|endoftext|>b"]))
+
+
 def test_a_class_name_beyond_the_context_is_named(method, load_clip):
     long = " ".join(["cat"] * 40)
     clip = load_clip()
@@ -195,6 +200,15 @@ class TestAdapterFolder:
         weights.write_bytes(weights.read_bytes()[:keep])
         with pytest.raises(ValueError, match=r"is damaged .*; save or download the adapter again"):
             PeftModel.from_pretrained(load_clip(), folder)
+
+    def test_a_failed_load_leaves_the_clip_as_it_was(self, folder, load_clip):
+        tensors = load_file(folder / "adapter_model.safetensors")
+        save_file({name: value[:1] for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+        clip = load_clip()
+        with pytest.raises(ValueError, match="do not fit"):
+            load_adapter(clip, folder)
+        assert type(clip) is CLIPModel
+        assert not [name for name, _ in clip.named_parameters() if "prompts" in name]
 
     def test_with_a_tensor_missing(self, folder, load_clip):
         tensors = load_file(folder / "adapter_model.safetensors")

@@ -111,6 +111,14 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(options, tmp_p
     assert not (tmp_path / "proof").exists()
 
 
+def test_a_name_at_which_torch_would_take_hours_is_refused_at_once(tmp_path):
+    file = tmp_path / "model.pth.tar-5"
+    torch.save({"state_dict": {"ctx": torch.zeros(2, 64)}}, file, _use_new_zipfile_serialization=False)
+    file.write_bytes(file.read_bytes().replace(b"ccollections\n", b"c" + b"x" * 1_000_000 + b"\n"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_checkpoint(file)
+
+
 def test_what_stands_in_for_training_leftovers_is_not_the_real_thing(tmp_path, monkeypatch):
     def forbidden(*args):
         raise AssertionError("code named in the file was run")

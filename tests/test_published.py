@@ -80,5 +80,5 @@ def test_without_results_it_is_not_known_what_to_compare_with():
 
 def test_a_table_without_a_column_is_refused(tmp_path):
     (tmp_path / "some.csv").write_text("method,accuracy\nMaPLe,1.0\n")
-    with pytest.raises(ValueError, match="has no column 'trained_on'"):
+    with pytest.raises(ValueError, match="there is no column 'trained_on'"):
         read_published(tmp_path / "some.csv")

@@ -177,3 +177,10 @@ def test_the_package_alone_loads_no_library_for_data_and_metrics():
     """Who serves an adapter needs none of them, and a script of one's own may well be called evaluate.py."""
     code = "import sys, hf_tgpt; assert not {'evaluate', 'datasets', 'gradio', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_lora_is_never_read_from_a_pickle(load_clip, tmp_path):
+    make_classifier("lora", load_clip(), CLASS_NAMES).save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"adapter_model.bin, a pickle, which may run code"):
+        load_trained(load_clip(), tmp_path)

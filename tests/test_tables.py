@@ -186,3 +186,13 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(ValueError, match=r"train\.parquet could not be read"):
         load_splits(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["null", "7", '["cat"]', "{", '{"image": "\\ud800"}', "[" * 100_000])
+def test_a_line_that_is_no_json_object_is_named_before_arrow_sees_it(line, tmp_path):
+    write_pictures(tmp_path)
+    write_table(tmp_path / "train.jsonl", rows([0, 1, 2]))
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"train\.jsonl, line 4"):
+        load_splits(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import warnings
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Image, Value
 
+from ..reading import parse_json, read_json, read_text
 from .coop import match_images
 from .naming import spelling
 
@@ -79,7 +79,7 @@ def read_class_descriptions(file: str | os.PathLike[str], class_names: list[str]
     """
     file = _existing(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = read_json(file)
         given = {spelling(name): [_sentence(text) for text in texts] for name, texts in content.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} is no JSON object of {{class: [sentences]}} ({error}); correct it.") from error
@@ -102,15 +102,14 @@ def read_captions(file: str | os.PathLike[str]) -> dict[str, tuple[str, str | No
     """
     file = _existing(file)
     captions: dict[str, tuple[str, str | None]] = {}
-    with file.open(encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            name, caption, class_name = _read_line(line.rstrip("\r\n"), f"{file}, line {number}", file.suffix.lower())
-            if not caption or name in captions:
-                problem = "is there twice" if caption else "has an empty caption"
-                raise ValueError(f"{file}, line {number}: {name} {problem}; give every image one caption.")
-            captions[name] = (caption, class_name)
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        name, caption, class_name = _read_line(line.rstrip("\r"), f"{file}, line {number}", file.suffix.lower())
+        if not caption or name in captions:
+            problem = "is there twice" if caption else "has an empty caption"
+            raise ValueError(f"{file}, line {number}: {name} {problem}; give every image one caption.")
+        captions[name] = (caption, class_name)
     return captions
 
 
@@ -176,8 +175,11 @@ def undecoded_images(dataset: Dataset) -> Dataset:
 def _read_line(line: str, place: str, suffix: str) -> tuple[str, str, str | None]:
     if suffix == ".jsonl":
         try:
-            entry = json.loads(line)
-            return Path(entry["file_name"]).as_posix(), entry["caption"].strip(), entry.get("class")
+            entry = parse_json(line, place)
+            class_name = entry.get("class")
+            if class_name is not None and not isinstance(class_name, str):
+                raise TypeError("the class is no string")
+            return Path(entry["file_name"]).as_posix(), entry["caption"].strip(), class_name
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f'{place}: {line[:80]!r} is not {{"file_name": path, "caption": text}}; correct it.'

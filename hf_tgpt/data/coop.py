@@ -5,7 +5,6 @@ Source: CoOp (Zhou et al., IJCV 2022) and its release, https://github.com/Kaiyan
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections import defaultdict
@@ -15,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from ..reading import read_json
 from .folders import image_index
 from .naming import spelling
 
@@ -114,7 +114,7 @@ def match_images(
     keys: dict[str, list[int]] = defaultdict(list)
     parts = [Path(path).parts for path, _ in wanted]
     for position, part in enumerate(parts):
-        for key in {part[-1], "_".join(part[-2:])}:
+        for key in {part[-1], "_".join(part[-2:])} if part else ():
             keys[key].append(position)
     best: list[tuple[tuple[int, bool], list[int]]] = [((0, False), []) for _ in wanted]
     for row, file in enumerate(files):
@@ -180,7 +180,7 @@ def _read_split_file(file: Path) -> dict[str, list[_Entry]]:
     if not file.is_file():
         raise FileNotFoundError(f"The split file {str(file)!r} is not there; correct the path.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = read_json(file)
         splits: dict[str, list[_Entry]] = {}
         for split in _SPLITS:
             if split not in content:
@@ -191,7 +191,7 @@ def _read_split_file(file: Path) -> dict[str, list[_Entry]]:
             splits[split] = [(str(path), int(label), str(name)) for path, label, name in rows]
         if not splits.get("train"):
             raise ValueError("there are no training images")
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             f'{file} is no split file ({error}); it must hold {{"train": [[path, label, class name], ...], '
             '"val": ..., "test": ...}.'

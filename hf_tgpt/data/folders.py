@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, Value
 from tqdm.auto import tqdm
 
+from ..reading import read_json
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 # The name that a split gets here, and the names that it goes by elsewhere.
 SPLIT_NAMES = {
@@ -119,7 +121,7 @@ def image_index(root: Path) -> Dataset:
                 labels = pa.array([label for _, label in batch], pa.string())
                 writer.write_batch(pa.record_batch([images, labels], schema=schema))
         os.replace(draft, index)
-        draft.write_text(json.dumps({"started": started, "folders": folders}))
+        draft.write_text(json.dumps({"started": started, "bytes": index.stat().st_size, "folders": folders}))
         os.replace(draft, record)
     return Dataset.from_file(str(index))
 
@@ -128,13 +130,20 @@ def _is_current(index: Path, record: Path) -> bool:
     """Whether every folder that was listed is as old as it was then."""
     if not index.exists() or not record.exists():
         return False
-    known = json.loads(record.read_text())
     try:
-        return all(
+        known = read_json(record)
+        return index.stat().st_size == known.get("bytes") and all(
             os.stat(folder).st_mtime_ns == changed and changed / 1e9 < known["started"] - _CLOCK_TICK
             for folder, changed in known["folders"].items()
         )
-    except OSError:  # a folder is gone
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ):  # a folder is gone, or the record damaged
         return False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -12,6 +11,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from ..config import check_class_names
+from ..reading import parse_json, read_text
 from .fewshot import read_labels, replace_labels
 
 
@@ -48,10 +48,10 @@ def read_class_names(file: str | os.PathLike[str]) -> list[str] | dict[str, str]
     file = Path(file).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"`class_names_file`={str(file)!r} is not there; correct the path.")
-    text = file.read_text(encoding="utf-8-sig")
     try:
+        text = read_text(file)
         if file.suffix.lower() == ".json":
-            given = json.loads(text)
+            given = parse_json(text, file.name)
             if not isinstance(given, dict | list):
                 raise ValueError(f"it holds a {type(given).__name__}, neither a list nor an object")
         else:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import datasets
 from datasets import Dataset, Image
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from ..reading import parse_json
 from .columns import STRINGS
 from .folders import SPLIT_NAMES
 
-# How `datasets` calls the reader of each kind.
-_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
+# The readers of `datasets` themselves: its `load_dataset` tells a server of every load, of local files too.
+_READERS = {".csv": Csv, ".tsv": Csv, ".jsonl": Json, ".parquet": Parquet, ".tar": WebDataset}
 TABLE_SUFFIXES = tuple(_READERS)
 _PATH_COLUMNS = ("image", "file_name", "filename", "image_path", "path", "file", "filepath", "img")
 _CLASS_LISTS = ("classnames.txt", "class_names.txt", "classes.txt")  # CLIP benchmark's archives have the first
@@ -51,10 +55,13 @@ def load_tables(files: dict[str, list[Path]], image_column: str | None = None) -
     suffix = suffixes.pop()
     options = {"sep": "\t"} if suffix == ".tsv" else {}
     listed = {split: [str(file) for file in part] for split, part in files.items()}
-    for file in (file for part in files.values() for file in part if suffix == ".tar"):
-        _check_end(file)
+    check = {".tar": _check_end, ".jsonl": _check_lines}.get(suffix, lambda file: None)
+    for file in (file for part in files.values() for file in part):
+        check(file)
     try:
-        loaded = datasets.load_dataset(_READERS[suffix], data_files=listed, **options)
+        reader = _READERS[suffix](data_files=listed, **options)
+        reader.download_and_prepare()
+        loaded = reader.as_dataset()
     except Exception as error:  # every reader has errors of its own, and `datasets` wraps them
         cause = error.__cause__ or error
         raise ValueError(
@@ -75,6 +82,14 @@ def _check_end(archive: Path) -> None:
                 f"{archive} could not be read: it does not end as a tar archive does, so it is damaged or cut off; "
                 "download or pack it again."
             )
+
+
+def _check_lines(file: Path) -> None:
+    """Raises ValueError for a line that is no JSON object: of those some crash Arrow's reader, as deep nesting does."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip() and not isinstance(parse_json(line, f"{file}, line {number}"), dict):
+                raise ValueError(f"{file}, line {number}: {line[:80]!r} is no JSON object; correct it.")
 
 
 def class_list(files: dict[str, list[Path]]) -> Path | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
 _CROP_TRIES = 10
+_ELONGATION = 100
 
 
 def decode_image(
@@ -50,6 +51,8 @@ def decode_image(
 
 
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_eight_bits(image)
@@ -170,6 +173,11 @@ class ImageTransform:
 
     def _centre_crop(self, image: PILImage.Image) -> PILImage.Image:
         short = min(image.size)
+        if max(image.size) > _ELONGATION * short:
+            # Departs from the image processor, which enlarges a strip of 30,000 x 1 pixels to gigabytes for its middle.
+            width, height = (min(side, _ELONGATION * short) for side in image.size)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
         # Rounded down, as the image processor does: one pixel more would move the crop.
         width, height = (int(side * (self.shorter_side or self.size) / short) for side in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2

@@ -105,9 +105,9 @@ def test_files_of_one_name_and_class_are_told_apart_by_their_folder(tmp_path):
 
 def test_a_picture_that_could_be_two_is_refused():
     files = ["train/ant/1.jpg", "test/ant/1.jpg"]
-    with pytest.raises(ValueError, match=r"ants/1\.jpg could be any of 2 pictures"):
-        match_images([("ants/1.jpg", "ant")], files)
-    assert match_images([("test/ant/1.jpg", "ant"), ("bee/1.jpg", "bee")], files) == [1, None]
+    with pytest.raises(ValueError, match=r"'split.json': ants/1\.jpg could be any of 2 pictures"):
+        match_images([("ants/1.jpg", "ant")], Path("split.json"), files)
+    assert match_images([("test/ant/1.jpg", "ant"), ("bee/1.jpg", "bee")], Path("split.json"), files) == [1, None]
 
 
 def test_missing_images_are_counted_and_the_first_five_named(tmp_path):
@@ -256,7 +256,7 @@ def test_published_draws_are_indices_into_the_published_splits(name, split):
         for part, drawn in json.loads(file.read_text()).items():
             files = [path for path, _, _ in whole[part]]
             wanted = [(entry["impath"], entry["classname"]) for entry in drawn["data"]]
-            assert match_images(wanted, files, classes=[name for _, _, name in whole[part]]) == drawn["indices"]
+            assert match_images(wanted, file, files, classes=[name for _, _, name in whole[part]]) == drawn["indices"]
 
 
 @needs_pictures

@@ -88,7 +88,7 @@ def test_zero_shot_reads_the_templates_that_the_adapter_was_trained_with(load_cl
     assert "“a drawing of a {}.” and 1 more for each class" in demonstration.answer(drop(PICTURE), lines())
 
 
-def test_of_many_classes_the_ten_likeliest_are_shown_and_zero_shots_first(classifier):
+def test_of_many_classes_the_ten_likeliest_are_shown_and_zero_shots_first(classifier, monkeypatch):
     names = [f"forest {i}" for i in range(30)]
     demonstration = Demonstration(classifier("maple", names))
     beside = {part["label"]: part["score"] for part in demonstration.zero_shot(PICTURE, top_k=None)}
@@ -98,7 +98,7 @@ def test_of_many_classes_the_ten_likeliest_are_shown_and_zero_shots_first(classi
         forced = [{"label": first["label"], "score": 1.0}] + [
             {"label": name, "score": 0.0} for name in beside if name != first["label"]
         ]
-        demonstration.zero_shot = lambda *args, forced=forced, **kwargs: forced
+        monkeypatch.setattr(demonstration.zero_shot, "stream", lambda *_, said=forced, **__: iter([(PICTURE, said)]))
         scores = demonstration.compare(PICTURE, names)
         assert [score.label for score in scores[:10]] == [row["label"] for row in rows[:10]]
         firsts.add((len(scores), scores[-1].label == first["label"]))

@@ -239,7 +239,7 @@ def recipe(folder):
         said = io.StringIO()
         try:
             with redirect_stderr(said):
-                return parse_arguments(parser, folder, ["--config", str(file)])
+                return parse_arguments(parser, ["--config", str(file)])
         except SystemExit as stop:
             raise ValueError(said.getvalue()) from stop
 

@@ -156,7 +156,7 @@ def _find_captions(dataset: Dataset, captions: dict[str, tuple[str, str | None]]
     exact = set(keys)
     # A name that is a key says which images it means: one, or all that are equal.
     wanted = [(name, class_name) for name, (_, class_name) in captions.items() if name not in exact]
-    rows = match_images(wanted, keys, classes=[names[label] for label in dataset["label"]])
+    rows = match_images(wanted, file, keys, classes=[names[label] for label in dataset["label"]])
     found = {row: captions[name][0] for (name, _), row in zip(wanted, rows, strict=True) if row is not None}
     found |= {row: captions[key][0] for row, key in enumerate(keys) if key in captions}
     if not found:

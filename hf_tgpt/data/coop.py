@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,7 +49,8 @@ def load_coop_split(split_file: str | os.PathLike[str], images: str | os.PathLik
     files = (
         pa.chunked_array([chunk.field("path") for chunk in files.chunks]) if len(index) else pa.array([], pa.string())
     )
-    rows = match_images([(path, name) for path, _, name in everything], _strings(files), root=str(images))
+    wanted = [(path, name) for path, _, name in everything]
+    rows = match_images(wanted, split_file, _strings(files), root=str(images))
     _require_all(everything, rows, split_file, images, index)
 
     splits, start = {}, 0
@@ -80,7 +81,8 @@ def select_draw(draw_file: str | os.PathLike[str], splits: DatasetDict) -> Datas
         names = splits[ours].features["label"].names
         paths = image_paths(splits[ours])
         classes = [names[label] for label in splits[ours]["label"]]
-        rows = match_images([(path, name) for path, _, name in drawn[theirs]], paths, classes=classes)
+        wanted = [(path, name) for path, _, name in drawn[theirs]]
+        rows = match_images(wanted, draw_file, paths, classes=classes)
         missing = [entry[0] for entry, row in zip(drawn[theirs], rows, strict=True) if row is None]
         if missing:
             raise ValueError(
@@ -101,9 +103,13 @@ def image_paths(dataset: Dataset) -> list[str]:
 
 
 def match_images(
-    wanted: list[tuple[str, str | None]], files: Iterable[str], root: str = "", classes: list[str] | None = None
+    wanted: Sequence[tuple[str, str | None]],
+    listed_in: Path,
+    files: Iterable[str],
+    root: str = "",
+    classes: list[str] | None = None,
 ) -> list[int | None]:
-    """For each wanted (path, class name or None), the position in `files` of the picture it means, or None.
+    """For each (path, class name or None) that a file lists, the position in `files` of the picture it means, or None.
 
     A file fits if it has the same name and the same folder above it, or "folder_name" as its name, or the same name
     and a folder (with `classes`, a class) that is called as the class wanted. A bare file name fits by itself. Of
@@ -137,7 +143,9 @@ def match_images(
                     best[position][1].append(row)
     for (path, _), (_, rows) in zip(wanted, best, strict=True):
         if len(rows) > 1:
-            raise ValueError(f"{path} could be any of {len(rows)} pictures; keep its folder's name in the path.")
+            raise ValueError(
+                f"{str(listed_in)!r}: {path} could be any of {len(rows)} pictures; keep its folder's name in the path."
+            )
     return [rows[0] if rows else None for _, rows in best]
 
 

@@ -79,6 +79,7 @@ def demo(args: argparse.Namespace) -> int:
 
 def info(args: argparse.Namespace) -> int:
     """What is in an adapter, without loading its base model."""
+    tidy_output()
     facts = describe_adapter(args.adapter)
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))

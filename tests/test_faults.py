@@ -6,6 +6,7 @@ HF_TGPT_KILLS sets how often the run of the kill test is killed; 2 by default.
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,37 @@ def test_a_disk_that_is_full_ends_the_run_with_its_last_checkpoint(clip_folders,
     assert f"{last.name} is whole. Make room or mend the rights, and go on with --resume." in errors
     readable(tmp_path / "run")
     assert find_checkpoint(tmp_path / "run") == last
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """disk(bytes) -> a file system of this size, or the same in a new size; for those who may make one."""
+    place = tmp_path / "disk"
+
+    def resize(size):
+        options = f"size={size}" if place.exists() is False else f"remount,size={size}"
+        place.mkdir(exist_ok=True)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True).returncode:
+            pytest.skip("only root may mount a file system")
+        return place
+
+    yield resize
+    subprocess.run(["umount", "-l", place], capture_output=True)  # lazily: a folder is locked until the process ends
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="file systems of a size are made by mount")
+@pytest.mark.parametrize("checkpoints", [1.5, 2.9])
+def test_a_file_system_that_runs_full_loses_nothing_that_was_saved(checkpoints, disk, clip_folders, tmp_path):
+    expected, _ = train_in(tmp_path / "whole", clip_folders["plain"])
+    size = sum(file.stat().st_size for file in find_checkpoint(tmp_path / "whole").iterdir())
+    folder = disk(int(checkpoints * size)) / "run"
+    with pytest.raises(OSError, match=r"could not be written .*Make room"):
+        train_in(folder, clip_folders["plain"], keep_checkpoints=9)
+    readable(folder)
+    assert find_checkpoint(folder).name == f"checkpoint-{4 * int(checkpoints)}"
+    disk(64 * size)
+    resumed, _ = train_in(folder, clip_folders["plain"], True, keep_checkpoints=9)
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 
 
 def test_two_runs_cannot_write_to_one_folder(clip_folders, tmp_path):

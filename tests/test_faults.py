@@ -103,6 +103,15 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_adapter(clip_fold
         print(f"\n{kills} kills in runs of {span:.1f} s: {dict(ends)}")
 
 
+def test_a_seed_decides_the_adapter(clip_folders, tmp_path):
+    first, again, other = (
+        train_in(tmp_path / name, clip_folders["plain"], epochs=1, seed=seed)[0]
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("step", [6, 8])  # within an epoch of 4 steps, and at its end
 def test_a_run_that_is_asked_to_stop_saves_itself_and_resumes_exactly(

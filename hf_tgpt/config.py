@@ -85,6 +85,10 @@ class PromptConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
+        for name in ("revision", "base_model_name_or_path"):  # PEFT's, which it does not check
+            self.require(
+                name, isinstance(getattr(self, name), str | os.PathLike | None), "give a name, or leave it out."
+            )
         super().__post_init__()
         self.peft_type = PromptMethod(self.method)
         self.base_model_name_or_path: str | None = name_here(self.base_model_name_or_path)

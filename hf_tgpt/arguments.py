@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
-
+from .config import PEFT_FIELDS
 from .data import BENCHMARKS, find_benchmark, read_class_descriptions
 from .data.fewshot import CLASSES
 from .loading import method_configs
@@ -22,7 +21,7 @@ from .registry import methods
 from .training import TrainingConfig
 
 # Filled from the data and the base model, not by hand.
-_NOT_ARGUMENTS = {field.name for field in dataclasses.fields(PeftConfig)} | {
+_NOT_ARGUMENTS = PEFT_FIELDS | {
     "class_names",
     "base_model_dimensions",
     "base_model_fingerprint",

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from .config import PromptConfig, check_weights_file, read_config
+from .config import PEFT_FIELDS, PromptConfig, check_weights_file, read_config
 from .convert import adapter_from_release
 from .data.naming import read_class_names
 from .learner import OpenPromptLearner
@@ -181,9 +180,7 @@ def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
                 f"{str(folder)!r} holds a {config.peft_type} adapter, which is PEFT's own and not of here."
             )
         takes_new = issubclass(config.learner_class, OpenPromptLearner) and not getattr(config, "class_specific", False)
-        own = {field.name for field in dataclasses.fields(config)} - {
-            field.name for field in dataclasses.fields(PeftConfig)
-        }
+        own = {field.name for field in dataclasses.fields(config)} - PEFT_FIELDS
         values = {name: getattr(config, name) for name in sorted(own - _INNER)}
         facts = {"method": config.method.lower(), "base_model": config.base_model_name_or_path}
         facts |= {"class_names": config.class_names, "config": values}

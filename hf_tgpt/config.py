@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import dataclasses
 import os
+import types
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -25,6 +29,9 @@ def documented(default: Any, help: str) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
+
+
+PEFT_FIELDS = {field.name for field in dataclasses.fields(PeftConfig)}
 
 
 class PromptMethod(str):
@@ -85,24 +92,20 @@ class PromptConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
-        for name in ("revision", "base_model_name_or_path"):  # PEFT's, which it does not check
-            self.require(
-                name, isinstance(getattr(self, name), str | os.PathLike | None), "give a name, or leave it out."
-            )
+        for name in ("base_model_name_or_path", "tokenizer_name_or_path"):
+            if isinstance(path := getattr(self, name), os.PathLike):
+                setattr(self, name, os.fspath(path))
+        self.require("revision", isinstance(self.revision, str | None), "name a branch, tag or commit.")
         super().__post_init__()
         self.peft_type = PromptMethod(self.method)
         self.base_model_name_or_path: str | None = name_here(self.base_model_name_or_path)
         check_class_names(self.class_names)
         self.class_names = list(self.class_names)
-        marks = self.base_model_fingerprint
-        numbers = not isinstance(marks, list) or all(isinstance(mark, int | float) for mark in marks)
-        self.require("base_model_fingerprint", numbers, "the package fills this in; leave it out.")
-        for name, kind in (("base_model_dimensions", dict), ("base_model_fingerprint", list), ("trained_on", dict)):
-            valid = getattr(self, name) is None or isinstance(getattr(self, name), kind)
-            self.require(name, valid, "the package fills this in; leave it out.")
-        tokenizer = self.tokenizer_name_or_path
-        is_name = isinstance(tokenizer, str | os.PathLike | None)
-        self.require("tokenizer_name_or_path", is_name, "give a Hub id or a folder.")
+        hints = typing.get_type_hints(type(self))
+        own = {field.name for field in dataclasses.fields(self)} - PEFT_FIELDS
+        for name in sorted(own | {"base_model_name_or_path"}):
+            kind = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
+            self.require(name, _fits(getattr(self, name), hints[name]), f"choose a value of type {kind}.")
         self.require("text_chunk_size", self.text_chunk_size is None or self.text_chunk_size >= 1, "hold 1 or more.")
 
     @property
@@ -147,6 +150,21 @@ class PromptConfig(PeftConfig):
             ) from error
         config.folder = folder if os.path.isdir(folder) else None
         return config
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; PEFT and dataclasses do not look."""
+    inner = typing.get_args(hint)
+    match typing.get_origin(hint):
+        case typing.Union | types.UnionType:
+            return any(_fits(value, kind) for kind in inner)
+        case builtins.list:
+            return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
+        case builtins.dict:
+            return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return hint is Any or isinstance(value, hint)
 
 
 def read_method(folder: str | os.PathLike[str]) -> Any:

@@ -234,9 +234,8 @@ def markdown_table(header: list[str], rows: list[list]) -> list[str]:
     return [f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)]
 
 
-Table = dict[
-    tuple[int, str], dict[str, tuple[float, float]]
-]  # (shots, method): measure: mean and deviation, in percent
+# {(shots, method): {measure: (mean, deviation)}}, in percent.
+Table = dict[tuple[int, str], dict[str, tuple[float, float]]]
 
 
 def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], table: Table, shots: int) -> None:
@@ -267,7 +266,10 @@ def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Ta
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for i, name in enumerate(dict.fromkeys(method for _, method in table)):
-        points = sorted((shots, *row[measure]) for (shots, method), row in table.items() if method == name)
+        rows = [(shots, row) for (shots, method), row in table.items() if method == name and measure in row]
+        if not rows:
+            continue
+        points = sorted((shots, *row[measure]) for shots, row in rows)
         places, means, deviations = zip(*points, strict=True)
         line = "--" if i >= 10 else "-"  # there are ten colours
         axes.errorbar(places, means, deviations, label=name, marker="o", capsize=2, color=f"C{i % 10}", linestyle=line)

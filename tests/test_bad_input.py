@@ -70,7 +70,7 @@ def test_maple_lengths_and_depths_must_be_positive(fields, message):
         (dict(wise_ft=1.5), "`wise_ft`=1.5: choose 0 to 1"),
         (dict(templates=[]), r"`templates`=\[\]: give a list of sentences"),
         (dict(templates=["a photo."]), "where the class name goes"),
-        (dict(templates="a photo of a {}."), "`templates`='a photo of a {}.': give a list"),
+        (dict(templates="a photo of a {}."), r"`templates`='a photo of a {}.': choose a value of type list\[str\]"),
     ],
 )
 def test_tgpt_fields_have_ranges(fields, message):
@@ -254,12 +254,12 @@ class TestAdapterFolder:
         [
             ({"peft_type": "MAGIC"}, "of the method 'MAGIC'; known here: .*maple"),
             ({"peft_type": ["MAPLE"]}, r"of the method \['MAPLE'\]"),
-            ({"prompt_length": "two"}, "adapter_config.json of .* is damaged"),
+            ({"prompt_length": "two"}, "`prompt_length`='two': choose a value of type int"),
             ({"prompt_length": 10**12}, "`prompt_length`=1000000000000: the text tower's context of 30 leaves room"),
             ({"prompt_depth": 10**12}, "`prompt_depth`=1000000000000"),
             ({"class_names": 7}, "adapter_config.json of .* is damaged"),
             ({"class_names": None}, "`class_names`=None"),
-            ({"base_model_dimensions": [1]}, r"`base_model_dimensions`=\[1\]: the package fills this in"),
+            ({"base_model_dimensions": [1]}, r"`base_model_dimensions`=\[1\]: choose a value of type dict"),
             ({"base_model_fingerprint": "abc"}, "`base_model_fingerprint`='abc'"),
             ({"trained_on": "data"}, "`trained_on`='data'"),
         ],

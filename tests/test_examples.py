@@ -23,7 +23,7 @@ from hf_tgpt.arguments import RECIPES_FOLDER, parse_arguments, read_recipe
 from hf_tgpt.evaluation import for_classes
 from hf_tgpt.loading import make_classifier
 from hf_tgpt.references import REFERENCES
-from hf_tgpt.report import plot_classes
+from hf_tgpt.report import plot_bars, plot_classes, plot_shots
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -185,6 +185,41 @@ def test_published_accuracies_of_the_same_training_and_test_stand_beside_ours(ba
     assert [row["method"] for row in published] == ["CLIP", "CoOp", "CoCoOp", "MaPLe"]
     with pytest.raises(ValueError, match="there is no published number for food101, all classes"):
         run(*about, program="evaluate.py")
+
+
+def test_zero_shots_folder_is_evaluated_as_zero_shot_clip(run, pictures, tmp_path):
+    run("--method", "zero-shot", "--dataset", pictures, "--shots", 2, "--output_dir", tmp_path / "run")
+    told = json.loads(run("--adapter", tmp_path / "run", "--dataset", pictures, "--json", program="evaluate.py"))
+    assert told["accuracy"] == told["zero_shot_accuracy"]
+
+
+@pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")
+def test_a_changed_field_is_evaluated_beside_the_adapter_as_it_is(run, pictures, tmp_path):
+    about = ("--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", tmp_path / "run")
+    run("--method", "tgpt", *about)
+    about = ("--adapter", tmp_path / "run", "--dataset", pictures)
+    told = json.loads(run(*about, "--change", "wise_ft=1.0", "--json", program="evaluate.py"))
+    assert told["changed"]["fields"] == {"wise_ft": "1.0"}
+    assert told["changed"]["largest_difference_of_logits"] > 0  # the zero-shot head alone
+    assert told["accuracy"] == json.loads(run(*about, "--json", program="evaluate.py"))["accuracy"]
+    assert "with wise_ft=1.0: " in run(*about, "--change", "wise_ft=1.0", program="evaluate.py")
+    with pytest.raises(ValueError, match="'head' is no field of TGPTConfig that may change"):
+        run(*about, "--change", "head=1", program="evaluate.py")
+
+
+@pytest.mark.filterwarnings("ignore:`log_with=clearml` was passed")
+def test_a_tracker_that_is_not_installed_is_said_before_training(run, pictures, tmp_path):
+    with pytest.raises(ValueError, match="`log_with`='clearml' is no tracker that is installed"):
+        run("--dataset", pictures, "--log_with", "clearml", "--output_dir", tmp_path / "run")
+
+
+def test_pictures_of_a_comparison_leave_out_what_was_not_measured(tmp_path):
+    row = {"all classes": (50.0, 1.0)}
+    table = {(1, "MaPLe"): row, (4, "MaPLe"): {"all classes": (60.0, 2.0)}, (4, "broken"): {}, (1, "once"): row}
+    plot_shots(tmp_path / "shots.png", "toy", "all classes", table)
+    plot_bars(tmp_path / "bars.png", "toy", ["base", "all classes"], table, 4)
+    for name in ("shots", "bars"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000
 
 
 @pytest.mark.parametrize("most", [30, 3])

@@ -62,6 +62,8 @@ def load_tables(files: dict[str, list[Path]], image_column: str | None = None) -
         reader = _READERS[suffix](data_files=listed, **options)
         reader.download_and_prepare()
         loaded = reader.as_dataset()
+        for part in loaded.values():
+            part.data.table.validate(full=True)  # Parquet's strings may be no UTF-8
     except Exception as error:  # every reader has errors of its own, and `datasets` wraps them
         cause = error.__cause__ or error
         raise ValueError(

@@ -20,7 +20,7 @@ from .hub import download
 from .reading import read_json
 from .references import NOTE, REFERENCES, Reference, load_reference, read_note
 from .registry import config_class, methods
-from .tuner import REVISION, detach
+from .tuner import REVISION, undo
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
@@ -78,7 +78,7 @@ def load_adapter(clip: CLIPModel, name_or_path: str | os.PathLike[str], **kwargs
         return PeftModel.from_pretrained(clip, folder, **kwargs)
     except Exception:
         if plain and type(clip) is not CLIPModel:  # attached, before its weights turned out to be damaged
-            detach(clip)
+            undo(clip)
         raise
 
 

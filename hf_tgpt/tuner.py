@@ -36,7 +36,7 @@ class PromptSlot(nn.Module, BaseTunerLayer):
     # What BaseTunerLayer gives; here because nn.Module would otherwise promise tensors of these names.
     active_adapters: list[str]
     disable_adapters: bool
-    # What unloading puts back: which weights were trained, and the config's labels.
+    # What it found: the config's labels, which unloading puts back, and the weights that were trained.
     before: dict[str, Any]
 
     def __init__(self) -> None:
@@ -263,9 +263,7 @@ class PromptTuner(BaseTuner):
             _check_adapter_name(adapter_name, learner)
         except Exception:
             if not target.learners:
-                for parameter in target.before["trained"]:
-                    parameter.requires_grad_(True)
-                detach(parent)
+                undo(parent)
             raise
         if not any(parameter.is_meta for parameter in learner.parameters()):  # low_cpu_mem_usage: weights are to come
             learner.to(parent.device)
@@ -322,6 +320,13 @@ def detach(model: PromptedCLIPModel) -> None:
         setattr(model.config, name, value)
     for leftover in ("peft_config", "_named", "_hf_peft_config_loaded"):  # the last is transformers' load_adapter's
         model.__dict__.pop(leftover, None)
+
+
+def undo(model: PromptedCLIPModel) -> None:
+    """`detach`, with the weights trained that were before; for an adapter that could not be attached or loaded."""
+    for parameter in model._modules[SLOT].before["trained"]:
+        parameter.requires_grad_(True)
+    detach(model)
 
 
 def _check_adapter_name(adapter_name: str, learner: nn.Module) -> None:

@@ -209,6 +209,7 @@ class TestAdapterFolder:
             load_adapter(clip, folder)
         assert type(clip) is CLIPModel
         assert not [name for name, _ in clip.named_parameters() if "prompts" in name]
+        assert all(parameter.requires_grad for parameter in clip.parameters())
 
     def test_with_a_tensor_missing(self, folder, load_clip):
         tensors = load_file(folder / "adapter_model.safetensors")

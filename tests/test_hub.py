@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import traceback
@@ -17,10 +18,20 @@ from hub_server import Repository
 from huggingface_hub import ModelCard, constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel
 
-from hf_tgpt import HubError, MaPLeConfig, load_adapter, load_base_model, load_clip, load_trained, push_folder
+from hf_tgpt import (
+    CoOpConfig,
+    HubError,
+    MaPLeConfig,
+    load_adapter,
+    load_base_model,
+    load_clip,
+    load_trained,
+    push_folder,
+)
 from hf_tgpt.hub import FILES, RUN_FILES, check_repository
+from hf_tgpt.programs import evaluate
 
 RESULTS = {"dataset": "me/birds", "shots": 16, "seed": 0, "zero_shot_accuracy": 0.5, "accuracy": 0.75}
 
@@ -256,6 +267,24 @@ def test_the_base_models_commit_is_noted_and_found_again(clip_folders, hub, tmp_
     assert torch.equal(again(pixels(model)).logits, model(pixels(model)).logits)
     with pytest.warns(UserWarning, match=f"trained on a CLIP with other weights, tiny/clip at {first}"):
         load_adapter(load_clip("tiny/clip"), "me/cats")
+
+
+def test_an_adapter_is_evaluated_on_the_base_models_commit(clip_folders, hub, tmp_path, capsys):
+    base = shutil.copytree(clip_folders["plain"], tmp_path / "base")
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(base)
+    hub.add_folder("tiny/clip", base)
+    get_peft_model(load_clip("tiny/clip"), CoOpConfig(class_names=CLASS_NAMES)).eval().push_to_hub("me/cats")
+    torch.manual_seed(7)
+    CLIPModel(load_clip("tiny/clip").config).save_pretrained(tmp_path / "next")
+    weights = (tmp_path / "next" / "model.safetensors").read_bytes()
+    hub.repositories["tiny/clip"].commit("main", hub.repositories["tiny/clip"].files() | {"model.safetensors": weights})
+    for label, name in enumerate(CLASS_NAMES):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (40, 40), (60 * i, 50 * label, 0)).save(tmp_path / "pictures" / name / f"{i}.png")
+    # Other weights would be warned of, and warnings are errors.
+    evaluate.main(["--adapter", "me/cats", "--dataset", str(tmp_path / "pictures")])
+    assert "me/cats on" in capsys.readouterr().out
 
 
 def test_licences_of_base_and_data_are_told_where_their_cards_tell_them(adapt, run, hub):

@@ -25,7 +25,7 @@ from ..arguments import RECIPES_FOLDER, add_data_arguments, add_json_argument, d
 from ..checkpoint import write_json
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from ..evaluation import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
-from ..loading import base_model_of, change_config, load_clip, load_trained, make_classifier, results_of
+from ..loading import base_and_revision, change_config, load_clip, load_trained, make_classifier, results_of
 from ..published import BACKBONE, published_beside, read_published
 from ..references import ZeroShot
 from ..report import accuracies, library_versions, markdown_table, plot_classes, tidy_output
@@ -47,9 +47,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if args.compare_with_published:
         rows = read_published(RECIPES_FOLDER / "published.csv")
         published = published_beside(rows, results_of(args.adapter), args.dataset, args.classes)
-    model_name = args.model or base_model_of(args.adapter)
-    clip = load_clip(model_name).to(accelerator.device).eval()
-    processor = CLIPImageProcessorPil.from_pretrained(model_name)
+    model_name, revision = (args.model, None) if args.model else base_and_revision(args.adapter)
+    at = {"revision": revision} if revision else {}
+    clip = load_clip(model_name, **at).to(accelerator.device).eval()
+    processor = CLIPImageProcessorPil.from_pretrained(model_name, **at)
     with accelerator.main_process_first():
         splits = choose_classes(load_splits(**data_arguments(args), seed=args.seed), args.classes)
     names = class_names(splits["test"])
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     except UnknownClasses as error:
         _write(args.output, results | {"accuracy": None, "refused": str(error)}, accelerator)
         raise SystemExit(str(error)) from None
-    plain = load_clip(model_name).to(accelerator.device).eval()
+    plain = load_clip(model_name, **at).to(accelerator.device).eval()
     plain = make_classifier("zero-shot", plain, names, **zero_shot_templates(args, names, args.templates))
     if type(trained) is ZeroShot:  # asks each data set in that one's words
         model = plain

@@ -148,6 +148,7 @@ def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
             [picture.change, button.click], demonstration.answer, [picture, classes], shown,
             preprocess=False, concurrency_limit=1, trigger_mode="always_last", api_name="classify",
         )  # fmt: skip
+        page.queue(api_open=False)  # else requests may pass by the queue, and two at once switch one adapter off and on
     return page
 
 

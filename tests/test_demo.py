@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import numpy as np
@@ -310,6 +311,10 @@ def test_the_page_answers_over_http_and_ctrl_c_ends_it_and_takes_its_files_along
     assert "notes.png cannot be read as a picture" in ask(address, notes, lines())[1][0]
     PICTURE.save(tmp_path / "private.png")  # a file of the machine that nobody has dropped
     assert ask(address, picture | {"path": str(tmp_path / "private.png")}, lines())[0] == "error"
+
+    call = json.dumps({"data": [picture, lines()]}).encode()
+    with pytest.raises(urllib.error.HTTPError, match="404"):  # past the queue, two could switch one adapter at once
+        fetch(address + "/gradio_api/run/classify", call, **{"Content-Type": "application/json"})
 
     assert [path.name for path in (tmp_path / "dropped").rglob("a.png")] == ["a.png"]
     with fetch(address + "/gradio_api/heartbeat/somebody"):  # what an open page holds

@@ -172,6 +172,8 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
     result = parser.parse_args(arguments)
     if getattr(result, "push_to_hub", None) and method not in methods():
         parser.error(f"`push_to_hub`: {method} is a reference; what can be published is one of {', '.join(methods())}.")
+    if getattr(result, "resume", False) and result.output_dir is None:
+        parser.error("`resume` needs the run's folder; name it by --output_dir.")
     result.config = recipe_path
     result.method_config = {field.name: getattr(result, field.name) for field in method_fields}
     try:
@@ -192,6 +194,7 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
         "cache_dir",
         "num_workers",
         "save_every",
+        "keep_checkpoints",
         "method_config",
         "training_config",
     }

@@ -255,6 +255,8 @@ def _output(path: str | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
+    if os.path.isdir(path):
+        raise ValueError(f"`--output`={path!r} is a folder; name a file.")
     draft = Path(path).with_name(Path(path).name + ".part")
     draft.parent.mkdir(parents=True, exist_ok=True)
     with draft.open("w", encoding="utf-8", newline="") as file:

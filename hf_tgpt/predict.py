@@ -55,7 +55,12 @@ def load_classifier(
         >>> classifier = hf_tgpt.load_classifier("runs/my-run")
         >>> classifier("cat.jpg", top_k=2)  # [{"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.1}]
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by its kind, as torch was built
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"`device`={str(device)!r} cannot be used here ({reason}); choose another.") from error
     folder = local_folder(name_or_path, revision=revision)
     base, at = (os.fspath(base_model), None) if base_model else base_and_revision(folder)
     clip = load_clip(base, **({"revision": at} if at else {})).to(device).eval()

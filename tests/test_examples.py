@@ -155,6 +155,25 @@ def test_the_programs_are_commands_of_hf_tgpt(pictures, tmp_path, capsys):
         assert f"usage: hf-tgpt {command}" in capsys.readouterr().err
 
 
+def test_a_training_that_diverges_is_explained_like_any_failure(monkeypatch, capsys):
+    def diverge(*_, **__):
+        raise FloatingPointError("not finite at step 3")
+
+    monkeypatch.setattr("hf_tgpt.programs.train.main", diverge)
+    assert hf_tgpt_cli.main(["train"]) == 1
+    assert capsys.readouterr().err == "hf-tgpt train: not finite at step 3\n"
+
+
+def test_a_run_is_resumed_by_its_folder_and_may_then_keep_other_checkpoints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        hf_tgpt_cli.main(["train", "--resume"])
+    assert "`resume` needs the run's folder; name it by --output_dir" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert parse("--keep_checkpoints", 3, "--save_every", 2).settings == parse().settings
+    assert parse("--batch_size", 4).settings != parse().settings
+
+
 def test_a_method_with_fixed_classes_refuses_others_and_says_so_in_the_results(base_adapters, run, pictures, tmp_path):
     about = ("--dataset", pictures, "--output", tmp_path / "new.json")
     with pytest.raises(SystemExit, match="'ripe tomato'"):

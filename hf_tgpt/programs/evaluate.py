@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """
     # 1. Arguments.
     args = _parser(prog).parse_args(argv)
+    if args.output and args.output.is_dir():
+        raise ValueError(f"`output`={str(args.output)!r} is a folder; name a file.")
 
     # 2. The base model that the adapter was trained on, unless another copy of it is named; the test pictures.
     tidy_output()

@@ -149,6 +149,28 @@ def test_an_interrupted_run_goes_on_where_it_was(describe, model, pictures, tmp_
     assert "6 images, 6 of them" in describe("--model", model, "--dataset", pictures, "--output", part)
     with pytest.raises(ValueError, match=r"was written by .*; choose another file"):
         describe("--model", "other/model", "--dataset", pictures, "--output", part)
+    assert not part.with_name("again.jsonl.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"notes of mine", "line 1 is no JSON"),  # without an end of line, as a line that was cut off
+        (b"\xff\xfe\n", "line 1 is no JSON"),
+        (b'{"file_name": "a.png"}\n[]\n', "was written by None; choose another file"),
+        (b"[]\n", "line 1 describes no image; choose another file"),
+        (b'{"model": "m"}\n', "line 1 describes no image; choose another file"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named_and_stays(content, message, describe, pictures, tmp_path):
+    out = tmp_path / "mine.txt"
+    out.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        describe("--model", "m", "--dataset", pictures, "--output", out)
+    assert out.read_bytes() == content
+    assert not (tmp_path / "mine.txt.part").exists()
+    with pytest.raises(ValueError, match="`batch_size`=0: choose 1 or more"):
+        describe("--model", "m", "--dataset", pictures, "--output", out, "--batch_size", 0)
 
 
 def test_only_the_drawn_images_are_described_and_found_again(describe, model, pictures, tmp_path):

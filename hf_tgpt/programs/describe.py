@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMi
 from ..arguments import add_json_argument
 from ..data import class_names, decode_image, load_splits, sample_few_shot
 from ..data.captions import image_key, undecoded_images
+from ..reading import parse_json
 from ..report import tidy_output
 
 QUESTION = "Describe the {class} in this image in one sentence."
@@ -31,10 +31,12 @@ QUESTION = "Describe the {class} in this image in one sentence."
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Describes as the command line says (None: that of the process).
 
-    Raises ValueError for an output that another model has begun.
+    Raises ValueError for an output that another model has begun or that is something else, which stays as it is.
     """
     # 1. Arguments.
     args = _parser(prog).parse_args(argv)
+    if args.batch_size < 1:
+        raise ValueError(f"`batch_size`={args.batch_size}: choose 1 or more.")
     tidy_output()
 
     # 2. The images, and those that an earlier call has described.
@@ -47,9 +49,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     root = Path(args.dataset.rpartition(":")[2]).expanduser().absolute()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     draft = args.output.with_name(args.output.name + ".part")
-    if args.output.exists() and not draft.exists():
-        shutil.copy(args.output, draft)
-    described = _described(draft, args.model) if draft.exists() else set()
+    begun = next((file for file in (draft, args.output) if file.exists()), None)
+    described = _described(begun, draft, args.model) if begun else set()
     keys = [image_key(record, root) for record in images]
     first = {key: row for row, key in reversed(list(enumerate(keys)))}  # equal pictures have one key and one sentence
     rows = [row for row, key in enumerate(keys) if key not in described and first[key] == row]
@@ -129,15 +130,21 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _described(draft: Path, model: str) -> set[str]:
-    """The images that an unfinished file describes; a line cut off in writing goes, to be written anew."""
-    whole = draft.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
+def _described(begun: Path, draft: Path, model: str) -> set[str]:
+    """The images that a file describes, which goes on as `draft`; of a draft itself, a line cut off in writing goes."""
+    whole = begun.read_bytes()
+    if begun == draft:
+        whole = whole[: whole.rfind(b"\n") + 1]
+    elif whole and not whole.endswith(b"\n"):
+        whole += b"\n"
     described = set()
-    for line in whole.decode().split("\n")[:-1]:
-        entry = json.loads(line)
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        place = f"`output`={str(begun)!r}, line {number}"
+        entry = parse_json(line, place)
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            raise ValueError(f"{place} describes no image; choose another file.")
         if entry.get("model") != model:
-            raise ValueError(f"`output`={str(draft)!r} was written by {entry.get('model')!r}; choose another file.")
+            raise ValueError(f"`output`={str(begun)!r} was written by {entry.get('model')!r}; choose another file.")
         described.add(entry["file_name"])
     draft.write_bytes(whole)
     return described

@@ -110,14 +110,6 @@ def load_trained(clip: CLIPModel, name_or_path: str | os.PathLike[str], **kwargs
     return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)
 
 
-def base_model_of(name_or_path: str | os.PathLike[str]) -> str:
-    """The base model that an adapter or a reference was trained on: a Hub id or folder.
-
-    Raises ValueError if its config does not tell.
-    """
-    return base_and_revision(name_or_path)[0]
-
-
 def results_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """What training measured of an adapter or a reference, its results.json; empty where there is none.
 
@@ -137,7 +129,10 @@ def load_base_model(name_or_path: str | os.PathLike[str], **kwargs: Any) -> CLIP
 
 
 def base_and_revision(name_or_path: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """`base_model_of`, and its revision where that is known."""
+    """The base model that an adapter or a reference was trained on, a Hub id or folder, and its revision where known.
+
+    Raises ValueError if its config does not tell.
+    """
     folder = local_folder(name_or_path)
     if os.path.isfile(os.path.join(folder, NOTE)):
         base, revision = name_here(read_note(folder)["base_model"]), None

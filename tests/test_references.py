@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from hf_tgpt import load_trained
 from hf_tgpt.checkpoint import trained_weights
-from hf_tgpt.loading import base_model_of, change_config, make_classifier
+from hf_tgpt.loading import base_and_revision, change_config, make_classifier
 from hf_tgpt.references import REFERENCES
 from hf_tgpt.training import TrainingConfig, train
 
@@ -85,7 +85,7 @@ def test_a_saved_reference_comes_back(reference, load_clip, tmp_path):
     model.save_pretrained(tmp_path)
     torch.manual_seed(5)
     again = load_trained(load_clip(), tmp_path)
-    assert base_model_of(tmp_path) == clip.name_or_path
+    assert base_and_revision(tmp_path) == (clip.name_or_path, None)
     assert again.class_names == CLASS_NAMES
     with torch.no_grad():
         assert torch.equal(again(pixels(clip)).logits, model(pixels(clip)).logits)
@@ -142,7 +142,7 @@ def test_references_without_their_weights_are_named(load_clip, tmp_path):
 
 def test_an_adapter_that_is_loaded_for_use_is_not_trained_in_silence(adapt, tmp_path):
     adapt(METHODS["maple"]).save_pretrained(tmp_path)
-    model = load_trained(CLIPModel.from_pretrained(base_model_of(tmp_path)), tmp_path)
+    model = load_trained(CLIPModel.from_pretrained(base_and_revision(tmp_path)[0]), tmp_path)
     rows = Dataset.from_dict({"label": [0]}, features=Features({"label": ClassLabel(names=CLASS_NAMES)}))
     with pytest.raises(ValueError, match="is_trainable=True"):
         train(model, SimpleNamespace(dataset=rows), TrainingConfig(), Accelerator(cpu=True), tmp_path / "run")

@@ -1,7 +1,7 @@
 """The arguments of the program `hf-tgpt`; `hf_tgpt.commands` does what they ask for.
 
-Beside the package and not in it: importing anything of `hf_tgpt` imports torch, PEFT and transformers, and help and a
-mistyped option should not wait for those.
+Beside the package and not in it: importing anything of `hf_tgpt` imports torch, PEFT and transformers, for which help
+and a mistyped option should not wait, where they need not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ _PROGRAMS = {
     "evaluate": "an adapter on any data set, beside zero-shot CLIP",
     "describe": "a description of each training image, by a model that looks at pictures",
 }
-_EXIT = "exit status: 0 done; 1 failed; 2 wrong arguments; 3 done, but some files could not be read and were skipped"
+_EXIT = (
+    "exit status: 0 done; 1 failed; 2 wrong arguments; 3 done, but some files could not be read and were skipped; 130 "
+    "stopped by Ctrl-C; 143 training stopped by SIGTERM"
+)
 _ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
 
 
@@ -37,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"hf-tgpt {command}: {error}", file=sys.stderr)
         return 1

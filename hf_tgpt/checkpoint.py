@@ -104,7 +104,11 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 def find_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
     """The newest checkpoint in a run's folder. Each is whole: it has its name only since then."""
-    return max(Path(output_dir).glob("checkpoint-*"), key=_step, default=None)
+    return max(_checkpoints(output_dir), key=_step, default=None)
+
+
+def _checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    return [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
 
 
 def _step(checkpoint: Path) -> int:
@@ -183,7 +187,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
         shutil.rmtree(path, ignore_errors=True)  # a run that is resumed at its end comes here again
         with _explained(path):
             put_in_place(temporary, path)
-        for old in sorted(output_dir.glob("checkpoint-*"), key=_step)[:-keep]:
+        for old in sorted(_checkpoints(output_dir), key=_step)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
 

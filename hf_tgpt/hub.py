@@ -25,6 +25,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
@@ -245,6 +246,8 @@ def _explained(repo_id: str) -> Iterator[None]:
             "There is no token for the Hub; log in with `hf auth login`, or set HF_TOKEN to a token with write "
             "permission."
         ) from error
+    except HFValidationError as error:
+        raise HubError(f"{repo_id}, and no id of a repository, which is USER/NAME; correct it.") from error
     except RevisionNotFoundError as error:
         raise HubError(f"{repo_id} has no such revision; name a branch, tag or commit that it has.") from error
     except HfHubHTTPError as error:

@@ -150,6 +150,15 @@ def local_folder(name_or_path: str | os.PathLike[str], **hub: Any) -> str:
     return name if name.startswith((".", os.sep)) or os.path.isdir(name) else download(name, **hub)
 
 
+def check_device(device: str | torch.device) -> None:
+    """Raises ValueError for a device that there is not."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by its kind, as torch was built
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"`device`={str(device)!r} cannot be used here ({reason}); choose another.") from error
+
+
 def change_config(model: PeftModel | Reference, fields: dict[str, str]) -> dict[str, str]:
     """Sets fields of the active adapter's config, written as JSON or as bare words, such as {"wise_ft": "0.5"}.
 

@@ -60,8 +60,8 @@ def check_engine(accelerator: Accelerator, accumulation_steps: int) -> None:
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
-            "`distributed_type`=FSDP cannot shard a CLIPModel; choose MULTI_GPU (examples/accelerate/multi_gpu.yaml): "
-            "the gradients and optimizer states of an adapter are small, and CLIP itself is frozen."
+            "`distributed_type`=FSDP cannot shard a CLIPModel; train by DDP, `accelerate launch --multi_gpu`: the "
+            "gradients and optimizer states of an adapter are small, and CLIP itself is frozen."
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED and accumulation_steps > 1:
         raise ValueError(

@@ -20,7 +20,7 @@ from .conditioned import ImageConditionedLearner
 from .config import check_class_names
 from .data.transforms import ImageTransform, decode_image
 from .evaluation import for_classes
-from .loading import base_and_revision, load_clip, load_trained, local_folder
+from .loading import base_and_revision, check_device, load_clip, load_trained, local_folder
 from .references import Reference
 
 # Class texts of image-conditioned prompts that are held at a time, one for each pair of image and class.
@@ -56,11 +56,7 @@ def load_classifier(
         >>> classifier("cat.jpg", top_k=2)  # [{"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.1}]
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by its kind, as torch was built
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"`device`={str(device)!r} cannot be used here ({reason}); choose another.") from error
+    check_device(device)
     folder = local_folder(name_or_path, revision=revision)
     base, at = (os.fspath(base_model), None) if base_model else base_and_revision(folder)
     clip = load_clip(base, **({"revision": at} if at else {})).to(device).eval()

@@ -125,6 +125,9 @@ def test_files_that_are_no_pictures_are_skipped_counted_and_listed(adapters, tmp
         (["predict", "{maple}", "{picture}", "--output", "{base}"], "is a folder; name a file"),
         (["predict", "{maple}", "{picture}", "--device", "abacus"], "`device`='abacus' cannot be used here"),
         (["evaluate", "--adapter", "{maple}", "--output", "{base}"], "is a folder; name a file"),
+        (["evaluate", "--adapter", "{maple}", "--picture", "change.jpg"], "does not end with .png"),
+        (["describe", "--model", "m", "--dataset", "d", "--output", "o", "--device", "abacus"], "`device`='abacus'"),
+        (["info", "runs/deep/mistyped"], "runs/deep/mistyped (no folder here), and no id of a repository"),
         (["info", "./missing"], "There is no adapter in './missing'"),
         (["info", "{empty}"], "There is no adapter in"),
         (["export", "{maple}", "{empty}/model"], "ends with .onnx"),
@@ -196,3 +199,12 @@ def test_export_writes_onnx_with_int8_and_what_that_costs(adapters, tmp_path, ca
     assert {path.name for path in output.parent.iterdir()} == {"model.onnx", "model.int8.onnx", "model.json"}
     assert run("export", adapters["coop"], output, "--int8", tmp_path / "data") == 1
     assert "has other classes than the model" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(adapters, monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_tgpt.commands.info", interrupted)
+    assert run("info", adapters["maple"]) == 130
+    assert capsys.readouterr().err == ""

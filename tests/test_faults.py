@@ -189,6 +189,7 @@ def test_a_file_system_that_runs_full_loses_nothing_that_was_saved(checkpoints, 
 def test_two_runs_cannot_write_to_one_folder(clip_folders, tmp_path):
     process = start(tmp_path / "run", clip_folders["plain"], epochs=500)
     while not (tmp_path / "run" / "run.json").exists():
+        assert process.poll() is None
         time.sleep(0.01)
     with pytest.raises(ValueError, match="is being written to by another run; choose another folder"):
         train_in(tmp_path / "run", clip_folders["plain"], True, epochs=500)

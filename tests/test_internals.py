@@ -25,7 +25,7 @@ def takes(function, *names):
     return [name for name in found if name in names] == list(names)
 
 
-def test_peft_finds_a_method_by_an_enum_member_in_its_mappings(tmp_path):
+def test_peft_finds_a_method_in_its_mappings_by_what_a_file_calls_it(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "MAPLE", "class_names": CLASS_NAMES}))
     assert type(PeftConfig.from_pretrained(str(tmp_path))) is METHODS["maple"].config_class, (
         "PEFT looks for its methods elsewhere than in peft.mapping's dictionaries: see hf_tgpt/registry.py."
@@ -78,6 +78,13 @@ def test_peft_saves_what_hangs_on_a_tuner_layer_without_the_adapters_name(adapt)
 def test_peft_publishes_by_push_to_hub():
     assert takes(PeftModel.push_to_hub, "repo_id", "token"), (
         "PeftModel.push_to_hub, which is replaced for our adapters, takes other arguments: see hf_tgpt/hub.py."
+    )
+
+
+def test_peft_asks_about_the_vocabulary_by_a_fourth_argument_of_save_pretrained():
+    names = list(inspect.signature(PeftModel.save_pretrained).parameters)
+    assert names.index("save_embedding_layers") == 4, (
+        "PeftModel.save_pretrained, which is replaced for our adapters, takes other arguments: see hf_tgpt/hub.py."
     )
 
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMi
 from ..arguments import add_json_argument
 from ..data import class_names, decode_image, load_splits, sample_few_shot
 from ..data.captions import image_key, undecoded_images
+from ..loading import check_device
 from ..reading import parse_json
 from ..report import tidy_output
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """
     # 1. Arguments.
     args = _parser(prog).parse_args(argv)
+    check_device(args.device)
     if args.batch_size < 1:
         raise ValueError(f"`batch_size`={args.batch_size}: choose 1 or more.")
     tidy_output()
@@ -60,6 +62,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 3. The model.
     processor = AutoProcessor.from_pretrained(args.model)
+    if not hasattr(processor, "tokenizer"):
+        raise ValueError(f"`model`={args.model!r} writes no text; name an image-to-text or vision-language model.")
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype).to(args.device).eval()
     processor.tokenizer.padding_side = "left"  # generation goes on at the right

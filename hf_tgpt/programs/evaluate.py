@@ -25,7 +25,15 @@ from ..arguments import RECIPES_FOLDER, add_data_arguments, add_json_argument, d
 from ..checkpoint import write_json
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from ..evaluation import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
-from ..loading import base_and_revision, change_config, load_clip, load_trained, make_classifier, results_of
+from ..loading import (
+    base_and_revision,
+    change_config,
+    load_clip,
+    load_trained,
+    local_folder,
+    make_classifier,
+    results_of,
+)
 from ..published import BACKBONE, published_beside, read_published
 from ..references import ZeroShot
 from ..report import accuracies, library_versions, markdown_table, plot_classes, tidy_output
@@ -40,16 +48,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = _parser(prog).parse_args(argv)
     if args.output and args.output.is_dir():
         raise ValueError(f"`output`={str(args.output)!r} is a folder; name a file.")
+    if args.picture and args.picture.suffix != ".png":
+        raise ValueError(f"`picture`={str(args.picture)!r} does not end with .png; name such a file.")
 
     # 2. The base model that the adapter was trained on, unless another copy of it is named; the test pictures.
     tidy_output()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     start = time.perf_counter()
-    published = []
+    folder, published = local_folder(args.adapter, revision=args.revision), []
     if args.compare_with_published:
         rows = read_published(RECIPES_FOLDER / "published.csv")
-        published = published_beside(rows, results_of(args.adapter), args.dataset, args.classes)
-    model_name, revision = (args.model, None) if args.model else base_and_revision(args.adapter)
+        published = published_beside(rows, results_of(folder), args.dataset, args.classes)
+    model_name, revision = (args.model, None) if args.model else base_and_revision(folder)
     at = {"revision": revision} if revision else {}
     clip = load_clip(model_name, **at).to(accelerator.device).eval()
     processor = CLIPImageProcessorPil.from_pretrained(model_name, **at)
@@ -61,7 +71,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 3. Zero-shot and the adapter on the same pictures.
     results = {"adapter": args.adapter, "dataset": args.dataset, "classes": args.classes, "images": len(images)}
-    trained = load_trained(clip, args.adapter)
+    trained = load_trained(clip, folder)
     changes = dict(change.partition("=")[::2] for change in args.change)
     unchanged = change_config(trained, changes) if changes else {}
     try:
@@ -100,6 +110,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         accelerator.print(json.dumps(results, indent=2, ensure_ascii=False))
     else:
         accelerator.print(_in_words(results, model_name, len(names)))
+    accelerator.end_training()
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
@@ -108,6 +119,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--adapter", required=True, help="a folder that training wrote, or an adapter's id on the Hub")
+    add("--revision", help="of the adapter on the Hub")
     add_data_arguments(parser)
     add("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the adapter's config to change; "
         "tells how its answers agree with the unchanged adapter's")  # fmt: skip

@@ -28,6 +28,7 @@ from ..evaluation import evaluate, evaluation_loader
 from ..features import CachedImages, cache_features
 from ..hub import check_repository, push_folder
 from ..loading import load_clip, load_trained, make_classifier
+from ..parallel import check_engine
 from ..report import accuracies, summarise, tidy_output, write_run
 from ..training import train
 
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     tidy_output()
     output_dir = args.output_dir or Path("runs") / f"{args.method}-{datetime.now():%Y%m%d-%H%M%S}"
     accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.log_with, project_dir=output_dir)
+    check_engine(accelerator, config.gradient_accumulation_steps)
     output_dir = prepare_output_dir(output_dir, args.settings, args.resume, accelerator)
     say = (lambda text: None) if args.json else accelerator.print
     say(f"{args.method} on {args.dataset} by {args.config} -> {output_dir}")

@@ -18,7 +18,7 @@ from .data.fewshot import CLASSES
 from .loading import method_configs
 from .reading import read_json
 from .registry import methods
-from .training import TrainingConfig
+from .training_config import TrainingConfig
 
 # Filled from the data and the base model, not by hand.
 _NOT_ARGUMENTS = PEFT_FIELDS | {

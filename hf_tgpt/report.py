@@ -25,7 +25,7 @@ from .checkpoint import put_in_place, trained_weights, write_json
 from .config import PromptConfig
 from .data import find_benchmark
 from .references import Reference
-from .training import TrainingConfig
+from .training_config import TrainingConfig
 from .version import __version__
 
 if TYPE_CHECKING:

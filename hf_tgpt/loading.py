@@ -182,8 +182,5 @@ def change_config(model: PeftModel | Reference, fields: dict[str, str]) -> dict[
         except ValueError:
             value = text
         setattr(config, name, value)
-    try:
-        config.__post_init__()
-    except TypeError as error:
-        raise ValueError(f"`change`: {fields} has a value of another type than the field's ({error}).") from error
+    config.__post_init__()
     return before

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
+from .prompted import SLOT
 from .registry import config_class
-from .tuner import SLOT, PromptTuner
+from .tuner import PromptTuner
 
 _PREFIX = f"base_model.model.{SLOT}.{PromptTuner.prefix}."
 # Parts of a model that the releases save by themselves, in files whose names lack them.

@@ -17,10 +17,11 @@ from .base_model import TOY_CLIP as TOY_CLIP
 from .base_model import name_here
 from .config import read_config, read_method
 from .hub import download
+from .prompted import undo
 from .reading import read_json
 from .references import NOTE, REFERENCES, Reference, load_reference, read_note
 from .registry import config_class, methods
-from .tuner import REVISION, undo
+from .tuner import REVISION
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 

@@ -16,7 +16,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from hf_tgpt.tuner import SLOT, PromptTuner
+from hf_tgpt.prompted import SLOT
+from hf_tgpt.tuner import PromptTuner
 
 
 def takes(function, *names):
@@ -70,7 +71,7 @@ def test_peft_calls_the_base_models_forward(adapt, monkeypatch):
 def test_peft_saves_what_hangs_on_a_tuner_layer_without_the_adapters_name(adapt):
     keys = get_peft_model_state_dict(adapt(METHODS["maple"]))
     assert len(keys) == METHODS["maple"].parameters, (
-        "PEFT saves other tensors of a tuner layer: see PromptSlot and _remove_adapter_name_from_key, hf_tgpt/tuner.py."
+        "PEFT saves other tensors of a tuner layer: see PromptSlot, hf_tgpt/prompted.py."
     )
     assert not any("default" in key for key in keys)
 
@@ -133,14 +134,16 @@ def test_transformers_marks_a_model_that_its_own_load_adapter_gave_an_adapter(ad
     adapt(METHODS["coop"]).save_pretrained(tmp_path)
     clip = load_clip()
     clip.load_adapter(str(tmp_path))
-    assert clip.__dict__["_hf_peft_config_loaded"] is True, "load_adapter leaves another mark: see _detach, tuner.py."
+    assert clip.__dict__["_hf_peft_config_loaded"] is True, (
+        "load_adapter leaves another mark: see detach, hf_tgpt/prompted.py."
+    )
 
 
 def test_transformers_clip_outputs_features_under_these_names(load_clip):
     clip = load_clip()
     out = CLIPModel.forward(clip, input_ids=torch.tensor([[0, 2, 1]]), pixel_values=pixels(clip))
     for name in ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds"):
-        assert name in out, f"CLIP's answer has no {name!r}: follow it in hf_tgpt/tuner.py."
+        assert name in out, f"CLIP's answer has no {name!r}: follow it in hf_tgpt/prompted.py."
     assert "pooler_output" in clip.get_image_features(pixels(clip)), "get_image_features answers in another form."
 
 

@@ -11,6 +11,8 @@ from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import METHODS
 from peft import get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPModel
 
@@ -94,11 +96,16 @@ def test_engines_that_cannot_work_are_refused():
         parallel.check_engine(engine, 2)
 
 
-def test_what_is_refused_of_fsdp_is_what_torch_and_transformers_refuse(load_clip):
+def test_what_is_refused_of_fsdp_is_what_torch_and_transformers_refuse(load_clip, tmp_path):
     """When this fails, FSDP may be worth another try."""
     with pytest.raises(NotImplementedError, match="get_input_embeddings"):
         load_clip().get_input_embeddings()
-    assert load_clip().logit_scale.ndim == 0
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"doesn't support scalar parameters\. Change logit_scale"):
+            fully_shard(load_clip(), mesh=init_device_mesh("cpu", (1,)))
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)

@@ -200,6 +200,8 @@ def test_two_runs_cannot_write_to_one_folder(clip_folders, tmp_path):
 def test_the_newest_checkpoints_stay(clip_folders, tmp_path):
     train_in(tmp_path / "run", clip_folders["plain"], keep_checkpoints=2)
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint*")) == ["checkpoint-12", "checkpoint-16"]
+    (tmp_path / "run" / "checkpoint-mine").mkdir()  # by the name that somebody gave a copy
+    assert find_checkpoint(tmp_path / "run").name == "checkpoint-16"
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

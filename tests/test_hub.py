@@ -285,6 +285,8 @@ def test_an_adapter_is_evaluated_on_the_base_models_commit(clip_folders, hub, tm
     # Other weights would be warned of, and warnings are errors.
     evaluate.main(["--adapter", "me/cats", "--dataset", str(tmp_path / "pictures")])
     assert "me/cats on" in capsys.readouterr().out
+    with pytest.raises(HubError, match="has no such revision"):
+        evaluate.main(["--adapter", "me/cats", "--revision", "older", "--dataset", str(tmp_path / "pictures")])
 
 
 def test_licences_of_base_and_data_are_told_where_their_cards_tell_them(adapt, run, hub):

@@ -23,6 +23,7 @@ from peft import get_peft_model, get_peft_model_state_dict
 from test_training import COLOURS, images
 from transformers import AutoTokenizer, CLIPModel
 
+from hf_tgpt import checkpoint
 from hf_tgpt.checkpoint import find_checkpoint, prepare_output_dir, write_json
 from hf_tgpt.evaluation import evaluation_loader
 from hf_tgpt.training import TrainingConfig, all_finite, train
@@ -183,6 +184,24 @@ def test_a_file_system_that_runs_full_loses_nothing_that_was_saved(checkpoints, 
     assert find_checkpoint(folder).name == f"checkpoint-{4 * int(checkpoints)}"
     disk(64 * size)
     resumed, _ = train_in(folder, clip_folders["plain"], True, keep_checkpoints=9)
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+
+
+def test_rights_that_are_lost_on_the_way_lose_nothing_that_was_saved(clip_folders, tmp_path, monkeypatch):
+    expected, _ = train_in(tmp_path / "whole", clip_folders["plain"])
+    original = checkpoint.put_in_place
+
+    def refuse(temporary, path):
+        if path.name == "checkpoint-12":
+            raise PermissionError(13, "Permission denied", str(path))
+        original(temporary, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "put_in_place", refuse)
+        with pytest.raises(OSError, match=r"Permission denied.*checkpoint-8 is whole\. Make room or mend the rights"):
+            train_in(tmp_path / "run", clip_folders["plain"])
+    readable(tmp_path / "run")
+    resumed, _ = train_in(tmp_path / "run", clip_folders["plain"], True)
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 
 

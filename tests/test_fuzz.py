@@ -1,6 +1,6 @@
 """Damaged files of every kind that is read here: a clear error that names the file, in time and without eating memory.
 
-HF_TGPT_FUZZ sets how many damaged files each reader gets, 100 by default; those that build a data set or a model for
+HF_TGPT_FUZZ sets how many damaged files each reader gets, 50 by default; those that build a data set or a model for
 each get a tenth. tests/FAULTS.md has the figures of 10,000.
 """
 
@@ -47,7 +47,7 @@ from hf_tgpt.loading import results_of
 from hf_tgpt.published import FIELDS, read_published
 from hf_tgpt.references import REFERENCES, load_reference
 
-INPUTS = int(os.environ.get("HF_TGPT_FUZZ", "100"))
+INPUTS = int(os.environ.get("HF_TGPT_FUZZ", "50"))
 SECONDS, GIGABYTES = 10, 2
 CLASSES = ["cat", "dog"]
 FIELD = re.compile(r"`\w+(\[\d+\])?`|argument --\w+")  # a message names the file, or the field in it

@@ -43,7 +43,9 @@ def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Te
     return [dict(zip(batch, piece, strict=True)) for piece in pieces]
 
 
-def of_the_whole_batch(model: nn.Module, batch: dict, parts: int, accelerator: Accelerator) -> dict[str, dict]:
+def of_the_whole_batch(
+    model: nn.Module, batch: dict[str, torch.Tensor], parts: int, accelerator: Accelerator
+) -> dict[str, dict[str, torch.Tensor]]:
     """What a method has to know of a step's batch over all processes and parts to give the same loss in any number."""
     count = getattr(accelerator.unwrap_model(model), "tokens_per_image", None)
     if count is None or parts * accelerator.num_processes == 1:

@@ -263,6 +263,9 @@ class TestAdapterFolder:
             ({"base_model_dimensions": [1]}, r"`base_model_dimensions`=\[1\]: choose a value of type dict"),
             ({"base_model_fingerprint": "abc"}, "`base_model_fingerprint`='abc'"),
             ({"trained_on": "data"}, "`trained_on`='data'"),
+            ({"revision": {"a": 1}}, "`revision`={'a': 1}: name a branch, tag or commit"),
+            ({"base_model_name_or_path": [1]}, r"`base_model_name_or_path`=\[1\]"),
+            ({"initial_text": 3}, "`initial_text`=3: choose a value of type str"),
         ],
     )
     def test_with_a_config_of_nonsense(self, fields, message, folder, load_clip):

@@ -5,6 +5,8 @@ import json
 import tarfile
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
@@ -196,3 +198,10 @@ def test_a_line_that_is_no_json_object_is_named_before_arrow_sees_it(line, tmp_p
         file.write(line + "\n")
     with pytest.raises(ValueError, match=r"train\.jsonl, line 4"):
         load_splits(tmp_path)
+
+
+def test_strings_of_a_parquet_file_that_are_no_utf_8_are_refused_by_its_name(tmp_path):
+    paths = pa.array([b"cat/\xe1.png"] * 4, pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": paths, "label": ["cat", "dog"] * 2}), tmp_path / "all.parquet")
+    with pytest.raises(ValueError, match=r"all\.parquet could not be read .*UTF"):
+        load_splits(tmp_path / "all.parquet")

@@ -44,9 +44,10 @@ from peft import get_peft_model
 from transformers import AutoTokenizer
 
 import hf_tgpt
-from hf_tgpt.checkpoint import write_json
-from hf_tgpt.data.toyscenes import BACKGROUNDS, COLOURS, SHAPES, SURFACES
-from hf_tgpt.report import markdown_table, peak_memory_bytes, tidy_output
+from hf_tgpt.utils.files import write_json
+from hf_tgpt.data.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, SURFACES
+from hf_tgpt.cli.output import markdown_table, tidy_output
+from hf_tgpt.training.results import peak_memory_bytes
 
 OURS, CACHED, REFERENCE, FLOOR = "ours", "ours, cached features", "reference", "floor"
 TRUNCATED, PACKED, CHECKPOINTING = "truncated", "packed", "checkpointing"
@@ -439,7 +440,7 @@ def tgpt(clip, learner, pixel_values, labels=None, caption_ids=None):
         eos = torch.full((len(prompts),), prompts.shape[1] + 2, device=prompts.device)
         return read(clip, torch.cat([before, prompts, after], dim=1), eos)
 
-    def spelling(prompts, ids, eos):
+    def normalized_name(prompts, ids, eos):
         length = prompts.shape[1]
         ids = ids.masked_fill(torch.arange(ids.shape[1], device=ids.device) > eos[:, None], -100)[:, 1 : 1 + length]
         scores = prompts @ clip.text_model.embeddings.token_embedding.weight.T  # (b, n, v)
@@ -451,8 +452,8 @@ def tgpt(clip, learner, pixel_values, labels=None, caption_ids=None):
     if labels is None:
         return answer(logits, labels)
     end = caption_ids == learner.frame_ids[0, -1]
-    more = spelling(category, learner.category_ids[labels], learner.category_eos[labels])
-    return answer(logits, labels, more + spelling(content, caption_ids, end.int().argmax(-1)))
+    more = normalized_name(category, learner.category_ids[labels], learner.category_eos[labels])
+    return answer(logits, labels, more + normalized_name(content, caption_ids, end.int().argmax(-1)))
 
 
 def bond(bonder, queries, tokens):

@@ -24,9 +24,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:] = [path for path in sys.path if Path(path) != HERE]  # evaluate.py there hides the library
 
-from hf_tgpt.arguments import add_data_arguments
-from hf_tgpt.checkpoint import lock_folder
-from hf_tgpt.report import markdown_table, plot_bars, plot_shots
+from hf_tgpt.cli.arguments import add_data_arguments
+from hf_tgpt.training.run_folder import lock_folder
+from hf_tgpt.cli.output import markdown_table
+from hf_tgpt.evaluation.plots import plot_bars, plot_shots
 
 # What --methods knows by name: a method of train.py and its options.
 METHODS = {

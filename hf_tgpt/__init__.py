@@ -1,34 +1,90 @@
-"""Prompt learning for CLIP as PEFT adapters. Importing this package registers its methods with PEFT."""
+"""Few-shot learning with CLIP as PEFT adapters. Importing this package makes its methods known to PEFT.
 
+Names are imported when they are first used, and PEFT is told of the methods when it is imported itself, so that
+`import hf_tgpt` waits for neither.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .convert import adapter_from_release as adapter_from_release
-from .convert import convert_original_state_dict as convert_original_state_dict
-from .convert import convert_to_original_state_dict as convert_to_original_state_dict
-from .hub import HubError as HubError
-from .hub import push_folder as push_folder
-from .loading import TOY_CLIP as TOY_CLIP
-from .loading import load_adapter as load_adapter
-from .loading import load_base_model as load_base_model
-from .loading import load_clip as load_clip
-from .loading import load_trained as load_trained
-from .methods import CoCoOpConfig as CoCoOpConfig
-from .methods import CoOpConfig as CoOpConfig
-from .methods import IVLPConfig as IVLPConfig
-from .methods import MaPLeConfig as MaPLeConfig
-from .methods import MutualPromptConfig as MutualPromptConfig
-from .methods import TGPTConfig as TGPTConfig
-from .registry import config_class as config_class
-from .registry import methods as methods
-from .version import __version__ as __version__
+from .utils.imports import when_imported
+from .utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .predict import load_classifier as load_classifier
+    from .encoders.loading import load_clip as load_clip
+    from .evaluation.accuracy import for_classes as for_classes
+    from .hub.client import HubError as HubError
+    from .hub.convert import adapter_from_release as adapter_from_release
+    from .hub.convert import convert_original_state_dict as convert_original_state_dict
+    from .hub.convert import convert_to_original_state_dict as convert_to_original_state_dict
+    from .hub.loading import load_adapter as load_adapter
+    from .hub.loading import load_base_model as load_base_model
+    from .hub.loading import load_trained as load_trained
+    from .hub.push import push_folder as push_folder
+    from .inference.classifier import Classifier as Classifier
+    from .inference.classifier import load_classifier as load_classifier
+    from .methods import CoCoOpConfig as CoCoOpConfig
+    from .methods import CoOpConfig as CoOpConfig
+    from .methods import IVLPConfig as IVLPConfig
+    from .methods import LinearProbeConfig as LinearProbeConfig
+    from .methods import LoRAConfig as LoRAConfig
+    from .methods import MaPLeConfig as MaPLeConfig
+    from .methods import MutualPromptConfig as MutualPromptConfig
+    from .methods import TGPTConfig as TGPTConfig
+    from .methods import ZeroShotConfig as ZeroShotConfig
+    from .methods import available_methods as available_methods
+    from .methods import config_class as config_class
+    from .utils.names import TOY_CLIP as TOY_CLIP
+
+# Where each public name is.
+_NAMES = {
+    "encoders.loading": ["load_clip"],
+    "evaluation.accuracy": ["for_classes"],
+    "hub.client": ["HubError"],
+    "hub.convert": ["adapter_from_release", "convert_original_state_dict", "convert_to_original_state_dict"],
+    "hub.loading": ["load_adapter", "load_base_model", "load_trained"],
+    "hub.push": ["push_folder"],
+    "inference.classifier": ["Classifier", "load_classifier"],
+    "methods": [
+        "CoCoOpConfig",
+        "CoOpConfig",
+        "IVLPConfig",
+        "LinearProbeConfig",
+        "LoRAConfig",
+        "MaPLeConfig",
+        "MutualPromptConfig",
+        "TGPTConfig",
+        "ZeroShotConfig",
+        "available_methods",
+        "config_class",
+    ],
+    "utils.names": ["TOY_CLIP"],
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_FOLDERS = ("adapters", "cli", "data", "encoders", "evaluation", "hub", "inference", "methods", "texts", "training")
+__all__ = ["__version__", *sorted(_MODULES)]  # a test holds it against the imports above
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_classifier":  # it reads pictures, and so imports datasets, which training your own way need not
-        from .predict import load_classifier
-
-        return load_classifier
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    if name in _FOLDERS:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_FOLDERS]
+
+
+def _tell_peft() -> None:
+    """Registers the methods, and has PEFT publish adapters of this package and write their cards by its own means."""
+    from . import methods as methods  # importing a method registers it
+    from .adapters import peft_hooks
+    from .hub.card import replace_empty_card
+    from .hub.push import push_model
+
+    peft_hooks.install(push_model, replace_empty_card)
+
+
+when_imported("peft", _tell_peft)

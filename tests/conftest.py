@@ -11,13 +11,34 @@ import transformers
 from hub_server import Hub
 from huggingface_hub import constants
 from peft import PeftConfig, get_peft_model
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    MetaClip2Config,
+    MetaClip2Model,
+    PreTrainedTokenizerFast,
+)
 
-from hf_tgpt import CoCoOpConfig, CoOpConfig, IVLPConfig, MaPLeConfig, MutualPromptConfig, TGPTConfig
+from hf_tgpt import (
+    CoCoOpConfig,
+    CoOpConfig,
+    IVLPConfig,
+    LinearProbeConfig,
+    MaPLeConfig,
+    MutualPromptConfig,
+    TGPTConfig,
+    config_class,
+)
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 
-GOLDEN = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+GOLDEN = TESTS / "golden"
 CLASS_NAMES = ["cat", "red circle", "blue striped square", "forest"]
 
 
@@ -34,6 +55,10 @@ class Method:
     def config(self, class_names=CLASS_NAMES, **fields):
         return self.config_class(class_names=class_names, **(self.fields | fields))
 
+    def has(self, name):
+        """Whether its config has a field of this name."""
+        return name in self.config_class.__dataclass_fields__
+
 
 METHODS = {
     "maple": Method(MaPLeConfig, {"prompt_depth": 2}, parameters=6),
@@ -42,6 +67,7 @@ METHODS = {
     "cocoop": Method(CoCoOpConfig, {"reduction": 2}, parameters=5, conditioned=True),
     "mutual_prompt": Method(MutualPromptConfig, {"top_k": 2, "reduction": 2}, parameters=10, conditioned=True),
     "ivlp": Method(IVLPConfig, {"text_prompt_depth": 2, "vision_prompt_depth": 2}, parameters=4),
+    "linear_probe": Method(LinearProbeConfig, parameters=2, open=False),
 }
 
 # Widths, depths, context, patch, projection: no two alike.
@@ -49,20 +75,21 @@ SHAPES = {
     "plain": dict(text=(32, 2), vision=(48, 3), projection=32, context=30, image=32, patch=16),
     "narrow_projection": dict(text=(40, 3), vision=(24, 2), projection=16, context=24, image=24, patch=8),
     "legacy_eos": dict(text=(64, 2), vision=(32, 4), projection=64, context=77, image=48, patch=16),
+    "metaclip_2": dict(text=(48, 2), vision=(40, 2), projection=24, context=32, image=32, patch=8),
 }
 
 
 def make_clip(shape: str, folder: Path) -> str:
     """Writes a random CLIP with the golden tokenizer's files to `folder`."""
-    sizes = SHAPES[shape]
-    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "clip")
+    sizes, metaclip = SHAPES[shape], shape == "metaclip_2"
+    tokenizer = metaclip_tokenizer() if metaclip else AutoTokenizer.from_pretrained(GOLDEN / "clip")
     # OpenAI's first configs name token 2 as EOS and mean the highest id, which CLIP looks for when it reads a 2.
     eos = 2 if shape == "legacy_eos" else tokenizer.eos_token_id
 
     def tower(width, layers):
         return dict(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4)
 
-    config = CLIPConfig(
+    config = (MetaClip2Config if metaclip else CLIPConfig)(
         projection_dim=sizes["projection"],
         text_config=tower(*sizes["text"])
         | dict(
@@ -75,9 +102,27 @@ def make_clip(shape: str, folder: Path) -> str:
         vision_config=tower(*sizes["vision"]) | dict(image_size=sizes["image"], patch_size=sizes["patch"]),
     )
     torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
+    (MetaClip2Model if metaclip else CLIPModel)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    size = sizes["image"]
+    CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(
+        folder
+    )
     return str(folder)
+
+
+def metaclip_tokenizer():
+    """The golden tokenizer's words behind MetaCLIP 2's special tokens: BOS is 0, padding 1 and EOS really is 2."""
+    golden = AutoTokenizer.from_pretrained(GOLDEN / "clip")
+    words = sorted(word for word in golden.get_vocab() if word not in golden.all_special_tokens)
+    vocabulary = {word: number for number, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -95,8 +140,8 @@ def clip_folders(tmp_path_factory):
 
 @pytest.fixture
 def load_clip(clip_folders):
-    """load_clip("plain") -> a fresh CLIPModel in evaluation mode."""
-    return lambda shape="plain", **kwargs: CLIPModel.from_pretrained(clip_folders[shape], **kwargs).eval()
+    """load_clip("plain") -> a fresh model in evaluation mode."""
+    return lambda shape="plain", **kwargs: AutoModel.from_pretrained(clip_folders[shape], **kwargs).eval()
 
 
 @pytest.fixture
@@ -153,4 +198,9 @@ def pixels(model, count=3, seed=0):
 
 def token_ids(model, sentences):
     """Padded ids, as a user of CLIP would make them."""
-    return AutoTokenizer.from_pretrained(GOLDEN / "clip")(sentences, padding=True, return_tensors="pt").input_ids
+    return AutoTokenizer.from_pretrained(model.name_or_path)(sentences, padding=True, return_tensors="pt").input_ids
+
+
+def make_classifier(method, clip, class_names, **fields):
+    """A method on a base model, to be trained."""
+    return config_class(method)(class_names=class_names, **fields).build(clip)

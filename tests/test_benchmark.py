@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS, pixels, token_ids
+from conftest import METHODS, ROOT, pixels, token_ids
 from transformers.models.clip.modeling_clip import CLIPMLP
 
 from hf_tgpt import towers
@@ -20,7 +20,7 @@ LABELS = torch.tensor([0, 3, 1])
 @pytest.fixture
 def example(monkeypatch):
     """example("benchmark") -> the module examples/benchmark.py."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield importlib.import_module
     sys.modules.pop("benchmark", None)
 
@@ -178,7 +178,7 @@ def test_class_names_are_accepted_by_the_thousand(example):
 
 
 def test_loading_is_measured_with_and_without_workers(monkeypatch, capsys):
-    program = Path(__file__).parents[1] / "examples" / "benchmark_loading.py"
+    program = ROOT / "examples" / "benchmark_loading.py"
     monkeypatch.setattr(sys, "argv", [program.name, "--batch", "64", "--workers", "0", "1"])
     runpy.run_path(str(program), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()

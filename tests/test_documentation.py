@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from string import Template
 
+from conftest import ROOT
 import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -23,9 +24,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 import hf_tgpt
 import hf_tgpt_cli
 from hf_tgpt import CoOpConfig, MaPLeConfig
-from hf_tgpt.arguments import add_data_arguments, add_run_arguments, parse_arguments
+from hf_tgpt.cli.arguments import add_data_arguments, add_run_arguments, parse_arguments
 
-ROOT = Path(__file__).parents[1]
 # Those of hf_tgpt/recipes are in test_recipes.py, the cards' snippets in test_card.py.
 DOCUMENTS = [path for path in sorted(ROOT.rglob("*.md")) if not {"frozen", "recipes", ".git"} & set(path.parts)]
 DOCUMENTS = [path for path in DOCUMENTS if path.parent.parent.name != "model_cards"]

@@ -5,12 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import CLASS_NAMES
+from conftest import CLASS_NAMES, ROOT
 from peft import get_peft_model
 
 from hf_tgpt import MaPLeConfig, load_clip
 
-ROOT = Path(__file__).parents[1]
 # Python itself tells of every connection and every name that is looked up, whatever becomes of the error.
 SENTINEL = """
 import sys, traceback

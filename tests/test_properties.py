@@ -14,7 +14,7 @@ from peft import get_peft_model
 from PIL import Image
 
 from hf_tgpt.data import ImageTransform, sample_few_shot
-from hf_tgpt.data.naming import clean_class_name, read_class_names, spelling
+from hf_tgpt.data.class_lists import clean_class_name, read_class_names, normalized_name
 
 EACH = dict(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
@@ -67,7 +67,7 @@ def test_names_come_back_from_a_file_without_the_blanks_around_them(names, tmp_p
 @settings(max_examples=200, **EACH)
 def test_cleaning_a_name_twice_is_cleaning_it_once_and_keeps_its_spelling(name):
     assert clean_class_name(clean_class_name(name)) == clean_class_name(name)
-    assert spelling(clean_class_name(name)) == spelling(name)
+    assert normalized_name(clean_class_name(name)) == normalized_name(name)
 
 
 @settings(max_examples=4, **EACH)

@@ -10,7 +10,7 @@ import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .naming import read_class_names, spelling
+from .class_lists import normalized_name, read_class_names
 
 _FOLDER = Path(__file__).parent / "benchmark_classes"
 
@@ -85,13 +85,13 @@ def find_benchmark(source: str) -> tuple[Benchmark | None, str | None]:
     """
     name, _, folder = source.partition(":")
     for entry in _ENTRIES:
-        if spelling(name) in (spelling(entry.name), spelling(entry.title)):
+        if normalized_name(name) in (normalized_name(entry.name), normalized_name(entry.title)):
             return entry, folder or None
     return None, None
 
 
 def nearest_benchmarks(source: str) -> list[str]:
     """The catalogue's names that look most like this one, at most three."""
-    known = {spelling(word): entry.name for entry in _ENTRIES for word in (entry.name, entry.title)}
-    near = difflib.get_close_matches(spelling(source.partition(":")[0]), list(known), n=4, cutoff=0.5)
+    known = {normalized_name(word): entry.name for entry in _ENTRIES for word in (entry.name, entry.title)}
+    near = difflib.get_close_matches(normalized_name(source.partition(":")[0]), list(known), n=4, cutoff=0.5)
     return list(dict.fromkeys(known[word] for word in near))[:3]

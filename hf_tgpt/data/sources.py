@@ -10,15 +10,15 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from .benchmarks import Benchmark, find_benchmark, nearest_benchmarks
-from .captions import caption_folder
-from .columns import check_captions, find_columns, is_labelled, label_names, to_canonical
-from .coop import load_coop_split, select_draw
+from .class_lists import clean_class_names, normalized_name, read_class_names, rename_classes
 from .duplicates import warn_of_duplicates
 from .fewshot import split_each_class
-from .folders import SPLIT_NAMES, load_folder, subfolders
-from .naming import clean_class_names, read_class_names, rename_classes, spelling
-from .tables import TABLE_SUFFIXES, class_list, find_tables, load_tables
-from .toyworld import load_toyworld
+from .readers.captions import caption_folder
+from .readers.columns import check_captions, find_columns, is_labelled, label_names, to_canonical
+from .readers.coop import load_coop_split, select_draw
+from .readers.folders import SPLIT_NAMES, load_folder, subfolders
+from .readers.tables import TABLE_SUFFIXES, class_list, find_tables, load_tables
+from .toyworld.world import load_toyworld
 
 
 def load_splits(
@@ -194,7 +194,8 @@ def _name_as_catalogue(splits: DatasetDict, benchmark: Benchmark) -> DatasetDict
     if (
         benchmark.by_position
         and len(found) == len(given)
-        and not {spelling(name) for name in found} <= {spelling(name) for pair in given.items() for name in pair}
+        and not {normalized_name(name) for name in found}
+        <= {normalized_name(name) for pair in given.items() for name in pair}
     ):
         return rename_classes(splits, list(given.values()))
     try:

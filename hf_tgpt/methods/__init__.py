@@ -1,8 +1,47 @@
-"""One file for each method; importing it registers it."""
+"""One file for each method and its paper; importing it registers it with PEFT.
 
+A package of somebody else's adds a method by an entry point of the group "hf_tgpt.methods" that names its module.
+"""
+
+import warnings
+from importlib.metadata import entry_points
+
+from ..adapters.config import PromptConfig
+from ..adapters.registry import plain_name, registered_methods
 from .cocoop import CoCoOpConfig as CoCoOpConfig
 from .coop import CoOpConfig as CoOpConfig
 from .ivlp import IVLPConfig as IVLPConfig
+from .linear_probe import LinearProbeConfig as LinearProbeConfig
+from .lora import LoRAConfig as LoRAConfig
 from .maple import MaPLeConfig as MaPLeConfig
 from .mutual import MutualPromptConfig as MutualPromptConfig
 from .tgpt import TGPTConfig as TGPTConfig
+from .zero_shot import ZeroShotConfig as ZeroShotConfig
+
+for _entry_point in entry_points(group="hf_tgpt.methods"):
+    try:
+        _entry_point.load()
+    except Exception as error:  # whatever is wrong with it, the other methods work
+        warnings.warn(
+            f"The method {_entry_point.name!r} of the package {getattr(_entry_point.dist, 'name', '?')!r} cannot be "
+            f"used ({type(error).__name__}: {error}); update or uninstall that package.",
+            stacklevel=2,
+        )
+
+
+def available_methods() -> dict[str, type[PromptConfig]]:
+    """All methods by their names: {"maple": MaPLeConfig, ...}."""
+    return dict(sorted(registered_methods().items())) | {"lora": LoRAConfig}
+
+
+def method_name(method: str) -> str:
+    """A method's own name for "MaPLe", "zero-shot" and the like. Raises ValueError for an unknown one."""
+    names = {plain_name(name): name for name in available_methods()}
+    if not isinstance(method, str) or plain_name(method) not in names:
+        raise ValueError(f"`method`={method!r} is unknown; choose one of {', '.join(available_methods())}.")
+    return names[plain_name(method)]
+
+
+def config_class(method: str) -> type[PromptConfig]:
+    """The config of a method by its name. Raises ValueError for an unknown one."""
+    return available_methods()[method_name(method)]

@@ -4,38 +4,39 @@ Source: Zhou, Yang, Loy, Liu: Conditional Prompt Learning for Vision-Language Mo
 section 3.2.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import CLIPModel
 
-from ..classes import initial_prompts
-from ..conditioned import ImageConditionedLearner
-from ..config import PromptConfig, documented
-from ..registry import register
+from ..adapters.config import TextPromptConfig
+from ..adapters.image_conditioned import ImageConditionedLearner
+from ..adapters.open_learner import prompts_in
+from ..adapters.registry import register
+from ..encoders import DualEncoder
+from ..texts.sentences import initial_prompts
+from ..utils.fields import at_least, checked, documented
 
 
-@dataclass
-class CoCoOpConfig(PromptConfig):
+@checked
+class CoCoOpConfig(TextPromptConfig):
     """Configuration of CoCoOp.
 
     Example:
         >>> config = CoCoOpConfig(class_names=["cat", "dog"], prompt_length=4)
     """
 
-    prompt_length: int = documented(4, "n, learned text tokens (N_CTX of the release). Default: the paper's.")
-    reduction: int = documented(
-        16, "The image feature's width d over that of the bottleneck it passes through. Default: the paper's."
+    prompt_length: int = documented(
+        4,
+        "n, learned text tokens (N_CTX of the release). Default: the paper's.",
+        at_least(1, "learn at least 1 token."),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("prompt_length", self.prompt_length >= 1, "learn at least 1 token.")
-        self.require("reduction", self.reduction >= 1, "choose 1 or more.")
+    reduction: int = documented(
+        16,
+        "The image feature's width d over that of the bottleneck it passes through. Default: the paper's.",
+        at_least(1),
+    )
 
 
 class CoCoOp(ImageConditionedLearner):
@@ -58,14 +59,23 @@ class CoCoOp(ImageConditionedLearner):
         },
     }
 
-    def __init__(self, config: CoCoOpConfig, clip: CLIPModel):
-        super().__init__(config, clip)
-        text_width, width = clip.config.text_config.hidden_size, clip.config.projection_dim
+    def __init__(self, config: CoCoOpConfig, encoder: DualEncoder):
+        super().__init__(config, encoder)
+        shape = encoder.shape()
+        width = shape["projection_width"]
         narrow = max(1, width // config.reduction)
         self.text_prompts = nn.Parameter(
-            initial_prompts(self.tokenizer(clip), clip, config.initial_text, config.prompt_length)
+            initial_prompts(self.tokenizer(encoder), encoder, config.initial_text, config.prompt_length)
         )
-        self.shift = nn.Sequential(nn.Linear(width, narrow), nn.ReLU(), nn.Linear(narrow, text_width))
+        self.shift = nn.Sequential(nn.Linear(width, narrow), nn.ReLU(), nn.Linear(narrow, shape["text_width"]))
+
+    @classmethod
+    def fields_of_weights(cls, weights: dict[str, torch.Tensor], class_names: Sequence[str]) -> dict[str, Any]:
+        sizes = {"prompt_length": prompts_in(weights, "text_prompts")}
+        if "shift.0.weight" in weights:
+            narrow, width = weights["shift.0.weight"].shape
+            sizes["reduction"] = width // narrow
+        return sizes
 
     def prompts(self, image_features: torch.Tensor) -> torch.Tensor:
         return self.text_prompts + self.shift(image_features)[:, None]  # v_m + h(x0): (b, n, d_t)

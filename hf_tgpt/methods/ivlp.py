@@ -5,25 +5,26 @@ Multi-modal Prompt Learning, CVPR 2023, arXiv 2210.03117, section 4.2, and in it
 Chen, Cardie, Belongie, Hariharan, Lim: Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119 (VPT-Deep).
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import CLIPModel
 
-from ..classes import initial_prompts, words
-from ..config import PromptConfig, documented
-from ..learner import OpenPromptLearner
-from ..packing import Packing
-from ..registry import register
-from ..towers import after_bos, encode_image, encode_text, token_embeddings
+from ..adapters.config import TextPromptConfig
+from ..adapters.open_learner import OpenPromptLearner, prompts_in
+from ..adapters.registry import register
+from ..encoders import DualEncoder
+from ..encoders.packing import Packing
+from ..encoders.walk import encode_image, encode_text
+from ..texts.sentences import initial_prompts, word_ids
+from ..utils.fields import at_least, checked, documented
+
+_NONE = "choose 0 (no prompts in this tower) or more."
 
 
-@dataclass
-class IVLPConfig(PromptConfig):
+@checked
+class IVLPConfig(TextPromptConfig):
     """Configuration of independent vision-language prompting.
 
     Example:
@@ -34,27 +35,30 @@ class IVLPConfig(PromptConfig):
         2,
         "Learned tokens in the text tower (N_CTX_TEXT of the release). Default: as released. 0: none, and plain class "
         "sentences; initial_text None then means 'a photo of a'.",
+        at_least(0, _NONE),
     )
     vision_prompt_length: int = documented(
-        2, "Learned tokens in the vision tower (N_CTX_VISION of the release). Default: as released. 0: none."
+        2,
+        "Learned tokens in the vision tower (N_CTX_VISION of the release). Default: as released. 0: none.",
+        at_least(0, _NONE),
     )
     text_prompt_depth: int = documented(
         9,
         "First layers of the text tower with prompts of their own, 0 (none) to its layers (PROMPT_DEPTH_TEXT of the "
         "release, 12 there). Default: MaPLe's. Ignored if text_prompt_length is 0.",
+        at_least(0, _NONE),
     )
     vision_prompt_depth: int = documented(
         9,
         "First layers of the vision tower with prompts of their own, 0 (none) to its layers (PROMPT_DEPTH_VISION of "
         "the release, 12 there). Default: MaPLe's. Ignored if vision_prompt_length is 0.",
+        at_least(0, _NONE),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fields = [f"{tower}_prompt_{size}" for tower in ("text", "vision") for size in ("length", "depth")]
-        for name in fields:
-            self.require(name, getattr(self, name) >= 0, "choose 0 (no prompts in this tower) or more.")
         if not self.depth("text") and not self.depth("vision"):
+            fields = [f"{tower}_prompt_{size}" for tower in ("text", "vision") for size in ("length", "depth")]
             values = ", ".join(f"`{name}`={getattr(self, name)}" for name in fields)
             raise ValueError(f"{values}: nothing would be learned; give one tower a length and a depth of 1 or more.")
         if not self.depth("text") and self.initial_text is None:
@@ -98,45 +102,52 @@ class IVLP(OpenPromptLearner):
         },
     }
 
-    def __init__(self, config: IVLPConfig, clip: CLIPModel):
+    def __init__(self, config: IVLPConfig, encoder: DualEncoder):
         for tower in ("text", "vision"):
-            layers = getattr(clip.config, f"{tower}_config").num_hidden_layers
+            layers = encoder.shape()[f"{tower}_layers"]
             remedy = f"the {tower} tower has {layers} layers; choose 0 to {layers}."
             config.require(f"{tower}_prompt_depth", config.depth(tower) <= layers, remedy)
-        super().__init__(config, clip)
-        self.text_prompts, self.vision_prompts = (random_prompts(config, clip, tower) for tower in ("text", "vision"))
+        super().__init__(config, encoder)
+        self.text_prompts = random_prompts(config, encoder, "text")
+        self.vision_prompts = random_prompts(config, encoder, "vision")
         if len(self.text_prompts):
-            tokenizer, text, length = self.tokenizer(clip), config.initial_text, config.prompt_length
-            found = length if text is None else len(words(tokenizer, text))
-            remedy = f"`initial_text`={text!r} has {found} tokens to start from; use fewer, or initial_text=None."
-            config.require("text_prompt_length", length <= found, remedy)
-            self.text_prompts[0] = initial_prompts(tokenizer, clip, text, length)
+            tokenizer, text, length = self.tokenizer(encoder), config.initial_text, config.prompt_length
+            words = length if text is None else len(word_ids(tokenizer, text))
+            remedy = f"`initial_text`={text!r} has {words} tokens to start from; use fewer, or initial_text=None."
+            config.require("text_prompt_length", length <= words, remedy)
+            self.text_prompts[0] = initial_prompts(tokenizer, encoder, text, length)
+
+    @classmethod
+    def fields_of_weights(cls, weights: dict[str, torch.Tensor], class_names: Sequence[str]) -> dict[str, Any]:
+        sizes = {}
+        for tower in ("text", "vision"):
+            sizes[f"{tower}_prompt_length"] = prompts_in(weights, f"{tower}_prompts.0")
+            sizes[f"{tower}_prompt_depth"] = sum(name.startswith(f"{tower}_prompts.") for name in weights)
+        return sizes
 
     def text_weights(self) -> nn.ParameterList:
         return self.text_prompts
 
     def text_features(
-        self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, packing: Packing | None = None
+        self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, packing: Packing | None = None
     ) -> torch.Tensor:
-        packing = packing or self.pack(clip, input_ids, eos)
-        embeddings = nn.functional.embedding(input_ids, token_embeddings(clip))  # (s, t, d_t)
-        if len(self.text_prompts):
-            embeddings = after_bos(embeddings, self.text_prompts[0])  # (s, t, d_t)
-        return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:], packing)  # (s, d)
+        packing = packing or self.pack(encoder, input_ids, ends)
+        words = nn.functional.embedding(input_ids, encoder.words())  # (s, t, d_t)
+        return encode_text(encoder, words, ends, dict(enumerate(self.text_prompts)), packing)  # (s, d)
 
-    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return encode_image(clip, pixel_values, list(self.vision_prompts), **kwargs)  # (b, d)
+    def image_features(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return encode_image(encoder, pixel_values, dict(enumerate(self.vision_prompts)), **kwargs)  # (b, d)
 
     @property
     def vision_is_frozen(self) -> bool:
         return not len(self.vision_prompts)
 
 
-def random_prompts(config: IVLPConfig, clip: CLIPModel, tower: str) -> nn.ParameterList:
+def random_prompts(config: IVLPConfig, encoder: DualEncoder, tower: str) -> nn.ParameterList:
     """N(0, 0.02) for every layer of the "text" or "vision" tower that gets prompts."""
-    length, width = getattr(config, f"{tower}_prompt_length"), getattr(clip.config, f"{tower}_config").hidden_size
-    prompts = (torch.empty(length, width, device=clip.device).normal_(std=0.02) for _ in range(config.depth(tower)))
-    return nn.ParameterList(prompts)
+    size = getattr(config, f"{tower}_prompt_length"), encoder.shape()[f"{tower}_width"]
+    device = encoder.model.device
+    return nn.ParameterList(torch.empty(size, device=device).normal_(std=0.02) for _ in range(config.depth(tower)))
 
 
 register("IVLP", IVLPConfig, IVLP)

@@ -3,25 +3,24 @@
 Source: Khattak, Rasheed, Maaz, Khan, Khan: MaPLe: Multi-modal Prompt Learning, CVPR 2023, arXiv 2210.03117, section 3.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import CLIPModel
 
-from ..classes import initial_prompts
-from ..config import PromptConfig, documented
-from ..learner import OpenPromptLearner
-from ..packing import Packing
-from ..registry import register
-from ..towers import after_bos, encode_image, encode_text, token_embeddings
+from ..adapters.config import TextPromptConfig
+from ..adapters.open_learner import OpenPromptLearner, prompts_in
+from ..adapters.registry import register
+from ..encoders import DualEncoder
+from ..encoders.packing import Packing
+from ..encoders.walk import encode_image, encode_text
+from ..texts.sentences import initial_prompts
+from ..utils.fields import at_least, checked, documented
 
 
-@dataclass
-class MaPLeConfig(PromptConfig):
+@checked
+class MaPLeConfig(TextPromptConfig):
     """Configuration of MaPLe.
 
     Example:
@@ -29,18 +28,16 @@ class MaPLeConfig(PromptConfig):
     """
 
     prompt_length: int = documented(
-        2, "n, learned tokens in each tower (N_CTX of the release). Default: the paper's, section 4.1."
+        2,
+        "n, learned tokens in each tower (N_CTX of the release). Default: the paper's, section 4.1.",
+        at_least(1, "learn at least 1 token."),
     )
     prompt_depth: int = documented(
         9,
         "J, the first layers of each tower that get prompts of their own, 1 to the shallower tower's layers "
         "(PROMPT_DEPTH of the release). Default: the paper's for base to new; it takes 3 across data sets.",
+        at_least(1, "give prompts to at least 1 layer."),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("prompt_length", self.prompt_length >= 1, "learn at least 1 token.")
-        self.require("prompt_depth", self.prompt_depth >= 1, "give prompts to at least 1 layer.")
 
 
 class MaPLe(OpenPromptLearner):
@@ -64,33 +61,34 @@ class MaPLe(OpenPromptLearner):
         },
     }
 
-    def __init__(self, config: MaPLeConfig, clip: CLIPModel):
-        text, vision = clip.config.text_config, clip.config.vision_config
-        for tower, layers in (("text", text.num_hidden_layers), ("vision", vision.num_hidden_layers)):
-            config.require(
-                "prompt_depth",
-                config.prompt_depth <= layers,
-                f"the {tower} tower has {layers} layers; choose 1 to {layers}.",
-            )
-        super().__init__(config, clip)
-        first = initial_prompts(self.tokenizer(clip), clip, config.initial_text, config.prompt_length)
+    def __init__(self, config: MaPLeConfig, encoder: DualEncoder):
+        shape = encoder.shape()
+        for tower in ("text", "vision"):
+            layers = shape[f"{tower}_layers"]
+            remedy = f"the {tower} tower has {layers} layers; choose 1 to {layers}."
+            config.require("prompt_depth", config.prompt_depth <= layers, remedy)
+        super().__init__(config, encoder)
+        first = initial_prompts(self.tokenizer(encoder), encoder, config.initial_text, config.prompt_length)
         deeper = [torch.empty_like(first).normal_(std=0.02) for _ in range(config.prompt_depth - 1)]
         self.text_prompts = nn.ParameterList([first, *deeper])
-        self.couplings = nn.ModuleList(nn.Linear(text.hidden_size, vision.hidden_size) for _ in self.text_prompts)
+        self.couplings = nn.ModuleList(nn.Linear(shape["text_width"], shape["vision_width"]) for _ in self.text_prompts)
+
+    @classmethod
+    def fields_of_weights(cls, weights: dict[str, torch.Tensor], class_names: Sequence[str]) -> dict[str, Any]:
+        depth = sum(name.startswith("text_prompts.") for name in weights)
+        return {"prompt_length": prompts_in(weights, "text_prompts.0"), "prompt_depth": depth}
 
     def text_features(
-        self, clip: CLIPModel, input_ids: torch.Tensor, eos: torch.Tensor, packing: Packing | None = None
+        self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, packing: Packing | None = None
     ) -> torch.Tensor:
-        packing = packing or self.pack(clip, input_ids, eos)
-        words = nn.functional.embedding(input_ids, token_embeddings(clip))  # (s, t, d_t)
-        embeddings = after_bos(words, self.text_prompts[0])  # (s, t, d_t)
-        return encode_text(clip, embeddings, eos, list(self.text_prompts)[1:], packing)  # (s, d)
+        packing = packing or self.pack(encoder, input_ids, ends)
+        words = nn.functional.embedding(input_ids, encoder.words())  # (s, t, d_t)
+        return encode_text(encoder, words, ends, dict(enumerate(self.text_prompts)), packing)  # (s, d)
 
-    def image_features(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        coupled = [
-            couple(prompt) for couple, prompt in zip(self.couplings, self.text_prompts, strict=True)
-        ]  # J (n, d_v)
-        return encode_image(clip, pixel_values, coupled, **kwargs)  # (b, d)
+    def image_features(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        pairs = zip(self.couplings, self.text_prompts, strict=True)
+        prompts = {layer: couple(prompt) for layer, (couple, prompt) in enumerate(pairs)}  # J of (n, d_v)
+        return encode_image(encoder, pixel_values, prompts, **kwargs)  # (b, d)
 
 
 register("MAPLE", MaPLeConfig, MaPLe)

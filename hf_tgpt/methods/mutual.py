@@ -12,53 +12,60 @@ below is our choice, and each choice is a field of the config. What each idea br
 the README, "What the ideas of mutual prompt learning bring".
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import CLIPModel
 
-from ..classes import initial_prompts
-from ..conditioned import ImageConditionedLearner
-from ..config import PromptConfig, documented
-from ..registry import register
-from ..towers import encode_image, encode_tokens, unit
+from ..adapters.config import TextPromptConfig
+from ..adapters.image_conditioned import ImageConditionedLearner
+from ..adapters.registry import register
+from ..encoders import DualEncoder
+from ..encoders.walk import encode_image, encode_words, unit
+from ..texts.class_texts import ClassTexts
+from ..texts.sentences import Sentences, initial_prompts
+from ..utils.fields import above, at_least, checked, documented, one_of
 
 HEADS = ("per_token", "shared", "none")
 
 
-@dataclass
-class MutualPromptConfig(PromptConfig):
+@checked
+class MutualPromptConfig(TextPromptConfig):
     """Configuration of mutual prompt learning; the quoted words are those of the abstracts that a field answers.
 
     Example:
         >>> config = MutualPromptConfig(class_names=["cat", "dog"], vision_prompt_length=4, top_k=10)
     """
 
-    prompt_length: int = documented(4, "n, learned text tokens, the 'text prompt tokens'. Default: CoCoOp's.")
+    prompt_length: int = documented(
+        4, "n, learned text tokens, the 'text prompt tokens'. Default: CoCoOp's.", at_least(1)
+    )
     text_heads: str = documented(
         "per_token",
         "How the image enters the text tokens: 'per_token' is FTP, a head U_m of its own for each token's "
         "'finer-grained semantics'; 'shared' is one head for all, as in CoCoOp; 'none' leaves the image out.",
+        one_of(*HEADS),
     )
     reduction: int = documented(
-        16, "d over the width of the bottlenecks, in which FTP 'decomposes' the image and TVP makes prompts. CoCoOp's."
+        16,
+        "d over the width of the bottlenecks, in which FTP 'decomposes' the image and TVP makes prompts. CoCoOp's.",
+        at_least(1),
     )
     vision_prompt_length: int = documented(
-        4, "n_v, tokens of the 'visual prompt' (TVP) in each layer that has one; 0 switches TVP off."
+        4, "n_v, tokens of the 'visual prompt' (TVP) in each layer that has one; 0 switches TVP off.", at_least(0)
     )
     vision_prompt_depth: int = documented(
-        1, "J, the vision tower's first layers that get visual prompts. Ignored without TVP."
+        1, "J, the vision tower's first layers that get visual prompts. Ignored without TVP.", at_least(1)
     )
     top_k: int = documented(
         10,
         "K, the most relevant classes that 'reorganizes' takes part in; the rest is 'redundant'. Ignored without TVP.",
+        at_least(1),
     )
     temperature: float = documented(
-        0.01, "tau of the softmax over the relevances of the K classes. Default: CLIP's own scale. Ignored without TVP."
+        0.01,
+        "tau of the softmax over the relevances of the K classes. Default: CLIP's own scale. Ignored without TVP.",
+        above(0),
     )
     relevance_weighting: bool = documented(
         True, "Off: all classes take part alike, 'redundant and negative' ones too. Ignored without TVP."
@@ -72,17 +79,9 @@ class MutualPromptConfig(PromptConfig):
         None,
         "K', an APPROXIMATION: only the K' classes nearest to the image get image-conditioned texts, the others keep "
         "the unconditioned one. None: all of them, exact.",
+        at_least(1, "choose 1 or more, or None."),
     )
     changeable: ClassVar = ("top_k", "temperature", "relevance_weighting", "conditioned_texts", "shortlist")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("prompt_length", "reduction", "vision_prompt_depth", "top_k"):
-            self.require(name, getattr(self, name) >= 1, "choose 1 or more.")
-        self.require("text_heads", self.text_heads in HEADS, f"choose one of {', '.join(HEADS)}.")
-        self.require("vision_prompt_length", self.vision_prompt_length >= 0, "choose 0 or more.")
-        self.require("temperature", self.temperature > 0, "choose a number above 0.")
-        self.require("shortlist", self.shortlist is None or self.shortlist >= 1, "choose 1 or more, or None.")
 
 
 class MutualPrompt(ImageConditionedLearner):
@@ -98,25 +97,22 @@ class MutualPrompt(ImageConditionedLearner):
   doi = {10.1007/s11263-024-02243-z}
 }"""
 
-    def __init__(self, config: MutualPromptConfig, clip: CLIPModel):
-        vision = clip.config.vision_config
-        config.require(
-            "vision_prompt_depth",
-            config.vision_prompt_depth <= vision.num_hidden_layers,
-            f"the vision tower has {vision.num_hidden_layers} layers; choose 1 to {vision.num_hidden_layers}.",
-        )
-        super().__init__(config, clip)
-        text_width, width = clip.config.text_config.hidden_size, clip.config.projection_dim
+    def __init__(self, config: MutualPromptConfig, encoder: DualEncoder):
+        size = encoder.shape()
+        layers, text_width, width = size["vision_layers"], size["text_width"], size["projection_width"]
+        remedy = f"the vision tower has {layers} layers; choose 1 to {layers}."
+        config.require("vision_prompt_depth", config.vision_prompt_depth <= layers, remedy)
+        super().__init__(config, encoder)
         narrow = max(1, width // config.reduction)
         self.text_prompts = nn.Parameter(
-            initial_prompts(self.tokenizer(clip), clip, config.initial_text, config.prompt_length)
+            initial_prompts(self.tokenizer(encoder), encoder, config.initial_text, config.prompt_length)
         )
         if config.text_heads != "none":
             heads = config.prompt_length if config.text_heads == "per_token" else 1
             self.decompose = nn.Sequential(nn.Linear(width, narrow), nn.ReLU(), nn.Linear(narrow, heads * text_width))
         if config.vision_prompt_length:
-            shape = (config.vision_prompt_depth, config.vision_prompt_length, vision.hidden_size)
-            self.vision_prompts = nn.Parameter(torch.empty(shape, device=clip.device).normal_(std=0.02))
+            shape = (config.vision_prompt_depth, config.vision_prompt_length, size["vision_width"])
+            self.vision_prompts = nn.Parameter(torch.empty(shape, device=encoder.model.device).normal_(std=0.02))
             last = nn.Linear(narrow, self.vision_prompts.numel())
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -129,32 +125,30 @@ class MutualPrompt(ImageConditionedLearner):
             return prompts
         return prompts + self.decompose(image_features).unflatten(-1, (-1, prompts.shape[-1]))  # (b, n or 1, d_t)
 
-    def describe(
-        self, clip: CLIPModel, image_features: torch.Tensor, input_ids: torch.Tensor, eos: torch.Tensor
-    ) -> torch.Tensor:
+    def describe(self, encoder: DualEncoder, image_features: torch.Tensor, sentences: Sentences) -> torch.Tensor:
         # Of how many classes an image gets texts of its own; None: of all.
-        shortlist = 0 if self.config.text_heads == "none" else self.config.shortlist
-        if shortlist is None or shortlist >= len(input_ids):
-            return super().describe(clip, image_features, input_ids, eos)
-        count, device = len(image_features), input_ids.device
-        everyone = torch.arange(len(input_ids), device=device)
-        plain = self.encode_pairs(clip, self.text_prompts[None], input_ids, eos, torch.zeros_like(everyone), everyone)
+        shortlist, classes = 0 if self.config.text_heads == "none" else self.config.shortlist, len(sentences[0])
+        if shortlist is None or shortlist >= classes:
+            return super().describe(encoder, image_features, sentences)
+        count, device = len(image_features), sentences[0].device
+        all_classes = torch.arange(classes, device=device)
+        one_image = torch.zeros_like(all_classes)
+        plain = self.encode_pairs(encoder, self.text_prompts[None], sentences, one_image, all_classes)  # (s, d)
         if not shortlist:
             return plain.expand(count, -1, -1)  # (b, s, d)
-        nearest = (image_features @ plain.detach().T).topk(shortlist).indices  # (b, K')
-        images = torch.arange(count, device=device).repeat_interleave(shortlist)
-        pairs = self.encode_pairs(
-            clip, self.prompts(self.as_weights(image_features)), input_ids, eos, images, nearest.flatten()
-        )
-        return plain.expand(count, -1, -1).clone().index_put((images, nearest.flatten()), pairs)  # (b, s, d)
+        nearest = (image_features @ plain.detach().T).topk(shortlist).indices.flatten()  # (b * K',)
+        images = torch.arange(count, device=device).repeat_interleave(shortlist)  # (b * K',)
+        prompts = self.prompts(self.as_weights(image_features))  # (b, n, d_t)
+        pairs = self.encode_pairs(encoder, prompts, sentences, images, nearest)  # (b * K', d)
+        return plain.expand(count, -1, -1).clone().index_put((images, nearest), pairs)  # (b, s, d)
 
-    def see(
+    def adapt_image(
         self,
-        clip: CLIPModel,
+        encoder: DualEncoder,
         pixel_values: torch.Tensor | None,
         image_features: torch.Tensor,
         text_features: torch.Tensor,
-        texts: tuple[torch.Tensor, torch.Tensor],
+        sentences: Sentences,
         **kwargs: Any,
     ) -> torch.Tensor:
         """TVP: f(x) = V(x; Q(x)), unit, (b, d)."""
@@ -162,14 +156,15 @@ class MutualPrompt(ImageConditionedLearner):
             return image_features
         assert pixel_values is not None  # since the vision tower has prompts, nothing stands in place of the pictures
         if not self.config.conditioned_texts:
-            plain = unit(encode_tokens(clip, *texts, chunk=self.config.text_chunk_size))
+            plain = unit(encode_words(encoder, *sentences, chunk=self.config.text_chunk_size))
             text_features = plain.expand(len(image_features), -1, -1)
         relevance = self.relevance(image_features, text_features)  # a (b, s)
         description = torch.einsum("bs,bsd->bd", relevance, text_features)  # r (b, d)
         prompts = self.vision_prompts + self.guide(self.as_weights(description)).unflatten(
             -1, self.vision_prompts.shape
         )
-        return unit(encode_image(clip, pixel_values, list(prompts.unbind(1)), **kwargs))  # J of (b, n_v, d_v)
+        by_layer = dict(enumerate(prompts.unbind(1)))  # J of (b, n_v, d_v)
+        return unit(encode_image(encoder, pixel_values, by_layer, **kwargs))
 
     @property
     def vision_is_frozen(self) -> bool:
@@ -185,6 +180,27 @@ class MutualPrompt(ImageConditionedLearner):
         scores = (cosines / self.config.temperature).masked_fill(~chosen, float("-inf"))
         # An image to which no class is relevant is described by nothing.
         return torch.where(chosen.any(1, keepdim=True), scores, 0.0).softmax(-1) * chosen
+
+    def class_shares(self, encoder: DualEncoder, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        if not self.config.vision_prompt_length:
+            return None
+        sentences = self.class_texts.ids, self.class_texts.ends
+        features = unit(encode_image(encoder, pixel_values))  # (b, d)
+        if self.config.conditioned_texts:
+            texts = self.describe(encoder, features, sentences)  # (b, c, d)
+        else:
+            texts = unit(encode_words(encoder, *sentences)).expand(len(features), -1, -1)
+        return self.relevance(features, texts)
+
+    def standalone(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> nn.Module:
+        for field, exportable in (("shortlist", None), ("conditioned_texts", True)):
+            value = getattr(self.config, field)
+            if value != exportable:
+                raise ValueError(
+                    f"`{field}`={value!r}: these texts are laid out in Python, which ONNX cannot hold; change it to "
+                    f"{exportable!r} before the export."
+                )
+        return super().standalone(encoder, class_texts)
 
 
 register("MUTUAL_PROMPT", MutualPromptConfig, MutualPrompt)

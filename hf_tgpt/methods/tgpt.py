@@ -4,40 +4,35 @@ Source: Tan, Li, Zhou, Wan, Lei, Zhang: Compound Text-Guided Prompt Tuning via I
 arXiv 2312.06401, section 3.
 """
 
-from __future__ import annotations
-
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..bonder import Bonder
-from ..classes import PLACEHOLDER, tokenize, words
-from ..config import PromptConfig, check_templates, documented
-from ..learner import PromptLearner, classification_loss
-from ..registry import register
-from ..spelling import Sentences, check_captions, sentence_loss, spelled_tokens
-from ..towers import (
-    encode_text,
-    encode_tokens,
-    eos_positions,
-    pool_image,
-    project_image,
-    token_embeddings,
-    unit,
-    vision_tokens,
-)
+from ..adapters.config import TextPromptConfig
+from ..adapters.learner import PromptLearner, check_rows, classification_loss
+from ..adapters.open_learner import prompts_in
+from ..adapters.registry import register
+from ..encoders import DualEncoder
+from ..encoders.walk import encode_text, image_tokens, unit
+from ..texts.class_texts import ClassTexts
+from ..texts.sentences import PLACEHOLDER, Sentences, tokenize, word_ids
+from ..texts.zero_shot_head import template_features
+from ..utils.fields import at_least, below, between, checked, documented, one_of
+from ..utils.names import check_templates
+from .bonder import Bonder
+from .sentence_loss import check_captions, sentence_loss, target_tokens
 
 LOGIT_SCALE = 100.0
 SUPERVISION = {"none": (), "category": ("category",), "content": ("content",), "both": ("category", "content")}
 
 
-@dataclass
-class TGPTConfig(PromptConfig):
+@checked
+class TGPTConfig(TextPromptConfig):
     """Configuration of TGP-T.
 
     The prompts have the width of the text tower. Where a CLIP's joint space is of another width, a trained linear map,
@@ -52,36 +47,41 @@ class TGPTConfig(PromptConfig):
         "The category sentence is '{initial_text} {name}.', and the first category queries start from its words. None: "
         "the first of templates, and a random start. Default: as released.",
     )
-    num_category_queries: int = documented(32, "Tokens of the category prompt, Q_category. Default: as released.")
-    num_content_queries: int = documented(64, "Tokens of the content prompt, Q_content. Default: as released.")
+    num_category_queries: int = documented(
+        32, "Tokens of the category prompt, Q_category. Default: as released.", at_least(1, "learn at least 1 query.")
+    )
+    num_content_queries: int = documented(
+        64, "Tokens of the content prompt, Q_content. Default: as released.", at_least(1, "learn at least 1 query.")
+    )
     templates: list[str] = documented(
         ["a photo of a {}."],
         "Sentences with {} for the class name; their mean text feature is the zero-shot head, from which the "
         "classifier W starts. The first also describes a picture that has no description. Default: CLIP's plainest.",
+        check_templates,
     )
     supervision: str = documented(
         "both",
         "Which sentences supervise the prompts: 'category', 'content', 'both' or, for an ablation, 'none'. Default: as "
         "released.",
+        one_of(*SUPERVISION),
     )
     label_smoothing: float = documented(
-        0.1, "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: as released."
+        0.1,
+        "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: as released.",
+        at_least(0, "choose 0 to below 1."),
+        below(1),
     )
     wise_ft: float = documented(
         0.0,
         "Share of the zero-shot head in the classifier's weights outside training, 0 (trained head alone) to 1. "
         "The paper reports 0 and 0.5. Ignored in training.",
+        between(0, 1),
     )
     changeable: ClassVar = ("wise_ft",)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_category_queries", "num_content_queries"):
-            self.require(name, getattr(self, name) >= 1, "learn at least 1 query.")
-        self.require("supervision", self.supervision in SUPERVISION, f"choose one of {', '.join(SUPERVISION)}.")
-        self.require("label_smoothing", 0 <= self.label_smoothing < 1, "choose 0 to below 1.")
-        self.require("wise_ft", 0 <= self.wise_ft <= 1, "choose 0 to 1.")
-        check_templates(self.templates)
+    @property
+    def takes_new_classes(self) -> bool:
+        return False
 
 
 @dataclass
@@ -98,6 +98,12 @@ class TGPTOutput(ImageClassifierOutput):
     head_logits: torch.Tensor | None = None
     zero_shot_logits: torch.Tensor | None = None
 
+    def other_logits(self) -> dict[str, torch.Tensor]:
+        """Other answers that this one holds: {"wise_ft": those at equal shares of both heads}."""
+        if self.head_logits is None or self.zero_shot_logits is None:
+            return {}
+        return {"wise_ft": (self.head_logits + self.zero_shot_logits) / 2}
+
 
 class TGPT(PromptLearner):
     """Queries, Bonders and the classifier W (c, 2d)."""
@@ -110,6 +116,7 @@ class TGPT(PromptLearner):
   year = {2024}
 }"""
     vision_is_frozen = counts_tokens = True
+    output_class = TGPTOutput
     original_names: ClassVar = {
         "cls_head.fc.weight": "head",
         **{f"prompt_learner.query_{prompt}": f"{prompt}_queries" for prompt in ("category", "content")},
@@ -121,35 +128,37 @@ class TGPT(PromptLearner):
         },
     }
 
-    def __init__(self, config: TGPTConfig, clip: CLIPModel):
-        super().__init__(config, clip)
+    def __init__(self, config: TGPTConfig, encoder: DualEncoder):
+        super().__init__(config, encoder)
         self.uses_captions = "content" in SUPERVISION[config.supervision]
-        text, width = clip.config.text_config, clip.config.projection_dim
-        text_width, room = text.hidden_size, text.max_position_embeddings - 3  # BOS, "." and EOS
+        shape, device = encoder.shape(), encoder.model.device
+        text_width, room = shape["text_width"], shape["context_length"] - 3  # BOS, "." and EOS
         for name in ("num_category_queries", "num_content_queries"):
             config.require(name, getattr(config, name) <= room, f"the context of {room + 3} leaves room for {room}.")
 
-        tokenizer = self.tokenizer(clip)
+        tokenizer = self.tokenizer(encoder)
         names, templates = config.class_names, config.templates
         start = templates[0] if config.initial_text is None else config.initial_text + " {}."
 
         def sentences(template: str) -> Sentences:
-            return tokenize(tokenizer, [template.replace("{}", name) for name in names], clip, names)
+            return tokenize(tokenizer, [template.replace("{}", name) for name in names], encoder, names)
 
         category = (nn.Buffer(part, persistent=False) for part in sentences(start))
-        self.category_ids, self.category_eos = category  # (c, t), (c,)
+        self.category_ids, self.category_ends = category  # (c, t), (c,)
         self.default_caption_ids = nn.Buffer(sentences(templates[0])[0], persistent=False)  # (c, t)
         # BOS, full stop and EOS, (1, 3). The full stop as it follows a word; alone it may be another token.
-        self.frame_ids = nn.Buffer(tokenize(tokenizer, [f"{PLACEHOLDER}."], clip)[0][:, [0, -2, -1]], persistent=False)
+        self.frame_ids = nn.Buffer(
+            tokenize(tokenizer, [f"{PLACEHOLDER}."], encoder)[0][:, [0, -2, -1]], persistent=False
+        )
         self._warned = False
 
         def queries(count: int) -> torch.Tensor:
-            return torch.empty(1, count, text_width, device=clip.device).normal_(std=0.02)
+            return torch.empty(1, count, text_width, device=device).normal_(std=0.02)
 
         category_queries = queries(config.num_category_queries)
         if config.initial_text is not None:
-            first = words(tokenizer, config.initial_text)[: config.num_category_queries]
-            category_queries[0, : len(first)] = token_embeddings(clip)[first].detach()
+            first = word_ids(tokenizer, config.initial_text)[: config.num_category_queries]
+            category_queries[0, : len(first)] = encoder.words()[first].detach()
         self.category_queries = nn.Parameter(category_queries)  # (1, 32, d_t)
         self.content_queries = nn.Parameter(queries(config.num_content_queries))  # (1, 64, d_t)
         self.category_bonder = Bonder(text_width)
@@ -157,20 +166,30 @@ class TGPT(PromptLearner):
         # Departs from the release, which takes both widths to be the same: where they differ, a trained map brings the
         # image tokens to the text width. It starts as the transpose of CLIP's own text projection.
         self.image_to_text: nn.Module = nn.Identity()
-        if width != text_width:
-            self.image_to_text = nn.Linear(width, text_width, bias=False)
-            self.image_to_text.weight = nn.Parameter(clip.text_projection.weight.detach().float().T.clone())
+        if shape["projection_width"] != text_width:
+            self.image_to_text = nn.Linear(shape["projection_width"], text_width, bias=False)
+            projection = encoder.projections()[0].weight.detach().float()  # (d, d_t)
+            self.image_to_text.weight = nn.Parameter(projection.T.clone())
 
-        heads = [encode_tokens(clip, *sentences(template), chunk=config.text_chunk_size) for template in templates]
+        heads = [
+            template_features(encoder, names, template, tokenizer, config.text_chunk_size) for template in templates
+        ]
         head = torch.stack(heads).mean(0)  # (c, d)
         self.zero_shot_head = nn.Buffer(unit(torch.cat([head, head], dim=-1)), persistent=False)  # (c, 2d)
         self.head = nn.Parameter(self.zero_shot_head.clone())  # W (c, 2d)
 
+    @classmethod
+    def fields_of_weights(cls, weights: dict[str, torch.Tensor], class_names: Sequence[str]) -> dict[str, Any]:
+        if "head" in weights:
+            check_rows(weights["head"], class_names)
+        return {f"num_{prompt}_queries": prompts_in(weights, f"{prompt}_queries") for prompt in SUPERVISION["both"]}
+
     def forward(
         self,
-        clip: CLIPModel,
+        encoder: DualEncoder,
         pixel_values: torch.Tensor | None,
         labels: torch.Tensor | None = None,
+        class_texts: ClassTexts | None = None,
         caption_ids: torch.Tensor | None = None,
         image_states: torch.Tensor | None = None,
         tokens_per_image: dict[str, torch.Tensor] | None = None,
@@ -182,15 +201,14 @@ class TGPT(PromptLearner):
         ValueError for a description without EOS.
         """
         if image_states is None:
-            assert pixel_values is not None  # PromptedCLIPModel sees to it that there is one of the two
-            image_states = self.image_states(clip, pixel_values, **kwargs)  # (b, p, d_v)
-        image_tokens = project_image(clip, image_states)  # X (b, p, d)
-        image_tokens = self.image_to_text(image_tokens.to(self.head.dtype))  # (b, p, d_t)
-        image_features = pool_image(clip, image_states)  # v (b, d)
+            assert pixel_values is not None  # PromptedModel sees to it that there is one of the two
+            image_states = self.image_states(encoder, pixel_values, **kwargs)  # (b, p, d_v)
+        tokens = self.bonder_tokens(encoder, image_states)  # (b, p, d_t)
+        image_features = encoder.leave_image(image_states)  # v (b, d)
 
-        category = self.category_bonder(self.category_queries, image_tokens)  # P_category (b, 32, d_t)
-        content = self.content_bonder(self.content_queries, image_tokens)  # P_content (b, 64, d_t)
-        text_features = (self.read(clip, category) + self.read(clip, content)) / 2  # t (b, d)
+        category = self.category_bonder(self.category_queries, tokens)  # P_category (b, 32, d_t)
+        content = self.content_bonder(self.content_queries, tokens)  # P_content (b, 64, d_t)
+        text_features = (self.encode_prompts(encoder, category) + self.encode_prompts(encoder, content)) / 2  # t (b, d)
         features = unit(torch.cat([image_features, text_features], dim=-1))  # (b, 2d)
         zero_shot_logits = LOGIT_SCALE * features @ self.zero_shot_head.to(features.dtype).T  # (b, c)
         logits = head_logits = LOGIT_SCALE * features @ self.head.to(features.dtype).T  # (b, c)
@@ -200,39 +218,45 @@ class TGPT(PromptLearner):
         output.loss = output.loss_classification = classification_loss(logits, labels)
         if labels is None or not (self.training or caption_ids is not None):
             return output
-        for name, told in self.sentences(clip, labels, caption_ids).items():
+        for name, targets in self.target_sentences(encoder, labels, caption_ids).items():
             prompts, of_all = category if name == "category" else content, (tokens_per_image or {}).get(name)
-            loss = sentence_loss(prompts, *told, token_embeddings(clip), self.config.label_smoothing, of_all)
+            loss = sentence_loss(prompts, *targets, encoder.words(), self.config.label_smoothing, of_all)
             output[f"loss_{name}"], output.loss = loss, output.loss + loss
         return output
 
     def tokens_per_image(
-        self, clip: CLIPModel, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
+        self, encoder: DualEncoder, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        told = self.sentences(clip, labels, caption_ids).items()
-        return {name: spelled_tokens(eos, getattr(self.config, f"num_{name}_queries")) for name, (_, eos) in told}
+        targets = self.target_sentences(encoder, labels, caption_ids).items()
+        return {name: target_tokens(ends, getattr(self.config, f"num_{name}_queries")) for name, (_, ends) in targets}
 
-    def sentences(self, clip: CLIPModel, labels: torch.Tensor, captions: torch.Tensor | None) -> dict[str, Sentences]:
-        """What each of the prompts for pictures is to spell."""
-        told = {"content": self.descriptions(clip, captions, labels)} if self.uses_captions else {}
-        told["category"] = self.category_ids[labels], self.category_eos[labels]
-        return {name: told[name] for name in SUPERVISION[self.config.supervision]}
+    def target_sentences(
+        self, encoder: DualEncoder, labels: torch.Tensor, captions: torch.Tensor | None
+    ) -> dict[str, Sentences]:
+        """The sentence that each of the prompts for pictures is to spell."""
+        targets = {"content": self.descriptions(encoder, captions, labels)} if self.uses_captions else {}
+        targets["category"] = self.category_ids[labels], self.category_ends[labels]
+        return {name: targets[name] for name in SUPERVISION[self.config.supervision]}
 
-    def image_states(self, clip: CLIPModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """The vision tower's last hidden states: the Bonder reads all tokens. (b, 3, h, w) -> (b, p, d_v)."""
-        return vision_tokens(clip, pixel_values, **kwargs)
+    def image_states(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """The image tower's last hidden states: the Bonder reads all tokens. (b, 3, h, w) -> (b, p, d_v)."""
+        return image_tokens(encoder, pixel_values, **kwargs)
 
-    def read(self, clip: CLIPModel, prompts: torch.Tensor) -> torch.Tensor:
+    def bonder_tokens(self, encoder: DualEncoder, image_states: torch.Tensor) -> torch.Tensor:
+        """What the Bonders read of a picture: image states (b, p, d_v) -> X at the text width (b, p, d_t)."""
+        return self.image_to_text(encoder.project_tokens(image_states).to(self.head.dtype))
+
+    def encode_prompts(self, encoder: DualEncoder, prompts: torch.Tensor) -> torch.Tensor:
         """T of "[BOS] P . [EOS]", n + 3 tokens: prompts (b, n, d_t) -> (b, d), not normalised."""
-        bos, stop, eos = token_embeddings(clip)[self.frame_ids[0]].to(prompts.dtype)  # (d_t,) each
+        bos, stop, eos = encoder.words()[self.frame_ids[0]].to(prompts.dtype)  # (d_t,) each
         count, length, _ = prompts.shape
         frame = [part.expand(count, 1, -1) for part in (bos, stop, eos)]
         embeddings = torch.cat([frame[0], prompts, *frame[1:]], dim=1)  # (b, n + 3, d_t)
-        return encode_text(clip, embeddings, torch.full((count,), length + 2, device=prompts.device))
+        return encode_text(encoder, embeddings, torch.full((count,), length + 2, device=prompts.device))
 
     @torch.compiler.disable  # it looks at values
-    def descriptions(self, clip: CLIPModel, ids: torch.Tensor | None, labels: torch.Tensor) -> Sentences:
-        """One sentence for each picture, ids (b, t) and EOS positions (b,); None stands for the template's."""
+    def descriptions(self, encoder: DualEncoder, ids: torch.Tensor | None, labels: torch.Tensor) -> Sentences:
+        """One sentence for each picture, ids (b, t) and ends (b,); None stands for the template's."""
         if ids is None:
             if not self._warned:
                 self._warned = True
@@ -242,9 +266,30 @@ class TGPT(PromptLearner):
                     stacklevel=2,
                 )
             ids = self.default_caption_ids[labels]
-        eos = eos_positions(clip, ids)
-        check_captions(ids, eos, self.frame_ids[0, -1], len(labels))
-        return ids, eos
+        ends = encoder.ends(ids)
+        check_captions(ids, ends, self.frame_ids[0, -1], len(labels))
+        return ids, ends
+
+    def word_scores(
+        self, encoder: DualEncoder, class_names: Sequence[str], pixel_values: torch.Tensor | None = None
+    ) -> tuple[dict[str, torch.Tensor], bool]:
+        """The scores that the sentence losses train, of the prompts for one picture."""
+        if pixel_values is None:
+            raise ValueError("`image`=None: what this method looks at depends on a picture; pass one.")
+        tokens = self.bonder_tokens(encoder, self.image_states(encoder, pixel_values))
+        prompts = {name: bonder(queries, tokens)[0] for name, queries, bonder in self.bonders()}  # (n, d_t)
+        return {name: prompt @ encoder.words().float().T for name, prompt in prompts.items()}, True
+
+    def query_attention(self, encoder: DualEncoder, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        tokens = self.bonder_tokens(encoder, self.image_states(encoder, pixel_values))
+        return {name: bonder.attention(queries, tokens) for name, queries, bonder in self.bonders()}
+
+    def bonders(self) -> list[tuple[str, torch.Tensor, Bonder]]:
+        """Both prompts by name, with their queries (1, n, d_t) and Bonders."""
+        return [
+            ("category", self.category_queries, self.category_bonder),
+            ("content", self.content_queries, self.content_bonder),
+        ]
 
 
 register("TGPT", TGPTConfig, TGPT)

@@ -1,0 +1,54 @@
+"""An adapter's folder: what is in it, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from peft import PeftConfig
+from peft.utils import CONFIG_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+from ..utils.files import read_json
+
+
+def read_method(folder: str | os.PathLike[str]) -> Any:
+    """The `peft_type` in an adapter's folder. Raises ValueError if its config is missing or damaged."""
+    path = os.path.join(folder, CONFIG_NAME)
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no adapter in {os.fspath(folder)!r}: {CONFIG_NAME} is missing; correct the path.")
+    try:
+        return read_json(path)["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path!r} is damaged ({error!r}); save or download the adapter again.") from error
+
+
+def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
+    """The config in an adapter's folder, ours or PEFT's. Raises ValueError if it is missing or damaged."""
+    method = read_method(folder)
+    try:
+        return PeftConfig.from_pretrained(os.fspath(folder))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"The config of {method!r} in {os.fspath(folder)!r} cannot be used ({error}); save or download it again."
+        ) from error
+
+
+def check_weights_file(path: str) -> None:
+    """Raises ValueError unless `path` is a readable safetensors file."""
+    folder = os.path.dirname(path)
+    if not os.path.isfile(path) and os.path.isfile(os.path.join(folder, WEIGHTS_NAME)):
+        raise ValueError(
+            f"The adapter folder {folder!r} holds its weights as {WEIGHTS_NAME}, a pickle, which may run code when it "
+            f"is read; ask for {os.path.basename(path)}, which is what save_pretrained writes."
+        )
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"The adapter folder {folder!r} has no {os.path.basename(path)}: it was not written to the end; save the "
+            "adapter again. (PeftConfig.from_pretrained reads a config that is alone on purpose.)"
+        )
+    try:
+        with safe_open(path, framework="pt") as weights:
+            weights.keys()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path!r} is damaged ({error}); save or download the adapter again.") from error

@@ -1,0 +1,242 @@
+"""A learner that classifies by class sentences, so that its class list is open."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.utils import ModelOutput
+
+from ..encoders import DualEncoder
+from ..encoders.chunks import in_chunks
+from ..encoders.packing import Packing, common_length, pack
+from ..encoders.shares import in_shares
+from ..encoders.walk import encode_image, trim, unit
+from ..texts.class_texts import ClassTexts
+from ..texts.sentences import PLACEHOLDER, class_sentences
+from ..texts.zero_shot_head import zero_shot_head
+from .config import PromptConfig
+from .learner import PromptLearner, classification_loss
+
+
+@dataclass
+class Forward:
+    """What a forward pass has computed, for whatever comes after it.
+
+    Shapes: unit features `image_features` (b, d) and `class_features` (c, d), or (b, c, d) where the texts depend on
+    the image; `logits` (b, c); `pixel_values` (b, 3, h, w), None where image states stood in their place.
+    """
+
+    class_texts: ClassTexts
+    pixel_values: torch.Tensor | None
+    image_features: torch.Tensor
+    class_features: torch.Tensor
+    labels: torch.Tensor | None
+    logits: torch.Tensor | None = None
+
+
+class OpenPromptLearner(PromptLearner):
+    """A method gives `text_features`, and `image_features` where it has visual prompts."""
+
+    def __init__(self, config: PromptConfig, encoder: DualEncoder):
+        super().__init__(config, encoder)
+        self.class_texts = self.texts_for(encoder, config.class_names)
+
+    @property
+    def prompt_length(self) -> int:
+        """Learned tokens of a class sentence; 0 for a method that learns none."""
+        return getattr(self.config, "prompt_length", 0)
+
+    # Classes ----------------------------------------------------------------------------------------------------------
+
+    def texts_for(self, encoder: DualEncoder, class_names: Sequence[str]) -> ClassTexts:
+        initial_text = getattr(self.config, "initial_text", "a photo of a")
+        with torch.inference_mode(False):
+            sentences = class_sentences(self.tokenizer(encoder), class_names, initial_text, self.prompt_length, encoder)
+            return ClassTexts(class_names, *sentences, trained=self.config.class_names)
+
+    def set_class_names(self, encoder: DualEncoder, class_names: Sequence[str]) -> None:
+        if type(self).classify_new is not OpenPromptLearner.classify_new:
+            raise ValueError(
+                f"{self.config.method} classifies the classes that it was trained on in a way of their own, so they "
+                "stay its own; ask about other classes in a call, as `hf_tgpt.load_classifier` does."
+            )
+        texts = self.texts_for(encoder, class_names)
+        self.config = copy.copy(self.config)  # which may serve another adapter too
+        self.config.class_names = list(class_names)
+        self.class_texts = ClassTexts(class_names, texts.ids, texts.ends, trained=class_names)
+
+    @torch.compiler.disable  # keeping reads version counters, which a compiled graph has none of
+    def class_features(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> torch.Tensor:
+        """The classes' unit features (c, d), computed once and kept while what they rest on stays.
+
+        That is in evaluation, and in training too where only vision prompts are trained.
+
+        Every change that torch counts is seen: training, loading, casts, moves, another adapter. A write through
+        `.data` is not counted; call train() or eval() after one.
+        """
+        texts = self.class_texts if class_texts is None else class_texts
+        rests_on = [*self.text_weights(), *encoder.text_parameters()]
+        trained = any(weight.requires_grad for weight in rests_on)
+        if self.training and (trained or encoder.text_is_random()):
+            return in_shares(lambda share: self.encode_classes(encoder, texts, share), len(texts))
+        if trained and torch.is_grad_enabled():
+            return self.encode_classes(encoder, texts)
+        return texts.features("own", rests_on, lambda: self.encode_classes(encoder, texts), self._generation)
+
+    def frozen_class_features(
+        self,
+        encoder: DualEncoder,
+        templates: list[str],
+        class_texts: ClassTexts | None = None,
+        normalize_each: bool = True,
+    ) -> torch.Tensor:
+        """The base model's own unit features of the classes (c, d), without prompts or gradient, computed once.
+
+        They are averaged over `templates` after encoding, each at unit length first if `normalize_each`.
+        """
+        texts = self.class_texts if class_texts is None else class_texts
+        return texts.features(
+            ("frozen", tuple(templates), normalize_each),
+            list(encoder.text_parameters()),
+            lambda: zero_shot_head(encoder, texts.names, templates, self.tokenizer(encoder), normalize_each),
+            self._generation,
+        )
+
+    def encode_classes(self, encoder: DualEncoder, class_texts: ClassTexts, share: slice | None = None) -> torch.Tensor:
+        """The unit features of a share of the classes, in chunks."""
+        share = slice(0, len(class_texts)) if share is None else share
+        weights = [*self.text_weights(), *encoder.text_parameters()]
+        plan = class_texts.plan(
+            encoder,
+            share,
+            getattr(self.config, "text_chunk_size", None),
+            self.shared_length,
+            lambda ids, ends: self.pack(encoder, ids, ends),
+        )
+        return unit(in_chunks(lambda part: self.encode_part(encoder, class_texts, *part), plan, weights))
+
+    def text_weights(self) -> Iterable[nn.Parameter]:
+        """The weights that class features rest on. To override where some belong to the images alone."""
+        return self.parameters()
+
+    def encode_part(
+        self, encoder: DualEncoder, class_texts: ClassTexts, part: slice, packing: Packing | None
+    ) -> torch.Tensor:
+        """T of a slice of the classes, (part, d), not normalised. To override where prompts differ by class."""
+        return self.text_features(encoder, class_texts.ids[part], class_texts.ends[part], packing)
+
+    def pack(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> Packing | None:
+        """Sentences, ids (s, t), ends (s,) -> how they share rows; None if they do not even begin alike."""
+        shared = self.shared_length(input_ids, ends) if encoder.causal else 0
+        return pack(ends, shared, encoder.shape()["context_length"]) if shared else None
+
+    def shared_length(self, input_ids: torch.Tensor, ends: torch.Tensor) -> int:
+        """How many leading tokens all sentences have in common once prompts are in. To override if not after BOS."""
+        words = input_ids.clone()
+        words[:, 1 : 1 + self.prompt_length] = 0
+        return common_length(words, ends)
+
+    # Forward ----------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        encoder: DualEncoder,
+        pixel_values: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+        class_texts: ClassTexts | None = None,
+        image_states: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> ImageClassifierOutput:
+        texts = self.class_texts if class_texts is None else class_texts
+        if image_states is None:
+            assert pixel_values is not None  # PromptedModel sees to it that there is one of the two
+            image_states = self.image_features(encoder, pixel_values, **kwargs)
+        class_features = self.class_features(encoder, texts)  # (c, d)
+        computed = Forward(texts, pixel_values, unit(image_states), class_features, labels)
+        return self.answer(encoder, computed)
+
+    def answer(self, encoder: DualEncoder, computed: Forward) -> ImageClassifierOutput:
+        """Logits (b, c) and, with labels, the loss: cross entropy and the method's own terms."""
+        computed.logits = self._logits(encoder, computed)
+        loss = classification_loss(computed.logits, computed.labels)
+        if loss is not None:
+            for term in self.extra_losses(encoder, computed).values():
+                loss = loss + term
+        return ImageClassifierOutput(loss=loss, logits=computed.logits)
+
+    def classify(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
+        """Logits (b, c) of the classes that the adapter was trained on."""
+        return encoder.scale(computed.image_features @ computed.class_features.T)
+
+    def classify_new(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
+        """Logits (b, c) of all other classes; in the same way where a method has no way of its own for them."""
+        return self.classify(encoder, computed)
+
+    def _logits(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
+        if computed.class_texts.all_trained or type(self).classify_new is OpenPromptLearner.classify_new:
+            return self.classify(encoder, computed)
+        trained = computed.class_texts.trained_labels >= 0  # (c,)
+        return torch.where(trained, self.classify(encoder, computed), self.classify_new(encoder, computed))
+
+    def extra_losses(self, encoder: DualEncoder, computed: Forward) -> dict[str, torch.Tensor]:
+        """A method's own terms of the loss, by name, from what the forward pass has computed already."""
+        return {}
+
+    def image_features(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """The image tower without prompts: (b, 3, h, w) -> (b, d), not normalised. To override with visual ones."""
+        return encode_image(encoder, pixel_values, **kwargs)
+
+    def read_texts(self, encoder: DualEncoder, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, ends = trim(encoder, input_ids)
+        n, shortest = self.prompt_length, int(ends.min())
+        if n and shortest <= n:
+            like = f"{getattr(self.config, 'initial_text', None) or ' '.join([PLACEHOLDER] * n)} cat."
+            raise ValueError(
+                f"`input_ids` holds a text of {shortest - 1} tokens beside BOS and EOS, but the first {n} are learned; "
+                f"pass class sentences like {like!r}."
+            )
+        return ids, ends
+
+    def compare(
+        self,
+        encoder: DualEncoder,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        return_loss: bool = False,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """The model's own call with the prompts in place: input_ids (s, t), pixel_values (b, 3, h, w).
+
+        The texts are to be class sentences: their tokens after BOS are where the prompts go.
+        """
+        text_features = self.text_features(encoder, *self.read_texts(encoder, input_ids))  # (s, d)
+        image_features = self.image_features(encoder, pixel_values, **kwargs)  # (b, d)
+        text_embeds, image_embeds = unit(text_features), unit(image_features)
+        logits = encoder.scale(image_embeds @ text_embeds.T)  # (b, s)
+        return encoder.output(
+            logits,
+            image_embeds,
+            text_embeds,
+            return_loss,
+            text_model_output=BaseModelOutputWithPooling(pooler_output=text_features),
+            vision_model_output=BaseModelOutputWithPooling(pooler_output=image_features),
+        )
+
+    def linear_head(
+        self, encoder: DualEncoder, class_texts: ClassTexts | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        with torch.no_grad():
+            features = self.class_features(encoder, class_texts)  # (c, d)
+            bias = encoder.scale(features.new_zeros(len(features)))  # what an encoder adds to every cosine
+            return encoder.scale(features).sub(bias[:, None]).detach(), bias.detach()
+
+
+def prompts_in(weights: dict[str, torch.Tensor], name: str) -> int:
+    """How many tokens a release's prompts (..., n, d) have, 0 where there are none of that name."""
+    return weights[name].shape[-2] if name in weights else 0

@@ -1,0 +1,52 @@
+"""What this package replaces in PEFT itself, all of it here: how a PeftModel is saved and published."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from peft import PeftModel
+
+from .config import PromptConfig
+
+WriteCard = Callable[[str | os.PathLike[str], PromptConfig], None]
+_write_card: list[WriteCard] = []
+
+
+def install(push: Callable[..., Any], write_card: WriteCard) -> None:
+    """Has PEFT publish adapters of this package by `push(model, repo_id, ...)`, and `write_card(folder, config)` write
+    the model card of each that is saved. Adapters of PEFT's own are saved and published as ever.
+    """
+    if _write_card:
+        return
+    _write_card.append(write_card)
+    peft_push, peft_save = PeftModel.push_to_hub, PeftModel.save_pretrained
+
+    @functools.wraps(peft_push)
+    def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> Any:
+        # PEFT's own saves the adapter and then writes an empty form over its card.
+        ours = isinstance(self.peft_config.get(self.active_adapter), PromptConfig)
+        return push(self, repo_id, **kwargs) if ours else peft_push(self, repo_id, **kwargs)
+
+    @functools.wraps(peft_save)
+    def save_pretrained(self: PeftModel, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        ours = isinstance(self.peft_config.get(self.active_adapter), PromptConfig)
+        if ours and len(args) < 3:
+            # Otherwise PEFT asks the Hub about the base model's vocabulary, which prompts never change.
+            kwargs.setdefault("save_embedding_layers", False)
+        peft_save(self, save_directory, *args, **kwargs)
+        for name, config in self.peft_config.items():
+            folder = os.fspath(save_directory) if name == "default" else os.path.join(save_directory, name)
+            if isinstance(config, PromptConfig) and config.folder == folder:  # it was among those that were saved
+                saved(folder, config)
+
+    PeftModel.push_to_hub = push_to_hub
+    PeftModel.save_pretrained = save_pretrained
+
+
+def saved(folder: str | os.PathLike[str], config: PromptConfig) -> None:
+    """To be called when an adapter has been saved in a folder."""
+    for write_card in _write_card:
+        write_card(folder, config)

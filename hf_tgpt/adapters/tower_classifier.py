@@ -1,0 +1,75 @@
+"""A learner on a model that has no slot for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..encoders import DualEncoder, encoder_of
+from ..texts.class_texts import ClassTexts
+from .learner import PromptLearner
+
+
+class TowerClassifier(nn.Module):
+    """A dual encoder and a learner that classifies with its towers; it answers as an adapted model does.
+
+    The model is used and not changed: zero-shot classification beside an adapter on the same model, and a learner on
+    towers that PEFT's own adapters train.
+    """
+
+    model: Any
+    learner: PromptLearner
+
+    def __init__(self, model: nn.Module, learner: PromptLearner):
+        super().__init__()
+        self.model, self.learner = model, learner
+
+    def get_base_model(self) -> Any:
+        """The dual encoder."""
+        return self.model
+
+    def untuned_encoder(self) -> DualEncoder:
+        """The base model's own towers, without what was trained."""
+        return encoder_of(self.get_base_model())
+
+    def merged_encoder(self) -> DualEncoder:
+        """The towers with what was trained in their weights."""
+        return encoder_of(self.get_base_model())
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes in the order of the logits; a copy."""
+        return list(self.learner.config.class_names)
+
+    @property
+    def uses_captions(self) -> bool:
+        """Whether training profits from `caption_ids`."""
+        return self.learner.uses_captions
+
+    @property
+    def takes_new_classes(self) -> bool:
+        """Whether it also classifies by names that it was not trained on."""
+        return self.learner.takes_new_classes
+
+    def texts_for(self, class_names: Sequence[str]) -> ClassTexts:
+        """Any classes as `forward` takes them. Raises ValueError for bad names."""
+        return self.learner.texts_for(encoder_of(self.get_base_model()), class_names)
+
+    def set_class_names(self, class_names: Sequence[str]) -> None:
+        """Makes other classes its own, without training; it is saved with them. Raises ValueError for bad names."""
+        self.learner.set_class_names(encoder_of(self.get_base_model()), class_names)
+
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, class_texts: ClassTexts | None = None
+    ) -> ImageClassifierOutput:
+        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
+        return self.learner(encoder_of(self.get_base_model()), pixel_values, labels, class_texts)
+
+
+# What training, evaluation and inference work on: a PeftModel with an adapter of this package, or such a module.
+AdaptedModel = PeftModel | TowerClassifier

@@ -1,0 +1,162 @@
+"""Writes a description of every training image, as TGP-T wants them, with a model that looks at pictures.
+
+    hf-tgpt describe --model llava-hf/llava-interleave-qwen-0.5b-hf --dataset pictures --output new.jsonl
+    hf-tgpt describe --model Salesforce/blip-image-captioning-base --dataset dtd --shots 16 --output d.jsonl
+
+Any image-to-text or vision-language model of the Hub will do. One JSON line an image; killed and called again, it goes
+on. A file that describes all training images may be the `captions.jsonl` in the folder of the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+
+from .arguments import add_json_argument
+from ..data import class_names, decode_image, load_splits, sample_few_shot
+from ..data.readers.captions import image_key, undecoded_images
+from ..hub.loading import check_device
+from ..utils.files import parse_json
+from ..training.results import tidy_output
+
+QUESTION = "Describe the {class} in this image in one sentence."
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Describes as the command line says (None: that of the process).
+
+    Raises ValueError for an output that another model has begun or that is something else, which stays as it is.
+    """
+    # 1. Arguments.
+    args = _parser(prog).parse_args(argv)
+    check_device(args.device)
+    if args.batch_size < 1:
+        raise ValueError(f"`batch_size`={args.batch_size}: choose 1 or more.")
+    tidy_output()
+
+    # 2. The images, and those that an earlier call has described.
+    columns = {"image_column": args.image_column, "label_column": args.label_column}
+    named = {"splits": args.splits, "draw": args.draw, "class_names_file": args.class_names_file}
+    train = load_splits(args.dataset, **columns, seed=args.seed, **named)["train"]
+    if args.shots is not None:
+        train = sample_few_shot(train, args.shots, args.seed, allow_fewer=args.allow_fewer)
+    names, images = class_names(train), undecoded_images(train)
+    root = Path(args.dataset.rpartition(":")[2]).expanduser().absolute()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    draft = args.output.with_name(args.output.name + ".part")
+    begun = next((file for file in (draft, args.output) if file.exists()), None)
+    described = _described(begun, draft, args.model) if begun else set()
+    keys = [image_key(record, root) for record in images]
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}  # equal pictures have one key and one sentence
+    rows = [row for row, key in enumerate(keys) if key not in described and first[key] == row]
+    before = sum(key in described for key in keys)
+    if not args.json:
+        print(f"{len(train)} images, {before} of them described already")
+
+    # 3. The model.
+    processor = AutoProcessor.from_pretrained(args.model)
+    if not hasattr(processor, "tokenizer"):
+        raise ValueError(f"`model`={args.model!r} writes no text; name an image-to-text or vision-language model.")
+    dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype).to(args.device).eval()
+    processor.tokenizer.padding_side = "left"  # generation goes on at the right
+    chats = getattr(processor, "chat_template", None) is not None
+    request = args.prompt if args.prompt is not None else QUESTION if chats else ""
+
+    # 4. A sentence for each image.
+    silent = 0
+    with draft.open("a", encoding="utf-8") as file:
+        progress = tqdm(total=len(rows), desc="describing", unit=" images", disable=None)
+        for start in range(0, len(rows), args.batch_size):
+            batch = rows[start : start + args.batch_size]
+            called = [names[train[row]["label"]] for row in batch]
+            prompts = [_prompt(request.replace("{class}", name), processor if chats else None) for name in called]
+            pictures = [decode_image(images[row], name_hint=f"row {row}") for row in batch]
+            texts = {"text": prompts, "padding": True} if request or chats else {}
+            inputs = processor(images=pictures, **texts, return_tensors="pt").to(args.device, dtype)
+            with torch.inference_mode():
+                ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
+            asked = inputs.get("input_ids")
+            if asked is not None and ids.shape[1] >= asked.shape[1] and torch.equal(ids[:, : asked.shape[1]], asked):
+                ids = ids[:, asked.shape[1] :]  # a model that is one decoder repeats what it was given
+            for row, name, sent, text in zip(
+                batch, called, prompts, processor.batch_decode(ids, skip_special_tokens=True), strict=True
+            ):
+                caption = " ".join(text.split())
+                if not chats and sent and caption.lower().startswith(sent.lower()):
+                    caption = caption[len(sent) :].strip()
+                silent += not caption
+                caption = caption or f"a photo of a {name}."
+                entry = {"file_name": keys[row], "caption": caption, "class": name, "model": args.model}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.flush()
+            progress.update(len(batch))
+        progress.close()
+    os.replace(draft, args.output)
+    if args.json:
+        facts = {"output": str(args.output), "images": len(train), "described_before": before, "silent": silent}
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    print(f"{len(train)} descriptions in {args.output}")
+    if silent:
+        print(f'The model said nothing about {silent} images; they have "a photo of a CLASS." instead.')
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="Hub id or folder of an image-to-text or vision-language model")
+    add("--dataset", required=True, help="as for training")
+    add("--output", type=Path, required=True, help="the JSON lines; an unfinished file is gone on with")
+    add("--splits", help="a CoOp split file for the pictures of a folder")
+    add("--draw", help="a published few-shot draw")
+    add("--class_names_file", help="the names of the classes")
+    for column in ("image", "label"):
+        add(f"--{column}_column", help=f"the {column} column (default: found by its type)")
+    add("--shots", type=int, help="images per class, those that training draws (default: all)")
+    add("--seed", type=int, default=0, help="the seed of that draw (default: %(default)s)")
+    add("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
+    add("--prompt", help=f"the request, {{class}} stands for the name (default: {QUESTION!r} to a chat model; none to "
+        "a captioning model, which would go on from it instead of answering)")  # fmt: skip
+    add("--batch_size", type=int, default=8, help="images at a time (default: %(default)s)")
+    add("--max_new_tokens", type=int, default=60, help="longest description (default: %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    add_json_argument(parser)
+    return parser
+
+
+def _described(begun: Path, draft: Path, model: str) -> set[str]:
+    """The images that a file describes, which goes on as `draft`; of a draft itself, a line cut off in writing goes."""
+    whole = begun.read_bytes()
+    if begun == draft:
+        whole = whole[: whole.rfind(b"\n") + 1]
+    elif whole and not whole.endswith(b"\n"):
+        whole += b"\n"
+    described = set()
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        place = f"`output`={str(begun)!r}, line {number}"
+        entry = parse_json(line, place)
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            raise ValueError(f"{place} describes no image; choose another file.")
+        if entry.get("model") != model:
+            raise ValueError(f"`output`={str(begun)!r} was written by {entry.get('model')!r}; choose another file.")
+        described.add(entry["file_name"])
+    draft.write_bytes(whole)
+    return described
+
+
+def _prompt(request: str, processor: ProcessorMixin | None) -> str:
+    """The request about one image as the model reads it; with a processor, as a turn of a chat."""
+    if processor is None:
+        return request
+    content = [{"type": "image"}, {"type": "text", "text": request}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

@@ -1,0 +1,157 @@
+"""Evaluates a trained adapter, or a reference such as LoRA, on any data set beside zero-shot CLIP. It never trains.
+
+    hf-tgpt evaluate --adapter runs/maple --dataset path/to/other/pictures
+    hf-tgpt evaluate --adapter runs/maple --dataset toyworld:shapes/fog --classes new
+    hf-tgpt evaluate --adapter runs/tgpt --dataset toyworld:codes --change wise_ft=0.3
+    hf-tgpt evaluate --adapter runs/maple --dataset oxford_pets --classes new --compare-with-published
+
+On several GPUs `accelerate launch -m hf_tgpt_cli evaluate ...`. A method that classifies by text takes the data set's
+own class names; one whose classes are fixed has to know them all, and is then scored among those alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import CLIPImageProcessorPil
+
+from .arguments import RECIPES_FOLDER, add_data_arguments, add_json_argument, data_arguments, zero_shot_templates
+from ..training.checkpoint import write_json
+from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
+from ..evaluation.accuracy import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
+from ..hub.loading import (
+    base_and_revision,
+    change_config,
+    load_clip,
+    load_trained,
+    local_folder,
+    make_classifier,
+    results_of,
+)
+from ..evaluation.published import BACKBONE, published_beside, read_published
+from ..methods.references import ZeroShot
+from ..training.results import accuracies, library_versions, markdown_table, plot_classes, tidy_output
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Evaluates as the command line says (None: that of the process).
+
+    Ends the program for classes that a method with a closed list does not know; `--output` then says so too.
+    """
+    # 1. Arguments.
+    args = _parser(prog).parse_args(argv)
+    if args.output and args.output.is_dir():
+        raise ValueError(f"`output`={str(args.output)!r} is a folder; name a file.")
+    if args.picture and args.picture.suffix != ".png":
+        raise ValueError(f"`picture`={str(args.picture)!r} does not end with .png; name such a file.")
+
+    # 2. The base model that the adapter was trained on, unless another copy of it is named; the test pictures.
+    tidy_output()
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    start = time.perf_counter()
+    folder, published = local_folder(args.adapter, revision=args.revision), []
+    if args.compare_with_published:
+        rows = read_published(RECIPES_FOLDER / "published.csv")
+        published = published_beside(rows, results_of(folder), args.dataset, args.classes)
+    model_name, revision = (args.model, None) if args.model else base_and_revision(folder)
+    at = {"revision": revision} if revision else {}
+    clip = load_clip(model_name, **at).to(accelerator.device).eval()
+    processor = CLIPImageProcessorPil.from_pretrained(model_name, **at)
+    with accelerator.main_process_first():
+        splits = choose_classes(load_splits(**data_arguments(args), seed=args.seed), args.classes)
+    names = class_names(splits["test"])
+    images = FewShotImages(splits["test"], ImageTransform.from_processor(processor, train=False))
+    test = evaluation_loader(images, accelerator, args.num_workers)
+
+    # 3. Zero-shot and the adapter on the same pictures.
+    results = {"adapter": args.adapter, "dataset": args.dataset, "classes": args.classes, "images": len(images)}
+    trained = load_trained(clip, folder)
+    changes = dict(change.partition("=")[::2] for change in args.change)
+    unchanged = change_config(trained, changes) if changes else {}
+    try:
+        model = for_classes(trained, names)
+    except UnknownClasses as error:
+        _write(args.output, results | {"accuracy": None, "refused": str(error)}, accelerator)
+        raise SystemExit(str(error)) from None
+    plain = load_clip(model_name, **at).to(accelerator.device).eval()
+    plain = make_classifier("zero-shot", plain, names, **zero_shot_templates(args, names, args.templates))
+    if type(trained) is ZeroShot:  # asks each data set in that one's words
+        model = plain
+    zero_shot = evaluate(plain, test, accelerator, "zero-shot")
+    if changes:
+        changed = predict(model, test, accelerator, "testing, changed")
+        change_config(trained, unchanged)
+    predictions = predict(model, test, accelerator, "testing")
+    if changes:
+        same = predictions["logits"].argmax(-1) == changed["logits"].argmax(-1)
+        results["changed"] = {
+            "fields": changes,
+            "accuracy": measure(changed)["accuracy"],
+            "same_answers": float(same.mean()),
+            "largest_difference_of_logits": float(abs(predictions["logits"] - changed["logits"]).max()),
+        }
+
+    # 4. Results.
+    adapted = measure(predictions)
+    if published:
+        results["published"] = [{name: row[name] for name in ("method", "accuracy", "source")} for row in published]
+    results |= {"zero_shot_accuracy": zero_shot["accuracy"], **adapted}
+    results["seconds"] = round(time.perf_counter() - start, 1)
+    _write(args.output, results, accelerator)
+    if args.picture and accelerator.is_main_process:
+        plot_classes(args.picture, names, zero_shot, adapted, predictions["logits"].argmax(-1), predictions["labels"])
+    if args.json:
+        accelerator.print(json.dumps(results, indent=2, ensure_ascii=False))
+    else:
+        accelerator.print(_in_words(results, model_name, len(names)))
+    accelerator.end_training()
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--adapter", required=True, help="a folder that training wrote, or an adapter's id on the Hub")
+    add("--revision", help="of the adapter on the Hub")
+    add_data_arguments(parser)
+    add("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the adapter's config to change; "
+        "tells how its answers agree with the unchanged adapter's")  # fmt: skip
+    add("--templates", nargs="+", help="zero-shot's (default: a known data set's, or 'a photo of a {}.')")
+    add("--seed", type=int, default=0, help="of the split, where the data set comes without one")
+    add("--num_workers", type=int, default=0, help="processes that decode images")
+    add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
+    add("--compare-with-published", action="store_true", help="print the published accuracies of the same training and "
+        "test beside this one (hf_tgpt/recipes/published.csv)")  # fmt: skip
+    add("--picture", type=Path, help="a .png file for the change of each class and the confusions")
+    add("--output", type=Path, help="a JSON file for the results (default: they are only printed)")
+    add_json_argument(parser)
+    return parser
+
+
+def _write(file: Path | None, results: dict[str, Any], accelerator: Accelerator) -> None:
+    if file and accelerator.is_main_process:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, results | {"versions": library_versions()})
+
+
+def _in_words(results: dict[str, Any], model_name: str, classes: int) -> str:
+    about = f"{results['adapter']} on {results['dataset']}"
+    lines = [f"{about}, {results['classes']} classes ({classes}), {results['images']} pictures", accuracies(results)]
+    if changed := results.get("changed"):
+        fields = " ".join(f"{name}={value}" for name, value in changed["fields"].items())
+        lines.append(
+            f"with {fields}: {changed['accuracy']:.3f}, {changed['same_answers']:.1%} of the answers as before, "
+            f"logits up to {changed['largest_difference_of_logits']:.2g} apart"
+        )
+    if published := results.get("published"):
+        rows = [[f"measured: {results['adapter']} on {model_name}", f"{100 * results['accuracy']:.2f}", "this run"]]
+        rows += [[f"{row['method']} on {BACKBONE}", f"{row['accuracy']:.2f}", row["source"]] for row in published]
+        lines += ["", *markdown_table(["", "accuracy, percent", "source"], rows)]
+    return "\n".join(lines)

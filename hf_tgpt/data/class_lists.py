@@ -1,0 +1,114 @@
+"""The names of classes: cleaned, read from a file, recognised under other spellings."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from datasets import DatasetDict
+
+from ..utils.files import parse_json, read_text
+from ..utils.names import check_class_names
+from .fewshot import read_labels, replace_labels
+
+
+def clean_class_name(name: str) -> str:
+    """A folder's or label's name as words: "_" a space, no parentheses, single spaces."""
+    return " ".join(re.sub(r"[_()]", " ", name).split())
+
+
+def clean_class_names(names: list[str]) -> list[str]:
+    """All names as words. Raises ValueError for names that become the same."""
+    words = [clean_class_name(name) for name in names]
+    count = Counter(words)
+    twins = [name for name, word in zip(names, words, strict=True) if count[word] > 1]
+    if twins:
+        raise ValueError(
+            f"`label` has classes that differ only in '_', ' ' and parentheses: {', '.join(twins[:10])}; rename one."
+        )
+    return words
+
+
+def normalized_name(name: str) -> str:
+    """What "polka-dotted", "Polka_dotted" and "polka dotted" have in common: the letters and digits, in lower case."""
+    return "".join(character for character in name.casefold() if character.isalnum())
+
+
+def read_class_names(file: str | os.PathLike[str]) -> list[str] | dict[str, str]:
+    """The class names in a file: a list in the order of the labels, or {name in the data: name to use} in that order.
+
+    A text file has one class a line, `name` or `name in the data<TAB>name to use`; CoOp's "n01440764 tench" for
+    ImageNet is read as the latter, and lines that begin with "# " are comments. A .json file holds a list or an object.
+
+    Raises FileNotFoundError, and ValueError for a file that holds no distinct names.
+    """
+    file = Path(file).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"`class_names_file`={str(file)!r} is not there; correct the path.")
+    try:
+        text = read_text(file)
+        if file.suffix.lower() == ".json":
+            given = parse_json(text, file.name)
+            if not isinstance(given, dict | list):
+                raise ValueError(f"it holds a {type(given).__name__}, neither a list nor an object")
+        else:
+            lines = [line.strip() for line in text.split("\n") if line.strip() and not line.startswith("# ")]
+            pairs = [re.split(r"\t|(?<=^n\d{8}) ", line, maxsplit=1) for line in lines]
+            given = [pair[0] for pair in pairs]
+            if any(len(pair) == 2 for pair in pairs):
+                if len(set(given)) < len(given):
+                    raise ValueError("it names a class of the data twice")
+                given = {pair[0]: pair[-1].strip() for pair in pairs}
+        check_class_names(list(given.values()) if isinstance(given, dict) else given)
+    except ValueError as error:
+        raise ValueError(f"`class_names_file`={str(file)!r} cannot be used: {error}") from error
+    return given
+
+
+def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> DatasetDict:
+    """The splits with other class names, from `read_class_names`.
+
+    With a mapping, a class is found by either of its names in any spelling, and the labels follow the mapping's order;
+    classes that the data lack are left out. A list in which all classes of the data occur is such a mapping, from each
+    name to itself; any other list renames the labels in their order.
+
+    Raises ValueError for a list of another length, or a class that the mapping does not name.
+    """
+    first = next(iter(splits.values()))
+    names = first.features["label"].names
+    if isinstance(given, list) and {normalized_name(name) for name in names} <= {
+        normalized_name(name) for name in given
+    }:
+        given = {name: name for name in given}
+    if isinstance(given, list):
+        if len(given) != len(names):
+            raise ValueError(
+                f"`class_names` has {len(given)} names but the data have {len(names)} classes "
+                f"({', '.join(names[:3])}, ...); give one for each, in the order of the labels."
+            )
+        return _relabelled(splits, np.arange(len(names)), given)
+    places: dict[str, int] = {}
+    for place, (key, name) in enumerate(given.items()):
+        places[normalized_name(key)] = places[normalized_name(name)] = place
+    unknown = [name for name in names if normalized_name(name) not in places]
+    if unknown:
+        raise ValueError(
+            f"`class_names` does not name {len(unknown)} of the data's {len(names)} classes "
+            f"({', '.join(unknown[:5])}); add them."
+        )
+    found = [places[normalized_name(name)] for name in names]
+    if len(set(found)) < len(found):
+        twins = [name for name, place in zip(names, found, strict=True) if found.count(place) > 1]
+        raise ValueError(f"`class_names` gives one name to several classes of the data: {', '.join(twins[:5])}.")
+    order, new_label = np.unique(found, return_inverse=True)
+    words = list(given.values())
+    return _relabelled(splits, new_label, [words[place] for place in order])
+
+
+def _relabelled(splits: DatasetDict, new_label: np.ndarray, names: list[str]) -> DatasetDict:
+    return DatasetDict(
+        {split: replace_labels(data, new_label[read_labels(data)], names) for split, data in splits.items()}
+    )

@@ -1,0 +1,216 @@
+"""What prompt learning needs of a dual encoder of transformers. The only folder that reads a model's attributes.
+
+`DualEncoder` gives CLIP's answers; a family of encoders is a subclass, in a file of its own, of what differs.
+
+Letters: b images, s sentences, t text tokens, p vision tokens (class token and patches), v words of the vocabulary,
+d_t text width, d_v vision width, d joint (projection) width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from torch import nn
+from transformers.masking_utils import create_causal_mask
+from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+
+Layer = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]  # hidden states and a mask -> hidden states
+
+
+class DualEncoder:
+    """Two towers and how tokens go through them, with CLIP's answers.
+
+    An object is a view of `model` that holds no state of it: `encoder_of(model)` makes one whenever it is needed.
+    """
+
+    # transformers' names: of `config.model_type`, of the model, and of its vision tower alone with the projection.
+    model_type: ClassVar[str]
+    model_class: ClassVar[str]
+    vision_class: ClassVar[str]
+    # Tokens before the first word of a sentence (BOS).
+    prefix: ClassVar[int] = 1
+    # Whether a token sees the tokens before it alone, so that sentences may be cut behind their end and packed.
+    causal: ClassVar[bool] = True
+    # Whether a sentence is padded to the whole context and read at its last place.
+    fills_context: ClassVar[bool] = False
+    # Whether the image tower has tokens that prompts can stand among.
+    vision_has_tokens: ClassVar[bool] = True
+
+    def __init__(self, model: transformers.PreTrainedModel):
+        self.model = model
+        # Called before each layer of the image tower with its number and the hidden states that go into it.
+        self.on_image_layer: Callable[[int, torch.Tensor], None] | None = None
+
+    # The model as a whole ---------------------------------------------------------------------------------------------
+
+    def shape(self) -> dict[str, int]:
+        """What an adapter depends on: it fits another model exactly when all of these agree."""
+        text, vision = self.model.config.text_config, self.model.config.vision_config
+        return {
+            "text_width": text.hidden_size,
+            "text_layers": text.num_hidden_layers,
+            "context_length": text.max_position_embeddings,
+            "vocabulary": text.vocab_size,
+            "vision_width": vision.hidden_size,
+            "vision_layers": vision.num_hidden_layers,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "projection_width": self.model.config.projection_dim,
+        }
+
+    def logit_scale(self) -> torch.Tensor:
+        """s, the factor that turns cosines into logits; a scalar."""
+        return self.model.logit_scale.exp()
+
+    def scale(self, cosines: torch.Tensor) -> torch.Tensor:
+        """Logits of cosines (b, s), as the model itself makes them."""
+        return self.logit_scale() * cosines
+
+    def projections(self) -> tuple[Any, Any]:
+        """The last layers of both towers, whose weights tell one trained model from another."""
+        return self.model.text_projection, self.model.visual_projection
+
+    def use_eager_attention(self) -> None:
+        """Switches the model's attention to its plain operations, which every exporter knows."""
+        self.model.set_attn_implementation("eager")
+
+    def output(
+        self,
+        logits: torch.Tensor,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        return_loss: bool,
+        **parts: Any,
+    ) -> transformers.utils.ModelOutput:
+        """The answer to the model's own call, from logits (b, s) and unit features."""
+        loss = image_text_contrastive_loss(logits.T) if return_loss else None
+        return self.output_class()(
+            loss=loss,
+            logits_per_image=logits,
+            logits_per_text=logits.T,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            **parts,
+        )
+
+    def output_class(self) -> type[transformers.utils.ModelOutput]:
+        """The class of the answer to the model's own call."""
+        raise NotImplementedError
+
+    # Text -------------------------------------------------------------------------------------------------------------
+
+    def words(self) -> torch.Tensor:
+        """The vocabulary E, (v, d_t)."""
+        return self.model.text_model.embeddings.token_embedding.weight
+
+    def ends(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Where each sentence is read, its first EOS: input_ids (s, t) -> (s,)."""
+        return (input_ids == self.model.config.text_config.eos_token_id).int().argmax(dim=-1)
+
+    def text_parameters(self) -> Iterator[nn.Parameter]:
+        """All that text features rest on."""
+        yield from self.model.text_model.parameters()
+        yield from self.model.text_projection.parameters()
+
+    def text_is_random(self) -> bool:
+        """Whether the text tower in training gives another answer each time."""
+        return self.model.config.text_config.attention_dropout > 0
+
+    def text_takes_masks(self) -> bool:
+        """Whether its attention takes a mask of any form, as packed sentences need; flash attention does not."""
+        return self.model.text_model.config._attn_implementation in ("sdpa", "eager")
+
+    def text_mask(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """What each token of hidden states (s, t, d_t) sees."""
+        return create_causal_mask(
+            config=self.model.text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+        )
+
+    def packed_mask(self, sees: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Whether a place sees another (r, 1, l, l) as the mask that the tower's attention takes."""
+        if self.model.text_model.config._attn_implementation != "eager":
+            return sees
+        return torch.zeros_like(sees, dtype=hidden.dtype).masked_fill(~sees, torch.finfo(hidden.dtype).min)
+
+    def enter_text(self, embeddings: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Token embeddings (s, t, d_t) -> hidden states with positions (s, t, d_t)."""
+        return self.model.text_model.embeddings(inputs_embeds=embeddings, position_ids=positions)
+
+    def text_layers(self) -> list[Layer]:
+        """The text tower's layers, each from hidden states (s, t, d_t) and a mask to hidden states."""
+        return [partial(layer, is_causal=True) for layer in self.model.text_model.encoder.layers]
+
+    def leave_text(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states where the sentences are read (s, d_t) -> text features (s, d), not normalised."""
+        return self.model.text_projection(self.model.text_model.final_layer_norm(hidden))
+
+    # Images -----------------------------------------------------------------------------------------------------------
+
+    def vision_parameters(self) -> Iterator[nn.Parameter]:
+        """All that image features rest on."""
+        yield from self.model.vision_model.parameters()
+        yield from self.model.visual_projection.parameters()
+
+    def vision_settings(self) -> dict[str, Any]:
+        """The settings that image features rest on beside the weights."""
+        return self.model.config.vision_config.to_diff_dict()
+
+    def enter_image(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """Pictures (b, 3, h, w) -> tokens with positions (b, p, d_v), before `after_prompts`.
+
+        Raises ValueError if the picture's size is not the model's.
+        """
+        vision = self.model.vision_model
+        size = vision.config.image_size
+        if not interpolate_pos_encoding and tuple(pixel_values.shape[-2:]) != (size, size):
+            height, width = pixel_values.shape[-2:]
+            raise ValueError(
+                f"`pixel_values` holds pictures of {height}x{width} pixels but this model takes {size}x{size}; resize "
+                "them with the model's own image processor or pass interpolate_pos_encoding=True."
+            )
+        return vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+
+    def after_prompts(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What comes between the place where prompts enter and the first layer: (b, p + n, d_v) -> the same shape."""
+        return self.model.vision_model.pre_layrnorm(hidden)
+
+    def image_layers(self) -> list[Layer]:
+        """The image tower's layers, each from hidden states (b, p + n, d_v) to hidden states."""
+        return list(self.model.vision_model.encoder.layers)
+
+    def normalize_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The norm that image tokens pass before the projection, where they are read: (..., d_v) -> (..., d_v)."""
+        return self.model.vision_model.post_layernorm(tokens)
+
+    def project_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image tokens in the joint space: (..., d_v) -> (..., d)."""
+        return self.model.visual_projection(tokens)
+
+    def leave_image(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The last layer's tokens without prompts (b, p, d_v) -> image features (b, d), not normalised."""
+        return self.project_tokens(self.normalize_tokens(tokens[:, 0]))
+
+    def vision_tower(self, class_names: Sequence[str]) -> transformers.PreTrainedModel:
+        """A copy of the image tower alone, with its projection: a plain model of transformers with these labels."""
+        config = copy.deepcopy(self.model.config.vision_config)
+        config.projection_dim = self.model.config.projection_dim
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: label for label, name in enumerate(class_names)}
+        tower = getattr(transformers, self.vision_class)(config).to(self.model.dtype)
+        tower.vision_model.load_state_dict(self.model.vision_model.state_dict())
+        tower.visual_projection.load_state_dict(self.model.visual_projection.state_dict())
+        return tower
+
+    def image_attention(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What tokens look at in a layer that takes hidden states (b, p, d_v): (b, heads, p, p), rows that sum to 1."""
+        block = self.model.vision_model.encoder.layers[layer]
+        attention, hidden = block.self_attn, block.layer_norm1(hidden)
+        heads = (*hidden.shape[:-1], -1, attention.head_dim)
+        queries = attention.q_proj(hidden).view(heads).transpose(1, 2)  # (b, heads, p, d_v / heads)
+        keys = attention.k_proj(hidden).view(heads).transpose(1, 2)
+        return (attention.scale * queries @ keys.transpose(-1, -2)).softmax(-1, dtype=torch.float32)

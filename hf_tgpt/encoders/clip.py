@@ -1,0 +1,30 @@
+"""CLIP: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+from .base import DualEncoder
+
+# OpenAI's first configs carry this `eos_token_id` by mistake; for them CLIP reads at the highest id, which is EOS.
+_LEGACY_EOS = 2
+
+
+class CLIP(DualEncoder):
+    """transformers' CLIPModel."""
+
+    model_type = "clip"
+    model_class = "CLIPModel"
+    vision_class = "CLIPVisionModelWithProjection"
+
+    def ends(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The first EOS, or the highest id where the config's EOS is the legacy one."""
+        if self.model.config.text_config.eos_token_id == _LEGACY_EOS:
+            return input_ids.argmax(dim=-1)
+        return super().ends(input_ids)
+
+    def output_class(self) -> type[Any]:
+        return CLIPOutput

@@ -1,0 +1,28 @@
+"""Marks by which an adapter knows the model it was trained on."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import DualEncoder
+
+_MARKS = 8
+
+
+def fingerprint(encoder: DualEncoder) -> list[float] | None:
+    """The first weights of both projections; None where they cannot be read (quantised, sharded, on meta)."""
+    marks: list[float] = []
+    for layer in encoder.projections():
+        weight = layer.weight
+        if not weight.is_floating_point() or weight.is_meta or weight.dim() != 2 or weight.numel() < _MARKS:
+            return None
+        marks += weight.detach().flatten()[:_MARKS].float().tolist()
+    return [float(f"{value:.5g}") for value in marks]
+
+
+def same_weights(before: list[float] | None, here: list[float] | None) -> bool:
+    """Whether two fingerprints are of one model, up to the rounding of bf16; also where one is unknown."""
+    if not before or not here or len(before) != len(here):
+        return True
+    a, b = torch.tensor(before), torch.tensor(here)
+    return bool((a - b).norm() <= 0.02 * a.norm())

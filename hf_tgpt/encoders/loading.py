@@ -1,0 +1,83 @@
+"""Base models by name, and what belongs to them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import resolve_revision
+from huggingface_hub.errors import RevisionResolutionError
+from transformers import AutoConfig, CLIPImageProcessorPil, PreTrainedModel
+
+from ..utils.names import name_here
+from . import FAMILIES
+
+# Where a model's config notes which commit of its repository it was loaded from.
+REVISION = "_commit_hash"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+
+
+def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """A CLIP, or another model of `encoders.FAMILIES`, in float32: `from_pretrained` for a Hub id or folder.
+
+    A local folder with a config.json but no weights gives a model with random weights, for trying out real sizes. Of a
+    Hub id the commit is noted, so that adapters trained on the model can name it.
+
+    Raises ValueError if the name leads to no model or to one of another kind.
+
+    Example:
+        >>> clip = hf_tgpt.load_clip("openai/clip-vit-base-patch16")
+    """
+    name = name_here(os.path.expanduser(name_or_path))
+    folder = Path(name)
+    if name.startswith((".", os.sep)) and not folder.is_dir():
+        raise ValueError(f"`model`={name!r} is not a folder; correct the path, or name a CLIP on the Hub.")
+    try:
+        if not folder.is_dir():
+            hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+            kwargs["revision"] = resolve_revision(name, **hub)
+        config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), token=kwargs.get("token"))
+    except (OSError, ValueError, RevisionResolutionError) as error:
+        raise ValueError(f"`model`={name!r}: no model config could be loaded from it ({error}).") from error
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        known = ", ".join(family.model_class for family in FAMILIES.values())
+        raise ValueError(
+            f"`model`={name!r} is a {config.model_type!r} model, not a CLIP with both towers; choose a model of one of "
+            f"these classes: {known}."
+        )
+    model_class = getattr(transformers, family.model_class)
+    if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+        with torch.random.fork_rng(devices=[]):  # the same random weights each time, so that adapters can come back
+            torch.manual_seed(0)
+            model = model_class(config)
+        model.name_or_path = name
+        return model
+    model = model_class.from_pretrained(name, **({"dtype": torch.float32} | kwargs))
+    if not folder.is_dir():
+        setattr(model.config, REVISION, kwargs["revision"].resolved)
+    return model
+
+
+def load_image_processor(name_or_path: str | os.PathLike[str], revision: str | None = None) -> CLIPImageProcessorPil:
+    """How pixel values are made of a picture for a base model. Raises ValueError if it does not tell."""
+    name = name_here(os.fspath(name_or_path))
+    try:
+        return CLIPImageProcessorPil.from_pretrained(name, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The base model {name!r} has no image processor that could be loaded ({error}); name a copy with its "
+            "preprocessor_config.json."
+        ) from error
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raises ValueError for a device that there is not."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by its kind, as torch was built
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"`device`={str(device)!r} cannot be used here ({reason}); choose another.") from error

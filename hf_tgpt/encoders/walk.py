@@ -1,0 +1,173 @@
+"""The two towers with prompts spliced in, for every family of encoders.
+
+Letters as in `base.py`, and n prompt tokens. Prompts are {layer: tokens}: before that layer, counted from 0, the tokens
+(n, d), or for each sentence or picture its own (s, n, d), take their places.
+
+The functions are pure: they walk the model's own embeddings, layers, norms and projections and change nothing in it.
+Gradient checkpointing, attention backends and autocast therefore work as the model's owner set them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .base import DualEncoder
+from .chunks import CHUNK_TOKENS, chunks, in_chunks
+from .packing import Packing, common_length, pack
+
+Prompts = Mapping[int, torch.Tensor]
+
+
+def unit(features: torch.Tensor) -> torch.Tensor:
+    """Features at unit length, in float32 at least so that a half-precision model still ranks close classes."""
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+
+
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def encode_text(
+    encoder: DualEncoder,
+    embeddings: torch.Tensor,
+    ends: torch.Tensor,
+    prompts: Prompts | None = None,
+    packing: Packing | None = None,
+    insert: bool = False,
+) -> torch.Tensor:
+    """Token embeddings without positions (s, t, d_t), read at `ends` (s,) -> text features (s, d), not normalised.
+
+    Prompts replace the first n words. Those of layer 0 replace their embeddings, and so get positions. With `insert`
+    the words stay and the sentence grows: the first prompts are inserted before the first word, without positions, and
+    those of later layers replace them.
+
+    `packing` says which leading tokens the sentences have in common, the prompts among them; without one, each sentence
+    is computed by itself, as it is where a later layer has prompts of its own for each sentence.
+    """
+    prompts, start = dict(prompts or {}), encoder.prefix
+    embeddings = embeddings.to(encoder.words().dtype)
+    if 0 in prompts and not insert:
+        embeddings = _put(embeddings, prompts.pop(0), start)
+    if packing is None or not encoder.text_takes_masks() or any(part.ndim == 3 for part in prompts.values()):
+        packing = None
+        rows, places = torch.arange(embeddings.shape[0], device=embeddings.device), ends
+        hidden = encoder.enter_text(embeddings)  # (s, t, d_t)
+        mask = encoder.text_mask(hidden)
+    else:
+        rows, places = packing.row, packing.place
+        embeddings = embeddings[packing.sentence, packing.position]  # (r, l, d_t)
+        hidden = encoder.enter_text(embeddings, packing.position)  # (r, l, d_t)
+        mask = encoder.packed_mask(packing.mask, hidden)
+    for i, layer in enumerate(encoder.text_layers()):
+        if i in prompts:
+            hidden = _put(hidden, prompts[i], start, insert)
+            if insert:
+                places, insert = places + prompts[i].shape[-2], False
+                mask = (
+                    encoder.text_mask(hidden)
+                    if packing is None
+                    else encoder.packed_mask(packing.with_room(start, prompts[i].shape[-2]), hidden)
+                )
+        hidden = layer(hidden, mask)
+    return encoder.leave_text(hidden[rows, places])  # (s, d)
+
+
+def encode_words(
+    encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, chunk: int | None = None
+) -> torch.Tensor:
+    """The model's own text features: ids (s, t) read at `ends` (s,) -> (s, d), not normalised, `chunk` at once."""
+    shared = common_length(input_ids, ends)
+
+    def encode(part: slice) -> torch.Tensor:
+        embeddings = F.embedding(input_ids[part], encoder.words())  # (s, t, d_t)
+        packing = pack(ends[part], shared, encoder.shape()["context_length"])
+        return encode_text(encoder, embeddings, ends[part], packing=packing)
+
+    return in_chunks(encode, chunks(ends, shared, chunk, chunk_tokens(encoder)), encoder.text_parameters())
+
+
+def trim(encoder: DualEncoder, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Drops what no EOS can see: input_ids (s, t) -> ids (s, longest), ends (s,). Exact by causality."""
+    ends = encoder.ends(input_ids)
+    return input_ids[:, : int(ends.max()) + 1], ends
+
+
+def chunk_tokens(encoder: DualEncoder) -> int:
+    """Own tokens of the sentences whose activations a training step holds at a time, where nobody says how many.
+
+    On a GPU as many as take an eighth of its memory, since what does not fit is computed twice; elsewhere few. It does
+    not depend on what is free just now, so a run that is repeated or resumed sums in the same order.
+    """
+    model, shape = encoder.model, encoder.shape()
+    if model.device.type != "cuda":
+        return CHUNK_TOKENS
+    kept = 18 * shape["text_width"] * shape["text_layers"] * model.dtype.itemsize  # a token's bytes, as measured
+    return max(CHUNK_TOKENS, torch.cuda.get_device_properties(model.device).total_memory // 8 // kept)
+
+
+def replace_words(embeddings: torch.Tensor, prompts: torch.Tensor, prefix: int = 1) -> torch.Tensor:
+    """Prompts (n, d_t) or (s, n, d_t) in place of the first n words of embeddings (s, t, d_t)."""
+    return _put(embeddings, prompts, prefix)
+
+
+# Images --------------------------------------------------------------------------------------------------------------
+
+
+def encode_image(
+    encoder: DualEncoder,
+    pixel_values: torch.Tensor,
+    prompts: Prompts | None = None,
+    behind_class_token: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Pictures (b, 3, h, w) and prompts as in `image_tokens` -> image features (b, d), not normalised."""
+    tokens = image_tokens(encoder, pixel_values, prompts, behind_class_token, **kwargs)
+    return encoder.leave_image(split_tokens(tokens, prompts, behind_class_token)[0])
+
+
+def image_tokens(
+    encoder: DualEncoder,
+    pixel_values: torch.Tensor,
+    prompts: Prompts | None = None,
+    behind_class_token: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Pictures (b, 3, h, w) -> the last layer's hidden states (b, p + n, d_v), before any norm.
+
+    The first prompts are appended behind the patches, or with `behind_class_token` inserted between class token and
+    patches; those of later layers replace them. Raises ValueError if the picture's size is not the model's.
+    """
+    prompts = prompts or {}
+    hidden, insert = encoder.enter_image(pixel_values, **kwargs), True  # (b, p, d_v)
+    for i, layer in enumerate(encoder.image_layers()):
+        if i in prompts:
+            start = 1 if behind_class_token else hidden.shape[1] - (0 if insert else prompts[i].shape[-2])
+            hidden, insert = _put(hidden, prompts[i], start, insert), False  # (b, p + n, d_v)
+        if i == 0:
+            hidden = encoder.after_prompts(hidden)
+        if encoder.on_image_layer is not None:
+            encoder.on_image_layer(i, hidden)
+        hidden = layer(hidden, None)
+    return hidden
+
+
+def split_tokens(
+    tokens: torch.Tensor, prompts: Prompts | None = None, behind_class_token: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `image_tokens` gave for these prompts -> the picture's tokens (b, p, d_v) and the prompts' (b, n, d_v)."""
+    count = next(iter(prompts.values())).shape[-2] if prompts else 0
+    if behind_class_token:
+        return torch.cat([tokens[:, :1], tokens[:, 1 + count :]], dim=1), tokens[:, 1 : 1 + count]
+    places = tokens.shape[1] - count
+    return tokens[:, :places], tokens[:, places:]
+
+
+def _put(hidden: torch.Tensor, prompts: torch.Tensor, start: int, insert: bool = False) -> torch.Tensor:
+    """Prompts (n, d) or (s, n, d) in place of the n tokens of hidden (s, t, d) from `start`, or before these."""
+    # Adapter weights stay in float32 on a half-precision model; prompts take the tower's dtype where they enter it.
+    prompts = prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)  # not len, which an exporter takes as fixed
+    rest = start if insert else start + prompts.shape[1]
+    return torch.cat([hidden[:, :start], prompts, hidden[:, rest:]], dim=1)

@@ -1,0 +1,112 @@
+"""The accuracy of any classifier, in one process or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..adapters.tower_classifier import AdaptedModel
+from ..data import Collator, FewShotImages
+from .metrics import classification_metrics
+
+
+class UnknownClasses(ValueError):
+    """A classifier whose classes are fixed is asked for others."""
+
+
+def for_classes(model: AdaptedModel, class_names: Sequence[str]) -> Callable[..., ImageClassifierOutput]:
+    """A trained model as a classifier among `class_names`, in their order. The model itself stays as it is.
+
+    A model that takes new classes is asked about them. Another one, whose classes are fixed, is scored among those of
+    its own that are named. Raises UnknownClasses, a ValueError, if it does not know one of them.
+
+    Example:
+        >>> logits = for_classes(model, ["newt", "toad"])(pixel_values).logits  # (b, 2)
+    """
+    if list(class_names) == list(model.class_names):
+        return model
+    if model.takes_new_classes:
+        return partial(model, class_texts=model.texts_for(class_names))
+    known = {name: column for column, name in enumerate(model.class_names)}
+    unknown = [name for name in class_names if name not in known]
+    if unknown:
+        raise UnknownClasses(
+            f"The model knows {len(known)} classes, fixed when it was trained, but not {unknown[0]!r} "
+            f"({len(unknown)} of the data set's {len(class_names)} are unknown); use a method that classifies by text, "
+            "or train on these classes."
+        )
+    columns = [known[name] for name in class_names]
+
+    def classify(pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        output = model(pixel_values)
+        for name in output:
+            if name.endswith("logits"):
+                output[name] = output[name][:, columns]
+        return output
+
+    return classify
+
+
+def evaluation_loader(
+    images: FewShotImages, accelerator: Accelerator, num_workers: int = 0, batch_size: int = 64
+) -> DataLoader:
+    """The pictures in order, shared out to the processes."""
+    pin = torch.cuda.is_available()
+    loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers, pin_memory=pin)
+    return accelerator.prepare(loader)
+
+
+@torch.inference_mode()
+def predict(
+    classify: Callable[..., ImageClassifierOutput],
+    loader: DataLoader,
+    accelerator: Accelerator,
+    description: str = "evaluating",
+) -> dict[str, np.ndarray]:
+    """`logits` (n, c) and `labels` (n,) of all pictures, from a model in evaluation mode or any other classifier.
+
+    `loader` must be prepared by `accelerator`; every picture counts once, however many processes share the work. Where
+    the output holds other answers too (its `other_logits`; TGP-T's {"wise_ft": ...}), they are `wise_ft_logits` (n, c).
+    """
+    parts: dict[str, list[torch.Tensor]] = {"logits": [], "labels": []}
+    for batch in tqdm(loader, desc=description, leave=False, disable=silent(accelerator)):
+        with accelerator.autocast():
+            states = batch.get("image_states")  # of `training.features`
+            output = classify(batch["pixel_values"]) if states is None else classify(image_states=states)
+        answers = {"logits": output.logits.float(), "labels": batch["labels"]}
+        if hasattr(output, "other_logits"):
+            answers |= {f"{name}_logits": logits.float() for name, logits in output.other_logits().items()}
+        for name, value in accelerator.gather_for_metrics(answers).items():
+            parts.setdefault(name, []).append(value.cpu())
+    return {name: torch.cat(values).numpy() for name, values in parts.items()}
+
+
+def evaluate(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """All metrics of `evaluation.metrics` for what `predict` gives; arguments as there.
+
+    Of other answers that the model gives too, the accuracy: with TGP-T `wise_ft_accuracy`.
+    """
+    return measure(predict(*args, **kwargs))
+
+
+def measure(predictions: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The metrics of what `predict` gave."""
+    metrics = classification_metrics(predictions["logits"], predictions["labels"])
+    for name, logits in predictions.items():
+        if name.endswith("_logits"):
+            hits = logits.argmax(-1) == predictions["labels"]
+            metrics[name.replace("_logits", "_accuracy")] = float(hits.mean())
+    return metrics
+
+
+def silent(accelerator: Accelerator) -> bool | None:
+    """For tqdm: never but on the main process, and there (None) only on a terminal."""
+    return None if accelerator.is_main_process else True

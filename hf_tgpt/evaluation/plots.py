@@ -1,0 +1,146 @@
+"""Pictures of results: training curves, changes per class, confusions, comparisons."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_run(
+    path: str | os.PathLike[str],
+    history: list[dict[str, float]],
+    class_names: list[str],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    most: int = 30,
+) -> None:
+    """A picture of the training curve and of the classes whose accuracy changed `most`, from metrics to metrics."""
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    change = _largest_changes(class_names, before, after, most)
+    figure = Figure(figsize=(11, max(4, 0.22 * len(change))), layout="constrained")
+    curve, bars = figure.subplots(1, 2)
+    steps = [row["step"] for row in history]
+    curve.plot(steps, [row["train_accuracy"] for row in history], label="training accuracy")
+    validated = [row for row in history if "validation_accuracy" in row]
+    if validated:
+        accuracies = [row["validation_accuracy"] for row in validated]
+        curve.plot([row["step"] for row in validated], accuracies, label="validation accuracy")
+    curve.set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02), title="training")
+    loss = curve.twinx()
+    loss.plot(steps, [row["loss"] for row in history], color="grey", linestyle=":", label="loss")
+    loss.set(ylabel="loss")
+    lines = curve.get_lines() + loss.get_lines()
+    curve.legend(lines, [line.get_label() for line in lines], loc="center right")
+    _plot_changes(bars, change)
+    figure.savefig(path, dpi=110)
+
+
+def plot_classes(
+    path: str | os.PathLike[str],
+    class_names: list[str],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    most: int = 30,
+) -> None:
+    """A picture of the classes whose accuracy changed `most`, from metrics to metrics, and of what is taken for what.
+
+    `predictions` and `labels` (n,) are class numbers. The confusion matrix shows shares of a class's images; of more
+    than `most` classes, those that are confused most.
+    """
+    from matplotlib.figure import Figure
+
+    count = len(class_names)
+    confusion = np.zeros((count, count))
+    np.add.at(confusion, (labels, predictions), 1)
+    wrong = confusion.sum(1) + confusion.sum(0) - 2 * confusion.diagonal()
+    shown = np.sort(np.argsort(-wrong, kind="stable")[:most])
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    change = _largest_changes(class_names, before, after, most)
+    side = max(4.5, 0.22 * max(len(shown), len(change)))
+    figure = Figure(figsize=(8 + 1.2 * side, side + 2), layout="constrained")
+    bars, matrix = figure.subplots(1, 2, width_ratios=[1, 1.2])
+    _plot_changes(bars, change)
+    picture = matrix.imshow(shares[np.ix_(shown, shown)], vmin=0, vmax=1, cmap="Blues")
+    names = [class_names[i] for i in shown]
+    matrix.set_xticks(range(len(shown)), names, rotation=90, fontsize=8)
+    matrix.set_yticks(range(len(shown)), names, fontsize=8)
+    rest = f", the {most} most confused classes" if count > most else ""
+    matrix.set(xlabel="predicted", ylabel="label", title=f"confusion{rest}")
+    figure.colorbar(picture, ax=matrix, label="share of the class's images", shrink=0.8)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _largest_changes(class_names: list[str], before: dict, after: dict, most: int) -> list[tuple[float, str]]:
+    """(change, name) of the classes whose accuracy changed most, in order; those without images are left out."""
+    change = [
+        (b - a, name)
+        for name, a, b in zip(class_names, before["per_class_accuracy"], after["per_class_accuracy"], strict=True)
+        if None not in (a, b)
+    ]
+    return sorted(sorted(change, key=lambda entry: -abs(entry[0]))[:most])
+
+
+def _plot_changes(axes: Axes, change: list[tuple[float, str]]) -> None:
+    colours = ["tab:green" if value >= 0 else "tab:red" for value, _ in change]
+    axes.barh([name for _, name in change], [value for value, _ in change], color=colours)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlabel="accuracy, adapter minus zero-shot", title="change per class")
+
+
+# {(shots, method): {measure: (mean, deviation)}}, in percent.
+Table = dict[tuple[int, str], dict[str, tuple[float, float]]]
+
+
+def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], table: Table, shots: int) -> None:
+    """A picture of every method's measures side by side, with their deviations, at one number of shots."""
+    from matplotlib.figure import Figure
+
+    rows = {method: row for (number, method), row in table.items() if number == shots}
+    height = 0.8 / len(measures)
+    figure = Figure(figsize=(9, 1 + len(rows) * (0.25 + 0.13 * len(measures))), layout="constrained")
+    axes = figure.subplots()
+    for i, measure in enumerate(measures):
+        found = [(place, *row[measure]) for place, row in enumerate(rows.values()) if measure in row]
+        if not found:
+            continue
+        places, means, deviations = zip(*found, strict=True)
+        axes.barh([place + i * height for place in places], means, height, xerr=deviations, label=measure, capsize=2)
+    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], rows)
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy in percent", xlim=(0, 100), title=f"{title}, {shots} shots")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    figure.savefig(path, dpi=110)
+
+
+def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Table) -> None:
+    """A picture of one measure over the number of shots, a line for each method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for i, name in enumerate(dict.fromkeys(method for _, method in table)):
+        rows = [(shots, row) for (shots, method), row in table.items() if method == name and measure in row]
+        if not rows:
+            continue
+        points = sorted((shots, *row[measure]) for shots, row in rows)
+        places, means, deviations = zip(*points, strict=True)
+        line = "--" if i >= 10 else "-"  # there are ten colours
+        axes.errorbar(places, means, deviations, label=name, marker="o", capsize=2, color=f"C{i % 10}", linestyle=line)
+    axes.set(xscale="log", xlabel="shots", ylabel="accuracy in percent", title=title)
+    ticks = sorted({shots for shots, _ in table})
+    axes.set_xticks(ticks, list(map(str, ticks)))
+    axes.minorticks_off()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    figure.savefig(path, dpi=110)

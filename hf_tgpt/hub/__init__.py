@@ -1,0 +1,1 @@
+"""Adapters in folders and on the Hub: loaded, published, converted, described on a card."""

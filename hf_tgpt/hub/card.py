@@ -1,0 +1,134 @@
+"""The model card of an adapter: a Jinja document filled from its config and, after training, from its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..adapters.config import PromptConfig
+from ..utils.names import is_toy_clip, public_name
+from .client import CARD
+
+# In place of a path, which means nothing to others.
+LOCAL = "a local folder"
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
+# The heading of PEFT's empty form, which nobody keeps who fills it in.
+_EMPTY = "# Model Card for Model ID"
+_OURS = "<!-- Written by hf-tgpt, and again at every save; take this line out to keep your own words. -->"
+# In the order of the recipe's row.
+_RECIPE = {
+    "optimizer": "{}",
+    "learning_rate": "learning rate {:g}",
+    "weight_decay": "weight decay {:g}",
+    "batch_size": "batches of {}",
+    "max_steps": "{} steps",
+    "epochs": "{} epochs",
+    "warmup_steps": "{} warm-up steps",
+    "warmup_epochs": "{} warm-up epochs",
+}
+
+
+def write_card(
+    folder: str | os.PathLike[str],
+    config: PromptConfig,
+    results: dict[str, Any] | None = None,
+    repository: str | None = None,
+    base_licence: str | list[str] | None = None,
+    data_licence: str | list[str] | None = None,
+) -> None:
+    """Writes README.md for the adapter in `folder`, of which `config` tells the rest. Unknown facts are left out.
+
+    `results` is the content of results.json (see `training.results.summarise`), `repository` where it is published.
+    """
+    known = results or config.trained_on or {}
+    base, toy = public_name(config.base_model_name_or_path), is_toy_clip(config.base_model_name_or_path)
+    dataset = hub_dataset(known)
+    data = ModelCardData(
+        library_name="peft",
+        pipeline_tag="image-classification",
+        base_model=base,
+        datasets=[dataset] if dataset else None,
+        tags=list(dict.fromkeys(["hf-tgpt", config.method.lower(), "clip", config.kind, "few-shot"])),
+        model_name=f"{config.method} adapter" if results else None,
+        eval_results=_eval_results(results) if results else None,
+    )
+    content: dict[str, Any] = dict(
+        config=config,
+        base_model=base,
+        toy_clip=toy,
+        revision=config.revision,
+        results=known | {"dataset": dataset_title(known)},
+        recipe=_recipe(known.get("recipe", {})),
+        licences=_licences(base_licence or ("apache-2.0" if toy else None), data_licence or known.get("data_licence")),
+        repository=repository or "this-repository",
+        mark=_OURS,
+        has_picture=(Path(folder) / "training.png").exists(),
+    )
+    ModelCard.from_template(data, template_path=str(_TEMPLATE), **content).save(Path(folder) / CARD)
+
+
+def replace_empty_card(folder: str | os.PathLike[str], config: PromptConfig) -> None:
+    """Puts our card where PEFT has just left its empty form or changed our card; a card that somebody wrote stays."""
+    readme, results = Path(folder) / CARD, Path(folder) / "results.json"
+    if readme.exists() and (is_ours(readme) or _EMPTY in readme.read_text(encoding="utf-8")):
+        write_card(folder, config, json.loads(results.read_text()) if results.exists() else None)
+
+
+def is_ours(card: str | os.PathLike[str]) -> bool:
+    """Whether nobody has made this card their own."""
+    return _OURS in Path(card).read_text(encoding="utf-8")
+
+
+def dataset_title(results: dict[str, Any]) -> str | None:
+    """What to call the data; a path on somebody's disk is not for others to read."""
+    name = results.get("dataset")
+    if name is None or name.startswith("toyworld") or hub_dataset(results):
+        return results.get("dataset_title", name)
+    return results.get("dataset_title", LOCAL)
+
+
+def hub_dataset(results: dict[str, Any]) -> str | None:
+    """The id on the Hub of the data set that a run was trained on."""
+    if "dataset_title" in results:  # one of hf_tgpt.data.BENCHMARKS
+        return results.get("dataset_id")
+    name = results.get("dataset") or ""
+    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not os.path.exists(name) else None
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    return ", ".join(words.format(recipe[name]) for name, words in _RECIPE.items() if recipe.get(name))
+
+
+def _licences(base: str | list[str] | None, data: str | list[str] | None) -> dict[str, str]:
+    found = {"the base model": base, "the data": data}
+    return {of: ", ".join([name] if isinstance(name, str) else name) for of, name in found.items() if name}
+
+
+def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
+    measured = {
+        "accuracy": "Accuracy",
+        "wise_ft_accuracy": "Accuracy with WiSE-FT",
+        "zero_shot_accuracy": "Zero-shot accuracy of the base model",
+    }
+    title = dataset_title(results)
+    if title is None:  # nothing says what was measured
+        return None
+    found = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=hub_dataset(results) or title.replace(" ", "-"),
+            dataset_name=title,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(results[key], 4),
+        )
+        for key, name in measured.items()
+        if results.get(key) is not None
+    ]
+    return found or None

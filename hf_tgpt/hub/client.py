@@ -1,0 +1,95 @@
+"""The Hub's client: what is fetched, and its errors in words that say what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
+
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+# What a training leaves beside the adapter for people to see.
+RUN_FILES = ("results.json", "training.png", "training_log.jsonl")
+FILES = (CONFIG, WEIGHTS, CARD, *RUN_FILES)
+# Those of `old_formats.py`, which are read from the Hub but not pushed from here.
+_OLD_FILES = ("reference.json", "linear_probe.safetensors")
+
+
+class HubError(OSError):
+    """The Hub cannot be reached or says no. The message tells what to do; nothing has been published."""
+
+
+def download(
+    repo_id: str,
+    subfolder: str = "",
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> str:
+    """The folder in the cache with an adapter's own files, whatever else the repository lists. Raises HubError."""
+    names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + _OLD_FILES]
+    cache = None if cache_dir is None else os.fspath(cache_dir)
+    with explained(f"{repo_id} (no folder here)"):
+        return snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache, allow_patterns=names)
+
+
+@contextmanager
+def explained(repo_id: str) -> Iterator[None]:
+    """The client's errors in words that say what to do."""
+    try:
+        yield
+    except HubError:
+        raise
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise HubError(
+            f"{repo_id}: the Hub cannot be reached and the files are not in the cache; connect, and unset "
+            f"HF_HUB_OFFLINE where it is set. ({_first_line(error)})"
+        ) from error
+    except LocalTokenNotFoundError as error:
+        raise HubError(
+            "There is no token for the Hub; log in with `hf auth login`, or set HF_TOKEN to a token with write "
+            "permission."
+        ) from error
+    except HFValidationError as error:
+        raise HubError(f"{repo_id}, and no id of a repository, which is USER/NAME; correct it.") from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{repo_id} has no such revision; name a branch, tag or commit that it has.") from error
+    except HfHubHTTPError as error:
+        raise HubError(f"{repo_id}: {_remedy(error.response.status_code)}") from error
+    except (HTTPError, EntryNotFoundError) as error:
+        raise HubError(
+            f"{repo_id}: the connection to the Hub broke off ({_first_line(error)}); check it and repeat, which does "
+            "no harm."
+        ) from error
+
+
+def _remedy(status: int) -> str:
+    if status == 401:
+        return (
+            "the Hub does not accept the token (401), or the repository is not yours to see; log in again with "
+            "`hf auth login`, or set HF_TOKEN to a token that is valid."
+        )
+    if status == 403:
+        return "the token may not write there (403); use one with write permission for that user or organisation."
+    if status == 404:
+        return "the Hub knows no such repository (404), or the token may not see it; correct the name."
+    if status == 429:
+        return "too many requests (429); wait some minutes and repeat."
+    if status >= 500:
+        return f"the Hub has a problem of its own ({status}); repeat later, which does no harm."
+    return f"the Hub refused ({status}); correct the name, or look at the repository's settings."
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,57 @@
+"""Folders with a `reference.json`: LoRA's, and those in which version 0.1.0 kept zero-shot and linear probes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from ..adapters.tower_classifier import AdaptedModel
+from ..methods import config_class, method_name
+from ..methods.lora import NOTE, LoRA
+from ..utils.files import read_json
+from ..utils.names import check_class_names
+
+# Whose folders have had a note.
+_NOTED = ("zero_shot", "linear_probe", "lora")
+# In the folder of a linear probe, then.
+PROBE_WEIGHTS = "linear_probe.safetensors"
+
+
+def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`method`, `base_model`, `class_names` and `config` of such a folder. Raises ValueError if it is damaged."""
+    path = Path(folder) / NOTE
+    try:
+        note = read_json(path)
+        missing = {"method", "base_model", "class_names", "config"} - note.keys()
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        note["method"] = method_name(note["method"])
+        if note["method"] not in _NOTED:
+            raise ValueError(f"`method`={note['method']!r}; known here: {', '.join(_NOTED)}")
+        if not isinstance(note["base_model"], str | None) or not isinstance(note["config"], dict):
+            raise ValueError("`base_model` is no name or `config` no object")
+        check_class_names(note["class_names"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({error}); train it again.") from error
+    return note
+
+
+def load_noted(model: PreTrainedModel, folder: str | os.PathLike[str]) -> AdaptedModel:
+    """What such a folder holds, on a fresh base model, in evaluation mode. Raises ValueError if it cannot be read."""
+    note = read_note(folder)
+    try:
+        config = config_class(note["method"])(class_names=note["class_names"], **note["config"])
+        built = config.build(model)
+        if isinstance(built, LoRA):
+            built.load_weights(folder)
+        elif note["method"] == "linear_probe":
+            built.learner.head.load_state_dict(load_file(Path(folder) / PROBE_WEIGHTS))
+    except Exception as error:  # a config or weights of nonsense make PEFT, torch and safetensors raise nearly anything
+        raise ValueError(
+            f"The config or the weights in {str(folder)!r} cannot be used ({error}); train it again."
+        ) from error
+    return built.to(model.device).eval()

@@ -1,0 +1,186 @@
+"""An adapter on the Hub: pushed in one commit or not at all, and fetched without anything that is not its own."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitInfo, DatasetCard, HfApi, ModelCard
+from huggingface_hub.errors import HTTPError
+from peft import PeftModel
+
+from ..adapters.config import PromptConfig
+from ..adapters.folder import check_weights_file, read_config
+from ..adapters.registry import registered_methods
+from ..utils.files import read_json
+from ..utils.names import TOY_NAME, is_toy_clip, public_name
+from .card import LOCAL, dataset_title, hub_dataset, is_ours, write_card
+from .client import CARD, CONFIG, FILES, RUN_FILES, WEIGHTS, HubError, explained
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload adapter",
+    commit_description: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Publishes a saved adapter or a run's folder: weights, config, card, results.json, picture and training log.
+
+    All of it goes in one commit, so that the repository holds the whole adapter or what it held before, and a push
+    that failed may simply be repeated. `private` makes a new repository private, `revision` is the branch. A card that
+    somebody has written there stays. Paths of this machine are left out of what is published.
+
+    Raises ValueError if the folder holds no adapter of this package, HubError if the Hub says no.
+    """
+    config = read_config(folder)
+    if not isinstance(config, PromptConfig):
+        raise ValueError(f"{os.fspath(folder)!r} holds an adapter of {config.peft_type}; push it by PEFT's own means.")
+    check_weights_file(os.path.join(folder, WEIGHTS))
+    repo_id = check_repository(repo_id, private=private, revision=revision, token=token)
+    api = HfApi(token=token)
+    with TemporaryDirectory() as staged, explained(repo_id):
+        if revision and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        branch = _branch(api, repo_id, revision)
+        there = api.list_repo_files(repo_id, revision=branch)
+        _stage(Path(folder), Path(staged), config, repo_id, api)
+        names = sorted(path.name for path in Path(staged).iterdir())
+        if CARD in there and not is_ours(api.hf_hub_download(repo_id, CARD, revision=branch)):
+            names.remove(CARD)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=staged,
+            allow_patterns=names,
+            # What an earlier adapter left there and this one does not bring.
+            delete_patterns=[name for name in RUN_FILES if name in there and name not in names],
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def check_repository(
+    repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> str:
+    """Makes the repository where there is none yet, and returns its full name; to be asked before a training.
+
+    Raises HubError if the token cannot write there, if the repository is public but was to be `private`, or if it
+    holds something that is no adapter of this package.
+    """
+    api = HfApi(token=token)
+    with explained(repo_id):
+        user = api.whoami()
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise HubError(
+                f"The token of {user['name']!r} may only read; make one with write permission at "
+                "https://huggingface.co/settings/tokens and log in with it (`hf auth login`)."
+            )
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise HubError(f"{repo_id!r} exists and is public; make it private in its settings or choose another name.")
+        branch = _branch(api, repo_id, revision)
+        names = set(api.list_repo_files(repo_id, revision=branch))
+        foreign = sorted(names - {".gitattributes", ".gitignore", "LICENSE", CARD})
+        ours = CONFIG in names and _is_our_config(api.hf_hub_download(repo_id, CONFIG, revision=branch))
+        if foreign and not ours:
+            raise HubError(
+                f"{repo_id!r} exists and holds something else than an adapter of hf-tgpt ({', '.join(foreign[:3])}); "
+                "choose another name."
+            )
+    return repo_id
+
+
+def push_model(model: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
+    """`push_folder` of the active adapter, with the results of the run if it comes unchanged from a run's folder."""
+    name = model.active_adapter
+    config = model.peft_config[name]
+    run = config.folder  # the saving sets another
+    with TemporaryDirectory() as folder:
+        try:
+            model.save_pretrained(folder, selected_adapters=[name])
+        finally:
+            config.folder = run
+        here = Path(folder) / ("" if name == "default" else name)
+        if run and _same_file(Path(run) / WEIGHTS, here / WEIGHTS):
+            for file in (CARD, *RUN_FILES):
+                if (Path(run) / file).is_file():
+                    shutil.copy(Path(run) / file, here)
+        return push_folder(here, repo_id, **kwargs)
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    return a.is_file() and filecmp.cmp(a, b, shallow=False)
+
+
+# What is published ---------------------------------------------------------------------------------------------------
+
+
+def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: HfApi) -> None:
+    """Copies what is to be published, without the names that mean nothing elsewhere."""
+    for name in FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, staged / name)
+    content = json.loads((staged / CONFIG).read_text())
+    base, tokenizer = content["base_model_name_or_path"], content.get("tokenizer_name_or_path")
+    if tokenizer not in (None, base) and not public_name(tokenizer):
+        raise ValueError(
+            f"`tokenizer_name_or_path`={tokenizer!r} is a folder that others do not have; put the tokenizer on the Hub "
+            "and name that, or leave it out where it is the base model's own."
+        )
+    content["base_model_name_or_path"] = base if base == TOY_NAME else public_name(base)
+    if tokenizer is not None:
+        content["tokenizer_name_or_path"] = public_name(tokenizer)
+    _write_json(staged / CONFIG, content)
+    results = None
+    if (staged / "results.json").exists():
+        results = read_json(staged / "results.json")
+        results["dataset"] = dataset_title(results)
+        if not is_toy_clip(config.base_model_name_or_path):
+            results["base_model"] = public_name(results.get("base_model")) or LOCAL
+        _write_json(staged / "results.json", results)
+    if not (staged / CARD).exists() or is_ours(staged / CARD):
+        base = _licence(api, public_name(config.base_model_name_or_path), ModelCard)
+        data = _licence(api, public_name(hub_dataset(results or {})), DatasetCard)
+        write_card(staged, config, results, repo_id, base_licence=base, data_licence=data)
+
+
+def _licence(api: HfApi, name: str | None, kind: type[ModelCard] | type[DatasetCard]) -> str | None:
+    """What the card of a base model or data set says; one that cannot be had says nothing."""
+    if name is None:
+        return None
+    try:
+        path = api.hf_hub_download(name, CARD, repo_type=kind.repo_type)
+        return kind.load(path, ignore_metadata_errors=True).data.get("license")
+    except (HTTPError, OSError, ValueError):
+        return None
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+# What is there ------------------------------------------------------------------------------------------------------
+
+
+def _branch(api: HfApi, repo_id: str, revision: str | None) -> str | None:
+    """The branch, or None where it does not exist and so would start from the main one."""
+    return revision if revision and api.revision_exists(repo_id, revision) else None
+
+
+def _is_our_config(path: str) -> bool:
+    try:
+        method = read_json(path)["peft_type"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return isinstance(method, str) and method.lower() in registered_methods()

@@ -1,0 +1,48 @@
+"""What lies in the folder of a trained adapter, here or on the Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..adapters.folder import read_config
+from ..methods.lora import NOTE
+from ..utils.files import read_json
+from ..utils.names import name_here
+from .client import download
+from .old_formats import read_note
+
+
+def local_folder(name_or_path: str | os.PathLike[str], **hub: Any) -> str:
+    """The folder itself, or that in the cache with the files of a repository; `hub` goes to `client.download`."""
+    name = os.path.expanduser(name_or_path)
+    return name if name.startswith((".", os.sep)) or os.path.isdir(name) else download(name, **hub)
+
+
+def results_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What training measured of an adapter, its results.json; empty where there is none.
+
+    Raises ValueError if it is damaged.
+    """
+    file = Path(local_folder(name_or_path)) / "results.json"
+    results = read_json(file) if file.is_file() else {}
+    if not isinstance(results, dict):
+        raise ValueError(f"{str(file)!r} holds no JSON object; train again, or remove it.")
+    return results
+
+
+def base_and_revision(name_or_path: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """The base model that an adapter was trained on, a Hub id or folder, and its revision where known.
+
+    Raises ValueError if its config does not tell.
+    """
+    folder = local_folder(name_or_path)
+    if os.path.isfile(os.path.join(folder, NOTE)):
+        base, revision = name_here(read_note(folder)["base_model"]), None
+    else:
+        config = read_config(folder)
+        base, revision = config.base_model_name_or_path, config.revision
+    if not base:
+        raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")
+    return base, revision

@@ -1,0 +1,202 @@
+"""The web page of `hf-tgpt demo`: a picture's classes beside zero-shot CLIP's, and where the model looked."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import importlib.util
+import io
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from PIL import Image as PILImage
+
+from ..methods.zero_shot import ZeroShotConfig, zero_shot_beside
+from .classifier import Classifier
+from .explain import as_seen, image_attention, overlay, query_attention
+from .pictures import load_image
+
+if TYPE_CHECKING:
+    import gradio
+
+SHOWN = 10  # classes
+MOST = 1000  # names in an edited list: each costs a pass of the text tower
+_TEMPLATE = Path(__file__).with_name("demo.html.jinja")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A class, and its probabilities by the adapter and by zero-shot CLIP among the same classes."""
+
+    label: str
+    adapted: float
+    zero_shot: float
+
+
+class Demonstration:
+    """A classifier beside zero-shot CLIP on the same base model, without the adapter.
+
+    Zero-shot CLIP reads the `templates` of the classifier's config, where it has them, else the plainest.
+    """
+
+    def __init__(self, classifier: Classifier):
+        config, names = classifier.model.learner.config, classifier.class_names
+        self.method = config.method.lower()
+        self.templates = getattr(config, "templates", ZeroShotConfig(class_names=names).templates)
+        zero_shot = zero_shot_beside(classifier.model, names, templates=self.templates)
+        self.adapted, self.zero_shot = classifier, Classifier(zero_shot, classifier.transform)
+
+    def answer(self, picture: dict[str, Any] | None, classes: str) -> str:
+        """What the page shows of an uploaded picture, {"path", "orig_name"}, among classes, a line each: HTML.
+
+        What is wrong with either is said there, too.
+        """
+        if picture is None:
+            return _html()
+        try:
+            names = self._class_names(classes)
+            image = _read(picture)
+            scores, pictures = self.compare(image, names), self.attention(image)
+        except ValueError as error:
+            return _html(problem=str(error))
+        addresses = {title: _address(map) for title, map in pictures.items()}
+        facts = dict(method=f"adapter ({self.method})", count=len(names), sentence=self._sentence())
+        return _html(scores=scores, pictures=addresses, **facts)
+
+    def compare(self, image: PILImage.Image, class_names: list[str]) -> list[Score]:
+        """The adapter's ten likeliest classes, its likeliest first, and zero-shot CLIP's first if it is another one.
+
+        Raises ValueError for bad class names.
+        """
+        ((_, adapted),) = self.adapted.stream([image], None, class_names=class_names)
+        ((_, zero_shot),) = self.zero_shot.stream([image], None, class_names=class_names)
+        beside = {part["label"]: part["score"] for part in zero_shot}
+        return [
+            Score(part["label"], part["score"], beside[part["label"]])
+            for place, part in enumerate(adapted)
+            if place < SHOWN or part["label"] == zero_shot[0]["label"]
+        ]
+
+    def attention(self, image: PILImage.Image) -> dict[str, PILImage.Image]:
+        """The part of the picture that reaches the model, and under what looked at it, the mean attention over it."""
+        seen = as_seen(self.adapted, image)
+        queries = query_attention(self.adapted, image)
+        maps = {f"where the {name} queries look": weights.mean(0) for name, weights in queries.items()}
+        maps = maps or {"where CLS looks in the last layer": image_attention(self.adapted, image).mean(0)}
+        return {"what the model sees": seen} | {title: overlay(seen, weights) for title, weights in maps.items()}
+
+    def _class_names(self, classes: str) -> list[str]:
+        names = [line.strip() for line in classes.splitlines() if line.strip()]
+        most = max(MOST, len(self.adapted.class_names))
+        if not names:
+            raise ValueError("The class list is empty; write a class on each line.")
+        if len(names) > most:
+            raise ValueError(
+                f"The list has {len(names)} classes and this page takes {most}; shorten it, or classify with "
+                "`hf-tgpt predict --class_names_file`, which takes any number."
+            )
+        return names
+
+    def _sentence(self) -> str:
+        if isinstance(self.templates, dict):
+            return "sentences about it"
+        more = f" and {len(self.templates) - 1} more" if len(self.templates) > 1 else ""
+        return f"“{self.templates[0]}”{more}"
+
+
+def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
+    """The page, which asks nothing of the network and keeps a dropped picture for an hour."""
+    import gradio as gr
+
+    classifier = demonstration.adapted
+    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(600, 3600)) as page:
+        gr.Markdown(f"# {title}\nThe adapter beside zero-shot CLIP, the same model without it.")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                picture = gr.Image(
+                    label="Picture", type="filepath", sources=["upload", "clipboard"], height=320, buttons=[],
+                )  # fmt: skip
+                edited = "Any classes, one a line" if classifier.takes_new_classes else "Classes, fixed in training"
+                classes = gr.Textbox(
+                    "\n".join(classifier.class_names),
+                    label=edited, lines=6, max_lines=12, interactive=classifier.takes_new_classes,
+                )  # fmt: skip
+                button = gr.Button("Classify", variant="primary")
+            with gr.Column(min_width=300):
+                shown = gr.HTML(_html())
+        # Without gradio's preprocessing: it opens the file, and what is no picture would end in an error of its own.
+        gr.on(
+            [picture.change, button.click], demonstration.answer, [picture, classes], shown,
+            preprocess=False, concurrency_limit=1, trigger_mode="always_last", api_name="classify",
+        )  # fmt: skip
+        page.queue(api_open=False)  # else requests may pass by the queue, and all be worked on at once
+    return page
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections at an address. Raises ValueError if it cannot, naming the port."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"`--port`={port}: choose 1 to 65535, or 0 for any that is free.")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"`--port`={port} is in use on {host}; choose another with --port.") from error
+        raise ValueError(f"cannot listen on `--host`={host} `--port`={port} ({error}); choose another.") from error
+
+
+def serve(page: gradio.Blocks, listener: socket.socket) -> None:
+    """Answers at the listener's address until SIGINT or SIGTERM, then takes the dropped pictures off the disk."""
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
+
+    # The theme's own font has no Latin letters in the semibold file that gradio brings.
+    font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
+    theme = gr.themes.Default(font=[font, "system-ui", "sans-serif"])
+    # Not page.launch(), which asks itself over HTTP whether it runs, and so fails behind a proxy.
+    app = gr.mount_gradio_app(
+        FastAPI(), page, "/", footer_links=[], run_history=False, max_file_size="50mb", ssr_mode=False, pwa=False,
+        mcp_server=False, enable_monitoring=False, theme=theme,
+    )  # fmt: skip
+    page.has_launched = True  # without launch() gradio would take any file of this machine for a dropped one
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Open pages hold connections that end by being cancelled, which uvicorn would report as errors.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
+
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C, which uvicorn passes on when it has ended
+        server.run(sockets=[listener])
+
+
+def require_gradio() -> None:
+    """Raises ValueError without gradio, saying how to install it."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError('The page needs gradio: pip install "hf-tgpt[demo]".')
+
+
+def _read(picture: dict[str, Any]) -> PILImage.Image:
+    try:
+        return load_image({"path": picture["path"]})
+    except ValueError as error:
+        name = picture.get("orig_name") or "This file"
+        raise ValueError(f"{name} cannot be read as a picture; drop another one.") from error
+
+
+def _address(picture: PILImage.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _html(**facts: Any) -> str:
+    environment = jinja2.Environment(autoescape=True)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts)

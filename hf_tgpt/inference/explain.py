@@ -1,0 +1,160 @@
+"""What an adapter has learned and looks at: words near its prompts, attention over the picture, chosen texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+from ..adapters.learner import PromptLearner
+from ..encoders import DualEncoder, encoder_of
+from .classifier import Answer, Classifier
+from .pictures import load_image
+from .turns import answering
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Words = list[list[tuple[str, float]]]
+
+
+@answering()
+@torch.no_grad()
+def nearest_words(classifier: Classifier, image: Any = None, count: int = 5) -> dict[str, Words]:
+    """The words of the vocabulary nearest to each learned token, {set of tokens: [[(word, number), ...], ...]}.
+
+    The number is the Euclidean distance to the word's embedding, as CoOp's authors measure it (IJCV 2022, section
+    4.3). TGP-T's prompts belong to an `image`; there it is the score of the word that its sentence losses train.
+    Deeper prompts stand among hidden states, where no words are. Raises ValueError for a model without text prompts.
+    """
+    learner, encoder = _learner(classifier), _encoder(classifier)
+    pixels = None if image is None else _pixels(classifier, image)
+    scores, largest = learner.word_scores(encoder, classifier.model.class_names, pixels)
+    tokenizer = learner.tokenizer(encoder)
+
+    def words(numbers: torch.Tensor) -> Words:
+        best = numbers.topk(count, largest=largest)
+        return [
+            [(tokenizer.decode([word]).strip(), number) for word, number in zip(*row, strict=True)]
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    return {name: words(numbers) for name, numbers in scores.items()}
+
+
+def bonder_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tensor]:
+    """Which patches TGP-T's queries look at: {"category": (queries, rows, columns), "content": ...}.
+
+    A query's map and its attention to the CLS token, which is left out, sum to 1. Raises ValueError for another method.
+    """
+    maps = query_attention(classifier, image)
+    if not maps:
+        method = _learner(classifier).config.method
+        raise ValueError(f"{method} has no Bonder; image_attention works for every method.")
+    return maps
+
+
+@answering()
+@torch.no_grad()
+def query_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tensor]:
+    """Which patches a method's queries look at, {queries: (n, rows, columns)}; empty for a method without queries."""
+    encoder = _encoder(classifier)
+    maps = classifier.model.learner.query_attention(encoder, _pixels(classifier, image))
+    return {name: _patches(encoder, weights[0]) for name, weights in maps.items()}
+
+
+@answering()
+@torch.no_grad()
+def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torch.Tensor:
+    """Which patches the CLS token looks at in a `layer` of the image tower, prompts included: (heads, rows, columns).
+
+    A head's map and its attention to the CLS token and to prompts, which are left out, sum to 1. Where the tower runs
+    more than once for a picture, the last time counts.
+    """
+    encoder = _encoder(classifier)  # a view of its own, so nobody else's pictures are watched
+    number = range(len(encoder.image_layers()))[layer]
+    attention: list[torch.Tensor] = []
+
+    def watch(i: int, hidden: torch.Tensor) -> None:
+        if i == number:
+            attention.append(encoder.image_attention(i, hidden)[0, :, 0])  # (heads, p)
+
+    encoder.on_image_layer = watch
+    classifier.model.learner(encoder, _pixels(classifier, image))
+    return _patches(encoder, attention[-1])
+
+
+@answering()
+@torch.no_grad()
+def chosen_classes(classifier: Classifier, image: Any) -> Answer:
+    """The classes whose texts make up the visual prompt of mutual prompt learning (TVP), and their shares of it.
+
+    [{"label", "score"}, ...], the largest first, without those that take no part. Raises ValueError for another method.
+    """
+    learner = _learner(classifier)
+    shares = learner.class_shares(_encoder(classifier), _pixels(classifier, image))
+    if shares is None:
+        raise ValueError(f"{learner.config.method} as configured has no visual prompt made of class texts.")
+    pairs = zip(classifier.model.class_names, shares[0].tolist(), strict=True)
+    chosen = sorted((pair for pair in pairs if pair[1] > 0), key=lambda pair: -pair[1])
+    return [{"label": label, "score": share} for label, share in chosen]
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def attention_figure(classifier: Classifier, image: Any, maps: dict[str, torch.Tensor]) -> Figure:
+    """The picture as the model sees it, and once for each title with its map (rows, columns) laid over it."""
+    from matplotlib.figure import Figure
+
+    picture, side = as_seen(classifier, image), 2.6
+    figure = Figure(figsize=(side * (1 + len(maps)), side + 0.4), layout="constrained")
+    for axes, (title, weights) in zip(figure.subplots(1, 1 + len(maps)), [("", None), *maps.items()], strict=True):
+        axes.imshow(picture if weights is None else overlay(picture, weights))
+        axes.set_title(title)
+        axes.set_axis_off()
+    return figure
+
+
+def overlay(picture: PILImage.Image, weights: torch.Tensor) -> PILImage.Image:
+    """A map (rows, columns) laid over a picture, from dark, where it is 0, to bright, where it is largest."""
+    from matplotlib import colormaps
+
+    weights = weights.float().cpu()
+    heat = PILImage.fromarray((weights / weights.max().clamp_min(1e-12)).numpy())
+    colours = colormaps["viridis"](np.asarray(heat.resize(picture.size, PILImage.Resampling.BILINEAR)), bytes=True)
+    return PILImage.blend(picture, PILImage.fromarray(colours).convert("RGB"), 0.55)
+
+
+def as_seen(classifier: Classifier, image: Any) -> PILImage.Image:
+    """The part of a picture that reaches the model, at the model's size."""
+    transform = classifier.transform
+    pixels = transform(load_image(image)).movedim(0, -1)  # (h, w, 3)
+    pixels = pixels * torch.tensor(transform.std) + torch.tensor(transform.mean)
+    return PILImage.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def _learner(classifier: Classifier) -> PromptLearner:
+    learner = classifier.model.learner
+    if not list(learner.parameters()):
+        raise ValueError(f"{learner.config.method} has no prompts to explain; image_attention shows its tower.")
+    return learner
+
+
+def _encoder(classifier: Classifier) -> DualEncoder:
+    return encoder_of(classifier.model.get_base_model())
+
+
+def _pixels(classifier: Classifier, image: Any) -> torch.Tensor:
+    if image is None:
+        raise ValueError("`image`=None: what this method looks at depends on a picture; pass one.")
+    return classifier.transform(load_image(image))[None].to(next(classifier.model.parameters()).device)
+
+
+def _patches(encoder: DualEncoder, weights: torch.Tensor) -> torch.Tensor:
+    """Attention (..., CLS, patches, prompts) -> that to the patches, (..., rows, columns)."""
+    shape = encoder.shape()
+    rows = shape["image_size"] // shape["patch_size"]
+    return weights[..., 1 : 1 + rows * rows].unflatten(-1, (rows, rows))

@@ -1,0 +1,147 @@
+"""A trained classifier as an ONNX file, with its class list frozen, for programs without this package."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ..data.images import Collator, FewShotImages
+from ..encoders import encoder_of
+from ..utils.names import check_class_names
+from ..utils.version import __version__
+from .classifier import Classifier
+from .turns import exporting
+
+# protobuf holds 2 GB; beyond that, weights go to a file beside the model.
+_ONE_FILE = 1_900_000_000
+
+
+def export_onnx(
+    classifier: Classifier, path: str | os.PathLike[str], class_names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Writes `path`, which makes `logits` (b, c) of `pixel_values` (b, 3, size, size), for any batch size b.
+
+    Class texts that do not depend on the image are frozen into a matrix, so that the text tower stays out. Beside it
+    is a JSON file of the same name, which is also returned: the labels in the order of the logits, and how pixel values
+    are made of a picture. `class_names` is as in `Classifier.__call__`.
+
+    Raises ValueError for a `path` without .onnx, for a missing exporter, and for an adapter that does things ONNX has
+    no place for, naming them.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"`path`={str(path)!r}: give the file a name that ends with .onnx.")
+    _require("onnx", "onnxscript")
+    names = list(classifier.class_names if class_names is None else class_names)
+    check_class_names(names)
+    model, size = copy.deepcopy(classifier.model), classifier.transform.size  # the original goes on answering
+    texts = None if names == model.class_names else model.texts_for(names)
+    encoder = encoder_of(model.get_base_model())
+    module = model.learner.standalone(encoder, texts)
+    # The fused attention is traced with a mask and as causal at once, which its ONNX form refuses.
+    encoder.use_eager_attention()
+    with exporting(), _quiet(), torch.no_grad():
+        device = next(module.parameters()).device
+        program = torch.onnx.export(
+            module.eval(),
+            (torch.zeros(2, 3, size, size, device=device),),
+            dynamo=True,
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+            input_names=["pixel_values"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = sum(
+        value.nbytes for value in {**dict(module.named_parameters()), **dict(module.named_buffers())}.values()
+    )
+    assert program is not None  # with dynamo=True there is one
+    program.save(str(path), external_data=weights > _ONE_FILE)
+    facts = describe(classifier, names)
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return facts
+
+
+def quantize_onnx(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Writes an ONNX model with its linear layers' weights in int8, their inputs quantised as they come."""
+    _require("onnx", "onnxruntime")
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(path)
+    # The quantiser turns the weights of each Gemm round where they are, so no other node may read them there, nor may
+    # their former shapes be noted.
+    del model.graph.value_info[:]
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] in weights:
+            own = model.graph.initializer.add()
+            own.CopyFrom(weights[node.input[1]])
+            own.name = node.input[1] = f"{own.name} of {node.name}"
+    with _quiet():
+        quantize_dynamic(model, output, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+
+
+def onnx_accuracy(path: str | os.PathLike[str], images: FewShotImages, batch_size: int = 32) -> float:
+    """The share of labelled images that an exported model gets right, by onnxruntime on the CPU."""
+    _require("onnxruntime")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    hits = []
+    for batch in DataLoader(images, batch_size, collate_fn=Collator()):
+        (logits,) = session.run(None, {"pixel_values": batch["pixel_values"].numpy()})
+        hits.append(logits.argmax(-1) == batch["labels"].numpy())
+    return float(np.concatenate(hits).mean())
+
+
+def describe(classifier: Classifier, names: list[str]) -> dict[str, Any]:
+    """What a program needs to know beside the model: labels, and how pixel values are made of a picture."""
+    transform = classifier.transform
+    return {
+        "labels": names,
+        "method": classifier.model.learner.config.method,
+        "input": {"name": "pixel_values", "shape": ["batch", 3, transform.size, transform.size], "type": "float32"},
+        "output": {"name": "logits", "shape": ["batch", len(names)], "type": "float32"},
+        "preprocessing": {
+            "1_colour": "RGB, upright by EXIF, transparency on white",
+            "2_resize_shorter_side": transform.shorter_side or transform.size,
+            "resample": transform.resample.name.lower(),
+            "3_crop_centre": transform.size,
+            "4_scale": 1 / 255,
+            "5_subtract_mean": list(transform.mean),
+            "6_divide_by_std": list(transform.std),
+        },
+        "hf_tgpt": __version__,
+    }
+
+
+def _require(*packages: str) -> None:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(f"ONNX needs {' and '.join(missing)}: pip install 'hf-tgpt[export]'.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters tell of their own deprecations, of torchvision and of advice for other models."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

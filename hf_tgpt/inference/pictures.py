@@ -1,0 +1,96 @@
+"""Pictures of any kind, one by one or by the million."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from huggingface_hub import get_session, is_offline_mode
+from PIL import Image as PILImage
+
+from ..data.images import decode_image
+
+_SECONDS = 30
+
+
+def load_image(image: Any) -> PILImage.Image:
+    """One picture of any kind that `Classifier` takes as RGB, upright, transparency on white.
+
+    Raises ValueError for what cannot be read, naming it, and for a URL without a network to reach it.
+    """
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        return _download(image)
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = image.movedim(0, -1) if image.ndim == 3 else image
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if isinstance(image, dict) and not {"bytes", "path"} & image.keys():
+        if "image" not in image:
+            raise ValueError(f"a row with {', '.join(image) or 'nothing'} has no picture; give it as 'image'.")
+        return load_image(image["image"])
+    return decode_image(image)
+
+
+def is_one(images: Any) -> bool:
+    """Whether this is a single picture."""
+    if isinstance(images, np.ndarray | torch.Tensor):
+        return images.ndim <= 3
+    return isinstance(images, str | os.PathLike | PILImage.Image | dict)
+
+
+def rows_of(images: Iterable[Any]) -> Iterable[Any]:
+    """A data set's pictures undecoded, so that one that cannot be read is named; anything else as it is."""
+    if not isinstance(images, datasets.Dataset | datasets.IterableDataset):
+        if isinstance(images, Iterable):
+            return images
+        raise ValueError(f"`images` is a {type(images).__name__}; give pictures, or paths, URLs or arrays of them.")
+    features = images.features
+    if features is None:  # of a stream whose columns are not known before it runs
+        return images
+    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(columns) != 1:
+        found = f"columns of images: {', '.join(columns) or 'none'}"
+        raise ValueError(f"`images` is a data set with {len(features)} columns and {found}; select_columns one.")
+    images = images.select_columns(columns).cast_column(columns[0], datasets.Image(decode=False))
+    return (row[columns[0]] for row in images)
+
+
+def _from_array(array: np.ndarray) -> PILImage.Image:
+    """(h, w) or (h, w, 1, 3 or 4), integers of 0..255 or floats of 0..1."""
+    shape = array.shape
+    if array.ndim == 3 and shape[-1] == 1:
+        array = array[..., 0]
+    if 0 in shape or not (array.ndim == 2 or (array.ndim == 3 and shape[-1] in (3, 4))):
+        raise ValueError(
+            f"an array of shape {shape} is no picture; give (h, w) or (h, w, 3), as a tensor (3, h, w), and a batch "
+            "with one dimension more in front."
+        )
+    if array.dtype == bool:
+        array = array.astype(np.float32)
+    floats, low, high = np.issubdtype(array.dtype, np.floating), array.min(), array.max()
+    if not (low >= 0 and high <= (1 if floats else 255)):  # also where there is a NaN
+        raise ValueError(
+            f"an array of {array.dtype} from {low} to {high} is no picture; give integers of 0..255 or floats of 0..1. "
+            "(Normalised pixel values go to the model itself: classifier.model(pixel_values).)"
+        )
+    return PILImage.fromarray((np.round(array * 255) if floats else array).astype(np.uint8))
+
+
+def _download(url: str) -> PILImage.Image:
+    if is_offline_mode():
+        raise ValueError(
+            f"cannot read {url}: HF_HUB_OFFLINE is set, so nothing is fetched; unset it, or give the file's path."
+        )
+    try:
+        response = get_session().get(url, timeout=_SECONDS, follow_redirects=True)
+        response.raise_for_status()
+    except Exception as error:  # the client's own kinds, which change with it
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"cannot read {url}: {reason}; check the address.") from error
+    return decode_image({"bytes": response.content, "path": url})

@@ -1,0 +1,80 @@
+"""A trained classifier as a plain vision model of transformers and a class matrix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from transformers import CLIPImageProcessorPil
+
+from ..data.images import ImageTransform
+from ..encoders import encoder_of
+from ..utils.names import check_class_names
+from .classifier import Classifier
+
+CLASSIFIER = "classifier.safetensors"
+
+
+def export_transformers(
+    classifier: Classifier, folder: str | os.PathLike[str], class_names: Sequence[str] | None = None
+) -> str:
+    """Writes a plain CLIPVisionModelWithProjection, its image processor and a class matrix; returns how to use them.
+
+    The matrix is `classifier.safetensors`: `weight` (c, d) and `bias` (c,) of a linear layer on unit image embeddings
+    that gives the logits. `README.md` holds the snippet that is returned.
+
+    transformers' own CLIPForImageClassification cannot hold these: its head reads the mean of the last layer's patch
+    tokens, CLIP's features are the CLS token after a norm and a projection, at unit length, and no weights of a linear
+    head make the one of the other.
+
+    Raises ValueError where the image tower has learned prompts or the texts depend on the image.
+    """
+    names = list(classifier.class_names if class_names is None else class_names)
+    check_class_names(names)
+    model, learner = classifier.model, classifier.model.learner
+    encoder = encoder_of(model.get_base_model())
+    texts = None if names == model.class_names else model.texts_for(names)
+    why = None
+    if not learner.vision_is_frozen:
+        why = "learns prompts in the image tower, extra tokens that a plain one does not read"
+    elif (head := learner.linear_head(encoder, texts)) is None:
+        why = "reads prompts that depend on the image in its text tower"
+    if why or head is None:
+        raise ValueError(f"{learner.config.method} {why}, so plain transformers cannot hold it; export it to ONNX.")
+    weight, bias = head
+    vision = model.merged_encoder().vision_tower(names)
+    folder = Path(folder)
+    vision.save_pretrained(folder)
+    _processor(classifier.transform).save_pretrained(folder)
+    save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, folder / CLASSIFIER)
+    snippet = _SNIPPET.format(file=CLASSIFIER, vision_class=encoder.vision_class)
+    readme = f"# An image classifier for {len(names)} classes\n\nFor plain transformers:\n\n```python\n{snippet}```\n"
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    return snippet
+
+
+_SNIPPET = """\
+import sys, torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessorPil, {vision_class}
+
+folder, picture = sys.argv[1:]
+vision, processor = (kind.from_pretrained(folder) for kind in ({vision_class}, CLIPImageProcessorPil))
+with torch.no_grad():
+    embeds = vision(**processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")).image_embeds
+logits = torch.nn.functional.linear(torch.nn.functional.normalize(embeds), **load_file(f"{{folder}}/{file}"))
+print(vision.config.id2label[int(logits.argmax())])
+"""
+
+
+def _processor(transform: ImageTransform) -> CLIPImageProcessorPil:
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": transform.shorter_side or transform.size},
+        crop_size={"height": transform.size, "width": transform.size},
+        image_mean=list(transform.mean),
+        image_std=list(transform.std),
+        resample=transform.resample,
+    )

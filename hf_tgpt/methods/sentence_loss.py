@@ -1,0 +1,92 @@
+"""How well prompts spell a sentence: cross entropy over a vocabulary, without ever holding all scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+# Rows that are scored at once: with CLIP's 49,408 words 25 MB in float32, which a CPU's cache can hold for the most.
+ROWS = 128
+
+
+@torch.compiler.disable  # how many prompts have a target is known only as it runs
+def sentence_loss(
+    prompts: torch.Tensor,
+    ids: torch.Tensor,
+    ends: torch.Tensor,
+    vocabulary: torch.Tensor,
+    label_smoothing: float = 0.0,
+    tokens_per_image: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """How well prompts (b, n, d) spell sentences ids (b, t) that end at `ends` (b,), in words (v, d) -> a scalar.
+
+    Prompt i is to be token i + 1 of its sentence. EOS is a target, padding is not; a sentence longer than the prompt is
+    cut. The mean is over tokens. Where these are a part of a batch, the mean of all parts' losses is that of the whole
+    batch if each is told how many `tokens_per_image` there are in the whole (`target_tokens`).
+    """
+    length = min(prompts.shape[1], ids.shape[1] - 1)
+    targets = ids[:, 1 : 1 + length]  # (b, length)
+    has_target = torch.arange(1, 1 + length, device=ids.device) <= ends[:, None]  # (b, length)
+    loss = word_loss(prompts[:, :length][has_target], targets[has_target], vocabulary, label_smoothing)
+    return loss if tokens_per_image is None else loss * (has_target.sum() / len(ids) / tokens_per_image)
+
+
+def target_tokens(ends: torch.Tensor, prompt_length: int) -> torch.Tensor:
+    """How many tokens prompts of a length are to spell, of sentences that end at `ends` (b,): the mean, a scalar."""
+    return ends.clamp(max=prompt_length).float().mean()
+
+
+def check_captions(ids: torch.Tensor, ends: torch.Tensor, eos: torch.Tensor, count: int) -> None:
+    """Raises ValueError unless ids (b, t) hold `count` sentences that have the token `eos` at `ends` (b,)."""
+    if len(ids) != count:
+        raise ValueError(f"`caption_ids` holds {len(ids)} sentences for {count} pictures; pass one each.")
+    if int((ids.gather(1, ends[:, None]) == eos).logical_not().sum()):
+        raise ValueError(
+            "`caption_ids` holds a sentence without EOS; tokenise with special tokens and truncation=True."
+        )
+
+
+def word_loss(
+    prompts: torch.Tensor, targets: torch.Tensor, vocabulary: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """`F.cross_entropy(prompts @ vocabulary.T, targets, label_smoothing=...)`: (m, d), (m,), (v, d) -> a scalar.
+
+    Exact, in another order: with scores s, target t and smoothing e the loss of a row is
+    logsumexp(s) - (1 - e) s_t - e mean(s), and of a linear map's scores the last two are the scores of one row each.
+    """
+    spread = _log_sum_exp(prompts, vocabulary)  # (m,)
+    wanted = torch.lerp(vocabulary[targets].to(prompts), vocabulary.mean(0).to(prompts), label_smoothing)  # (m, d)
+    return (spread - (prompts * wanted).sum(-1)).mean()
+
+
+def _log_sum_exp(prompts: torch.Tensor, vocabulary: torch.Tensor) -> torch.Tensor:
+    """log sum exp(prompts @ vocabulary.T): (m, d), (v, d) -> (m,)."""
+    if vocabulary.requires_grad:
+        return (prompts.to(vocabulary.dtype) @ vocabulary.T).to(prompts.dtype).logsumexp(-1)
+    return _LogSumExp.apply(prompts, vocabulary)
+
+
+class _LogSumExp(torch.autograd.Function):
+    """The gradient, softmax(scores) @ vocabulary, is taken while the scores are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, prompts: torch.Tensor, vocabulary: torch.Tensor) -> torch.Tensor:
+        values, gradients = [], []
+        for rows in prompts.split(ROWS):
+            scores = (rows.to(vocabulary.dtype) @ vocabulary.T).to(prompts.dtype)  # (rows, v)
+            most = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(most).exp_()
+            total = weights.sum(-1, keepdim=True)
+            values.append(most + total.log())
+            if ctx.needs_input_grad[0]:
+                gradients.append((weights.to(vocabulary.dtype) @ vocabulary).to(prompts.dtype) / total)
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(values)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient[:, None] * ctx.saved_tensors[0], None

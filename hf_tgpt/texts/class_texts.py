@@ -1,0 +1,88 @@
+"""A list of classes as a value: its names, their sentences, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from ..encoders import DualEncoder
+from ..encoders.chunks import chunks
+from ..encoders.packing import Packing
+from ..encoders.walk import chunk_tokens
+from .kept import Kept, kept
+
+Plan = list[tuple[slice, Packing | None]]  # parts of the classes, each with how its sentences share rows
+
+
+class ClassTexts(nn.Module):
+    """The classes that a question is about. It never changes; another list of classes is another object.
+
+    An adapter owns one, for the classes that it was trained on. A question about other classes brings one of its own,
+    so no question changes what another one gets or what is saved. A module only so that its ids move with a model.
+
+    Shapes: `ids` (c, t) and `ends` (c,), where each sentence is read; `trained_labels` (c,), each class's number among
+    those that the adapter was trained on, -1 for one that is new to it.
+    """
+
+    ids: torch.Tensor
+    ends: torch.Tensor
+    trained_labels: torch.Tensor
+
+    def __init__(self, names: Sequence[str], ids: torch.Tensor, ends: torch.Tensor, trained: Sequence[str]):
+        super().__init__()
+        labels = {name: label for label, name in enumerate(trained)}
+        numbers = [labels.get(name, -1) for name in names]
+        self.names, self.all_trained = tuple(names), -1 not in numbers
+        self.ids = nn.Buffer(ids, persistent=False)
+        self.ends = nn.Buffer(ends, persistent=False)
+        self.trained_labels = nn.Buffer(torch.tensor(numbers, device=ids.device), persistent=False)
+        # What has been worked out of these classes. Threads may both work a thing out; each gets what it worked out.
+        self._memory: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def once(self, key: Any, work_out: Callable[[], Any]) -> Any:
+        """What `work_out()` gives, kept under `key`."""
+        if key not in self._memory:
+            with torch.inference_mode(False):
+                self._memory[key] = work_out()
+        return self._memory[key]
+
+    def features(
+        self, key: Any, rests_on: list[nn.Parameter], encode: Callable[[], torch.Tensor], generation: object
+    ) -> torch.Tensor:
+        """Features of the classes (c, d), kept under `key` while the weights that they rest on stay (see `kept`)."""
+        before: Kept | None = self._memory.get(("features", key))
+        after = kept(before, rests_on, encode, generation)
+        self._memory["features", key] = after
+        return after[1]
+
+    def plan(
+        self,
+        encoder: DualEncoder,
+        share: slice,
+        chunk: int | None,
+        shared_length: Callable[[torch.Tensor, torch.Tensor], int],
+        pack: Callable[[torch.Tensor, torch.Tensor], Packing | None],
+    ) -> Plan:
+        """The classes of a share in chunks of so many (None: as `chunk_tokens` says), worked out once."""
+
+        def work_out() -> Plan:
+            numbers = range(len(self))[share]
+            parts = chunks(self.ends[share], shared_length(self.ids, self.ends), chunk, chunk_tokens(encoder))
+            slices = [slice(numbers[part].start, numbers[part].stop) for part in parts]
+            return [(part, pack(self.ids[part], self.ends[part])) for part in slices]
+
+        return self.once(("plan", share.start, share.stop, chunk), work_out)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        # .to(), .half(), .cuda(): what was worked out belongs to the old place.
+        self._memory = {}
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_memory": {}}

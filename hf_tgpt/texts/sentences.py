@@ -1,0 +1,132 @@
+"""From class names to token ids: the class sentences and every check on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..encoders import DualEncoder
+from ..utils.names import check_class_names
+
+PLACEHOLDER = "X"
+Sentences = tuple[torch.Tensor, torch.Tensor]  # token ids (s, t), and where each sentence is read (s,)
+
+
+@lru_cache(maxsize=8)
+def _load_tokenizer(name_or_path: str, revision: str | None) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(name_or_path, **({"revision": revision} if revision else {}))
+
+
+def load_tokenizer(
+    encoder: DualEncoder, name_or_path: str | None = None, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The named tokenizer, or the base model's own. Raises ValueError if there is none or it does not fit the model."""
+    name = name_or_path or encoder.model.name_or_path
+    if not name:
+        raise ValueError(
+            f"`tokenizer_name_or_path`={name_or_path!r} and the base model was not loaded from a name or folder; pass "
+            "the tokenizer's Hub id or folder."
+        )
+    try:
+        tokenizer = _load_tokenizer(name, None if name_or_path else revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`tokenizer_name_or_path`={name!r}: no tokenizer could be loaded from it ({error})."
+        ) from error
+    vocabulary = encoder.shape()["vocabulary"]
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"`tokenizer_name_or_path`={name!r} has {len(tokenizer)} tokens but the text tower knows {vocabulary}; use "
+            "the tokenizer that the base model was trained with."
+        )
+    return tokenizer
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    encoder: DualEncoder,
+    names: Sequence[str] | None = None,
+    extra: int = 0,
+    truncate: bool = False,
+) -> Sentences:
+    """Sentences with BOS and EOS -> ids (s, longest) and ends (s,), on the model's device.
+
+    Raises ValueError for a sentence that with `extra` more tokens is beyond the context, naming the class in `names`
+    that it belongs to, unless `truncate` cuts it; for one that holds the token that ends sentences; and for a tokenizer
+    of another kind than the model's.
+    """
+    context = encoder.shape()["context_length"]
+    rows = tokenizer(list(sentences), truncation=truncate, max_length=context if truncate else None)["input_ids"]
+    for i, row in enumerate(rows):
+        culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
+        if tokenizer.eos_token and tokenizer.eos_token in sentences[i]:
+            raise ValueError(f"{culprit} holds {tokenizer.eos_token!r}, which ends a sentence; leave it out.")
+        if len(row) < 2 or int(encoder.ends(torch.tensor([row]))) != len(row) - 1:
+            raise ValueError(
+                f"`tokenizer_name_or_path`: the tokenizer makes {row} of {sentences[i]!r}, which does not end with the "
+                "text tower's EOS token; use the tokenizer that the base model was trained with."
+            )
+        if len(row) + extra > context:
+            raise ValueError(
+                f"{culprit} makes a sentence of {len(row) + extra} tokens but the text tower's context holds {context};"
+                " shorten it, or use fewer learned tokens."
+            )
+    ends = torch.tensor([len(row) - 1 for row in rows])
+    # No token sees what follows EOS; any id does.
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=rows[0][-1]
+    )
+    device = encoder.model.device
+    return ids.to(device), ends.to(device)
+
+
+def word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text without BOS and EOS."""
+    return tokenizer(text)["input_ids"][1:-1]
+
+
+def class_sentences(
+    tokenizer: PreTrainedTokenizerBase,
+    names: Sequence[str],
+    initial_text: str | None,
+    prompt_length: int,
+    encoder: DualEncoder,
+) -> Sentences:
+    """ "{initial_text} {name}." for every class -> ids (c, longest), ends (c,).
+
+    Without initial text, `prompt_length` placeholder tokens stand for it. Raises ValueError for names that are empty,
+    double or do not fit.
+    """
+    check_class_names(names)
+    context = encoder.shape()["context_length"]
+    room = context - 4  # BOS, one token of a name, full stop, EOS
+    if prompt_length > room:
+        raise ValueError(
+            f"`prompt_length`={prompt_length}: the text tower's context of {context} leaves room for {room}."
+        )
+    if initial_text is not None:
+        return tokenize(tokenizer, [f"{initial_text} {name}." for name in names], encoder, names)
+    ids, ends = tokenize(tokenizer, [f"{name}." for name in names], encoder, names, prompt_length)
+    # By id: a tokenizer may make more than one token of a placeholder's letter.
+    placeholder = ids.new_tensor(word_ids(tokenizer, PLACEHOLDER)[:1]).expand(len(ids), prompt_length)
+    return torch.cat([ids[:, :1], placeholder, ids[:, 1:]], dim=1), ends + prompt_length
+
+
+def initial_prompts(
+    tokenizer: PreTrainedTokenizerBase, encoder: DualEncoder, initial_text: str | None, prompt_length: int
+) -> torch.Tensor:
+    """Where learned tokens start: E of the text's first `prompt_length` tokens, or N(0, 0.02). -> (n, d_t) float32."""
+    device = encoder.model.device
+    if initial_text is None:
+        return torch.empty(prompt_length, encoder.shape()["text_width"], device=device).normal_(std=0.02)
+    ids = word_ids(tokenizer, initial_text)
+    if len(ids) < prompt_length:
+        raise ValueError(
+            f"`initial_text`={initial_text!r} has {len(ids)} tokens but `prompt_length`={prompt_length} are to start "
+            "from it; use a longer text, fewer tokens, or initial_text=None."
+        )
+    return encoder.words()[torch.tensor(ids[:prompt_length], device=device)].detach().float()

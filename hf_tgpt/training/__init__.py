@@ -1,0 +1,1 @@
+"""Training an adapter: the loop, what a run needs to go on after a kill, and what it leaves behind."""

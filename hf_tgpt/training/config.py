@@ -1,0 +1,70 @@
+"""How an adapter is trained: the fields of a recipe, and the optimizer and learning rate that they stand for."""
+
+import math
+
+import torch
+from torch import nn
+
+from ..utils.fields import above, at_least, at_most, checked, documented, one_of
+
+_SEEDS = 2**32 - 1  # numpy's
+
+
+@checked
+class TrainingConfig:
+    """How an adapter is trained; the papers' recipes are files of these fields in `hf_tgpt/recipes`.
+
+    Example:
+        >>> config = TrainingConfig(optimizer="sgd", learning_rate=0.0035, batch_size=4, epochs=5)
+    """
+
+    optimizer: str = documented("adamw", "'sgd' (momentum 0.9) or 'adamw'.", one_of("sgd", "adamw"))
+    learning_rate: float = documented(2e-3, "Peak learning rate.", above(0))
+    weight_decay: float = documented(5e-4, "Of the optimizer, on all adapter weights.", at_least(0))
+    adam_epsilon: float = documented(1e-8, "AdamW's epsilon. Ignored with sgd.")
+    batch_size: int = documented(
+        8, "Images per optimizer step, over all processes and accumulated batches together.", above(0)
+    )
+    gradient_accumulation_steps: int = documented(
+        1,
+        "Parts that a process computes its images of a step in, for less memory. Each part computes the class texts "
+        "anew where the method has any.",
+        above(0),
+    )
+    epochs: int = documented(10, "Passes over the training images. Ignored with max_steps.", above(0))
+    max_steps: int | None = documented(None, "Optimizer steps in all (the papers' iterations).", above(0))
+    warmup_steps: int = documented(0, "First steps, before the cosine starts.", at_least(0))
+    warmup_epochs: int = documented(0, "The same in epochs; both add up.", at_least(0))
+    warmup_learning_rate: float | None = documented(
+        None, "Constant rate of the warm-up. Default: a linear rise to the peak."
+    )
+    max_grad_norm: float | None = documented(None, "Clips the adapter's gradient. Default: off.", above(0))
+    non_finite: str = documented(
+        "stop",
+        "At a loss or gradient that is not finite: 'stop', or 'skip' the step, up to an epoch's in a row.",
+        one_of("stop", "skip"),
+    )
+    evaluate_every: int = documented(1, "Epochs between validations, which choose the best adapter.", above(0))
+    save_every: int = documented(1, "Epochs between checkpoints to resume from; 0 for none.", at_least(0))
+    keep_checkpoints: int = documented(1, "How many of the newest stay.", above(0))
+    num_workers: int = documented(0, "Processes that decode images, per training process.", at_least(0))
+    seed: int = documented(
+        0, "Of the draw of shots, the adapter's start, order and augmentation.", at_least(0), at_most(_SEEDS)
+    )
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    peak, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=peak, momentum=0.9, weight_decay=decay)
+    return torch.optim.AdamW(weights, lr=peak, eps=config.adam_epsilon, weight_decay=decay)
+
+
+def rate(step: int, steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:
+    """The learning rate at a step, as a share of the peak: warm-up, then half a cosine down to 0."""
+    warmup = min(config.warmup_steps + config.warmup_epochs * steps_per_epoch, steps)
+    if step < warmup:
+        constant = config.warmup_learning_rate
+        return (step + 1) / warmup if constant is None else constant / config.learning_rate
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

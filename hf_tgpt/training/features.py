@@ -1,0 +1,245 @@
+"""The frozen image tower's output for the training images, computed once and stored on disk.
+
+For methods without visual prompts a picture goes through the image tower in the same way at every step.
+`cache_features` encodes N augmented views of every picture once; training then reads a mapped file and decodes no
+image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..adapters.learner import PromptLearner
+from ..adapters.tower_classifier import AdaptedModel
+from ..data import Collator, FewShotImages
+from ..encoders import DualEncoder, encoder_of
+
+DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors names them
+logger = logging.getLogger(__name__)
+
+
+class CachedImages(torch.utils.data.Dataset):
+    """`FewShotImages` whose rows hold `image_states` from a file in place of `pixel_values`.
+
+    Epoch e shows view e modulo the number of views, which is what live images show in epoch e as long as there are
+    enough views. The file is mapped into memory, so only rows that are asked for are read, and processes share them.
+
+    Shapes: `image_states` (d,) or (p, d_v), in the file's dtype; `labels` an int, `caption` a string.
+    """
+
+    def __init__(self, images: FewShotImages, path: str | os.PathLike[str]):
+        self.dataset = images.dataset.remove_columns("image")
+        self.path = Path(path)
+        self._states: torch.Tensor | None = None
+        # Shared memory, so that persistent workers, which hold a copy of this object, see a new epoch too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def states(self) -> torch.Tensor:
+        """All rows, (views, images, ...), mapped and not read."""
+        if self._states is None:
+            with safe_open(self.path, framework="pt") as file:
+                self._states = file.get_tensor("states")
+        return self._states
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the view of this epoch; call it before iterating."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = range(len(self))[index]
+        record = self.dataset[row]
+        item = {"image_states": self.states[int(self._epoch) % len(self.states), row], "labels": record["label"]}
+        if "caption" in record:
+            item["caption"] = record["caption"]
+        return item
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_states": None}  # a process maps the file for itself
+
+
+def cache_features(
+    model: AdaptedModel,
+    images: FewShotImages,
+    views: int,
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype = torch.float16,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> CachedImages:
+    """The images as the model's active adapter reads them, from `folder` where they are stored already.
+
+    What is stored is what the adapter's `image_states` gives: image features (b, d), or TGP-T's tokens (b, p, d_v). It
+    is used again if vision weights, transform, images, seed, `views` and `dtype` are the same: the file's name tells
+    them apart, so that runs may share a folder. The file appears whole or not at all. Several processes: call it within
+    `accelerator.main_process_first()`; the first makes it, the others find it.
+
+    Raises ValueError if no adapter is active, if the method learns in the vision tower, for `views` below 1, for an
+    unknown `dtype`, for a folder without room, and for an image that cannot be read.
+    """
+    learner = getattr(model, "learner", None)
+    if learner is None:
+        raise ValueError("`model` has no active adapter, which says what to keep; enable one by set_adapter.")
+    learner.check_vision_is_frozen()
+    encoder = encoder_of(model.get_base_model())
+    if any(weight.requires_grad for weight in encoder.vision_parameters()):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, which does not learn from a frozen vision tower; train on the "
+            "pictures themselves."
+        )
+    if views < 1:
+        raise ValueError(f"`views`={views} but every image needs one; choose 1 or more.")
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype`={dtype} cannot be kept; choose one of {', '.join(map(str, DTYPES))}.")
+
+    wanted = _fingerprint(encoder, learner, images, views, dtype)
+    path = Path(folder) / f"image_states-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}.safetensors"
+    found = _read_fingerprint(path)
+    if found != wanted:
+        if found is not None:
+            logger.warning("%s is damaged; it is made anew.", path)
+        loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers)
+        _write(path, wanted, _states_of(encoder, learner, images, loader, views), (views, len(images)), dtype)
+    return CachedImages(images, path)
+
+
+@torch.no_grad()
+def _states_of(
+    encoder: DualEncoder, learner: PromptLearner, images: FewShotImages, loader: DataLoader, views: int
+) -> Iterator[torch.Tensor]:
+    """Yields image states, batch by batch and view by view."""
+    model, training = encoder.model, encoder.model.training
+    model.eval()
+    try:
+        for view in range(views):
+            images.set_epoch(view)
+            for batch in tqdm(loader, desc=f"image features {view + 1}/{views}", leave=False, disable=None):
+                yield learner.image_states(encoder, batch["pixel_values"].to(model.device))
+    finally:
+        model.train(training)
+
+
+def encode_views(model: AdaptedModel, images: FewShotImages | CachedImages) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the active adapter's `image_states` gives of all images (n, ...), and their labels (n,).
+
+    Of stored features all views, one after the other; of pictures those of the first epoch.
+    """
+    learner, encoder = model.learner, encoder_of(model.get_base_model())
+    learner.check_vision_is_frozen()
+    labels = torch.tensor(images.dataset["label"], device=encoder.model.device)
+    if isinstance(images, CachedImages):
+        views = len(images.states)
+        states = images.states.flatten(0, 1).to(encoder.model.device, encoder.model.dtype)
+        return states, labels.repeat(views)
+    loader = DataLoader(images, 64, collate_fn=Collator())
+    return torch.cat(list(_states_of(encoder, learner, images, loader, 1))), labels
+
+
+def _write(
+    path: Path,
+    fingerprint: dict[str, str],
+    batches: Iterator[torch.Tensor],
+    leading: tuple[int, int],
+    dtype: torch.dtype,
+) -> None:
+    """A safetensors file with one tensor (views, images, ...), written batch by batch and renamed when it is whole.
+
+    By hand because safetensors itself wants the whole tensor in memory; the format is a length, a JSON header and data.
+    Not numpy's open_memmap: where the disk is full, writing to a mapping ends the process instead of raising.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            first = next(batches)
+            shape = [*leading, *first.shape[1:]]
+            size = dtype.itemsize * torch.Size(shape).numel()
+            free = shutil.disk_usage(path.parent).free
+            if size > free:
+                raise ValueError(
+                    f"`views`={leading[0]} of {leading[1]} images take {size / 1e9:.1f} GB in {path.parent}, which has "
+                    f"{free / 1e9:.1f} GB free; keep fewer views or choose another folder."
+                )
+            header = {
+                "__metadata__": fingerprint,
+                "states": {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [0, size]},
+            }
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
+            file.write(len(text).to_bytes(8, "little") + text)
+            for states in itertools.chain([first], batches):
+                kept = states.to("cpu", dtype)
+                if not kept.isfinite().all():
+                    raise ValueError(
+                        f"`dtype`={dtype} cannot hold image states up to {states.abs().max().item():.3g}; choose "
+                        "torch.float32."
+                    )
+                file.write(kept.contiguous().view(torch.uint8).numpy().data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# When a kept file is still true -------------------------------------------------------------------------------------
+
+
+def _read_fingerprint(path: Path) -> dict[str, str] | None:
+    """A file's fingerprint, empty if it is damaged; None if there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.get_slice("states")
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _fingerprint(
+    encoder: DualEncoder, learner: PromptLearner, images: FewShotImages, views: int, dtype: torch.dtype
+) -> dict[str, str]:
+    """All that image states depend on, each in words or as a hash."""
+    return {
+        "method's view": type(learner).image_states.__qualname__,
+        "model": _hash_of_weights(encoder),
+        "transform": repr(images.transform),
+        "data": _hash_of_images(images),
+        "seed": str(images.seed),
+        "views": str(views),
+        "dtype": str(dtype),
+    }
+
+
+def _hash_of_weights(encoder: DualEncoder) -> str:
+    digest = hashlib.sha256(repr(encoder.vision_settings()).encode())
+    for parameter in encoder.vision_parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _hash_of_images(images: FewShotImages) -> str:
+    """Of the stored images in their order; of a file its path, size and time of change. Labels may change freely."""
+    digest = hashlib.sha256()
+    for image in images.dataset.select_columns("image")["image"]:
+        if image["bytes"] is not None:
+            digest.update(hashlib.sha256(image["bytes"]).digest())
+        else:
+            status = os.stat(image["path"])
+            digest.update(f"{image['path']} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,335 @@
+"""The training loop, with Accelerate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import signal
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..adapters.learner import PromptLearner, Stage
+from ..adapters.prompted import SLOT
+from ..adapters.tower_classifier import AdaptedModel
+from ..data import Collator, FewShotImages
+from ..encoders import encoder_of
+from ..evaluation.accuracy import evaluate, silent
+from .batches import EpochSampler, check_engine, check_labels, of_the_whole_batch, split, train_loader
+from .checkpoint import (
+    adapter_checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+    step_of,
+    trained_weights,
+)
+from .config import TrainingConfig, make_optimizer, rate
+from .features import CachedImages, encode_views
+from .interruption import EXIT_CODES, Interruption, interruptions
+
+BEST = "best_adapter.safetensors"  # in the run's folder
+
+
+@dataclass
+class Progress:
+    """What a resumed run has to know of the past; Accelerate saves it with each checkpoint."""
+
+    step: int = 0
+    skipped: int = 0  # in a row, up to here
+    best_accuracy: float = -1.0
+    best_step: int = 0
+    # Of the epoch that is under way, over all processes: losses, parts, hits and images.
+    so_far: list[float] = field(default_factory=lambda: [0.0] * 4)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+@dataclass
+class Run:
+    """What one training consists of."""
+
+    model: AdaptedModel
+    learner: PromptLearner | None  # whose hooks are called
+    weights: dict[str, torch.Tensor]  # all that any stage trains
+    images: FewShotImages | CachedImages
+    sampler: EpochSampler
+    loader: DataLoader
+    validation: DataLoader | None
+    config: TrainingConfig
+    accelerator: Accelerator
+    output_dir: Path
+    steps_per_epoch: int
+    steps: int
+    progress: Progress
+    interruption: Interruption
+    bar: tqdm
+
+    def hook(self, name: str, *args: Any) -> None:
+        """Calls a hook of the learner that takes an encoder."""
+        if self.learner is not None:
+            getattr(self.learner, name)(encoder_of(self.model.get_base_model()), *args)
+
+
+def train(
+    model: AdaptedModel,
+    images: FewShotImages | CachedImages,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    output_dir: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    validation: DataLoader | None = None,
+    resume: bool = False,
+) -> list[dict[str, float]]:
+    """Trains the active adapter of a PeftModel in place and returns the history, one row an epoch.
+
+    `model` may be any module that answers model(pixel_values, labels) with a loss and logits and has `class_names` and
+    `uses_captions`; the hooks are those of its `learner`, where it has one. With a `validation` loader (prepared by the
+    accelerator) the weights end up at the epoch of the best accuracy, otherwise at the last. `tokenizer` is needed
+    where the method reads captions. Checkpoints go to `output_dir/checkpoint-STEP`; with `resume` the run goes on from
+    the newest exactly as if it had never stopped.
+
+    A model that has nothing to train (zero-shot) stays as it is and has no history.
+
+    Raises ValueError before the first step if labels, class names, batch size, checkpoint or Accelerate's engine (FSDP)
+    do not fit, FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint cannot be written.
+    SIGTERM and Ctrl-C end the program (SystemExit, 128 + the signal's number) after a checkpoint where they found it.
+    """
+    check_engine(accelerator, config.gradient_accumulation_steps)
+    accelerator.gradient_accumulation_steps = 1  # train_epoch itself computes a batch in parts
+    check_labels(images.dataset, model.class_names)
+    learner, weights = getattr(model, "learner", None), trained_weights(model)
+    if not weights and learner is not None and learner.learns_nothing:
+        return []
+    if not weights:
+        raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to go on with it.")
+    sampler = EpochSampler(len(images), config.seed)
+    collate = Collator()
+    if model.uses_captions and "caption" in images.dataset.column_names:
+        if tokenizer is None:
+            raise ValueError("`tokenizer`=None but this method reads the images' captions; pass CLIP's tokenizer.")
+        collate = Collator(tokenizer, encoder_of(model.get_base_model()).shape()["context_length"])
+    loader = train_loader(images, sampler, config, accelerator, collate)
+    steps_per_epoch = len(loader) // accelerator.num_processes
+    steps = config.max_steps or config.epochs * steps_per_epoch
+    spans = stage_spans([Stage()] if learner is None else learner.stages(), steps)
+
+    checkpoint = find_checkpoint(output_dir) if resume else None
+    done = 0 if checkpoint is None else step_of(checkpoint)
+    with interruptions() as interruption:
+        bar = tqdm(total=steps, initial=done, desc="training", disable=silent(accelerator))
+        run = Run(
+            model, learner, weights, images, sampler, loader, validation, config, accelerator, Path(output_dir),
+            steps_per_epoch, steps, Progress(), interruption, bar,
+        )  # fmt: skip
+        if checkpoint is None and learner is not None and type(learner).fit is not PromptLearner.fit:
+            run.hook("fit", *encode_views(model, images))
+        # A run goes on in the stage that its checkpoint was saved in.
+        current = next((number for number, (_, first, last) in enumerate(spans) if first < done <= last), 0)
+        for number in range(current, len(spans)):
+            resumed = checkpoint is not None and number == current
+            if not resumed:
+                run.hook("begin_stage", number)
+            train_stage(run, *spans[number], resumed)
+        bar.close()
+
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    if validation is not None:
+        load_weights(weights, run.output_dir / BEST)
+    model.eval()
+    return run.progress.history
+
+
+def stage_spans(stages: list[Stage], steps: int) -> list[tuple[Stage, int, int]]:
+    """Each stage with the steps before it and up to its end, of so many in all.
+
+    Raises ValueError for shares that do not add up to 1, and where there are too few steps for every stage to have one.
+    """
+    shares = [stage.share for stage in stages]
+    ends = [round(steps * sum(shares[: i + 1])) for i in range(len(stages))]
+    spans = list(zip(stages, [0, *ends], ends, strict=False))
+    if abs(sum(shares) - 1) > 1e-6 or any(first >= last for _, first, last in spans):
+        raise ValueError(
+            f"`stages` have shares {shares} of {steps} steps; the shares must add up to 1 and give each stage a step."
+        )
+    return spans
+
+
+def train_stage(run: Run, stage: Stage, first: int, last: int, resumed: bool) -> None:
+    """Trains from after step `first` to step `last` with the stage's weights, optimizer and schedule.
+
+    Ends the program, after a checkpoint, where that was asked for by a signal.
+    """
+    accelerator, progress, config = run.accelerator, run.progress, run.config
+    stage_config = dataclasses.replace(config, **stage.changes)
+    for name, weight in run.weights.items():
+        weight.requires_grad_(stage.trains is None or stage.trains(own_name(name)))
+    optimizer = make_optimizer(run.model, stage_config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate(step, last - first, run.steps_per_epoch, stage_config)
+    )
+    accelerator.free_memory()  # of an earlier training or stage with this accelerator
+    wrapped, optimizer, loader = accelerator.prepare(run.model, optimizer, run.loader)
+    tensors = {} if run.learner is None else run.learner.training_state()
+    # The schedule is not prepared: Accelerate would step it once for each process.
+    with adapter_checkpoints(accelerator, run.weights, tensors, progress=progress, schedule=schedule):
+        if resumed:
+            load_checkpoint(accelerator, run.output_dir)
+        while progress.step < last:
+            epoch, done = divmod(progress.step, run.steps_per_epoch)
+            batches = accelerator.skip_first_batches(loader, done)
+            batches.set_epoch(epoch)  # Accelerate's loader tells its own count to the sampler; a new one starts at 0
+            run.sampler.set_epoch(epoch)  # and with several processes it does not reach it
+            run.images.set_epoch(epoch)
+            row = train_epoch(
+                run, wrapped, batches, min(last, (epoch + 1) * run.steps_per_epoch), optimizer, schedule, stage_config
+            )
+            if row is not None:
+                _end_epoch(run, wrapped, epoch, row)
+            if progress.step < run.steps and run.interruption.requested(accelerator):
+                _stop(run)
+    accelerator.wait_for_everyone()
+    # Mixed precision wraps the forward; the model leaves as it came.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+
+
+def _end_epoch(run: Run, wrapped: nn.Module, epoch: int, row: dict[str, float]) -> None:
+    """After an epoch, or the part of one that a stage ends in: the hook, validation, history and a checkpoint."""
+    accelerator, progress, config = run.accelerator, run.progress, run.config
+    last = progress.step >= run.steps
+    if run.learner is not None and (last or progress.step % run.steps_per_epoch == 0):
+        run.learner.end_of_epoch(epoch, math.ceil(run.steps / run.steps_per_epoch))
+    if run.validation is not None and (last or (epoch + 1) % config.evaluate_every == 0):
+        run.model.eval()
+        accuracy = evaluate(wrapped, run.validation, accelerator, "validating")["accuracy"]
+        row["validation_accuracy"] = accuracy
+        run.bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{accuracy:.3f}")
+        if accuracy > progress.best_accuracy:
+            progress.best_accuracy, progress.best_step = accuracy, progress.step
+            save_weights(accelerator, run.weights, run.output_dir / BEST)
+    progress.history.append(row)
+    accelerator.log({name: value for name, value in row.items() if name != "step"}, step=progress.step)
+    if config.save_every and (last or (epoch + 1) % config.save_every == 0):
+        save_checkpoint(accelerator, run.output_dir, progress.step, config.keep_checkpoints)
+
+
+def _stop(run: Run) -> None:
+    """Ends the program after a checkpoint, because a signal asked for it."""
+    run.bar.close()
+    save_checkpoint(run.accelerator, run.output_dir, run.progress.step, run.config.keep_checkpoints)
+    number = run.interruption.requested(run.accelerator)
+    run.accelerator.print(
+        f"Stopped by {signal.Signals(number).name} at step {run.progress.step} of {run.steps}, which is saved in "
+        f"{run.output_dir}; go on with --resume."
+    )
+    raise SystemExit(EXIT_CODES[number])
+
+
+def train_epoch(
+    run: Run,
+    model: nn.Module,
+    batches: Iterable[dict[str, torch.Tensor]],
+    last_step: int,
+    optimizer: AcceleratedOptimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    config: TrainingConfig,
+) -> dict[str, float] | None:
+    """Trains up to `last_step` and returns the epoch's row of the history; None if it was interrupted before.
+
+    `model` is the run's as Accelerate prepared it, `config` that of the stage.
+    """
+    accelerator, progress = run.accelerator, run.progress
+    model.train()
+    # Losses, parts, hits and images of this process, and on the main one of all before an interruption.
+    totals = torch.tensor(progress.so_far if accelerator.is_main_process else [0.0] * 4, device=accelerator.device)
+    interrupted = False
+    for batch in batches:
+        if interrupted or progress.step >= last_step:
+            continue  # the loader is read to its end, as Accelerate needs
+        finite, parts = True, split(batch, config.gradient_accumulation_steps)
+        whole = of_the_whole_batch(model, batch, len(parts), accelerator)
+        for number, part in enumerate(parts, 1):
+            with accelerator.no_sync(model) if number < len(parts) else nullcontext():
+                output = model(**part, **whole)
+                accelerator.backward(output.loss / len(parts))
+            loss, hits = output.loss.item(), int((output.logits.argmax(-1) == part["labels"]).sum())
+            finite &= math.isfinite(loss)
+            if finite:
+                totals += torch.tensor([loss, 1, hits, len(part["labels"])], device=accelerator.device)
+        finite = all_finite(finite, model, optimizer, accelerator)
+        if not finite:
+            optimizer.zero_grad()  # nothing is left to step with
+        elif config.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        if finite or optimizer.scaler is None:
+            optimizer.step()
+        optimizer.zero_grad()
+        if not finite:
+            _not_finite(run, config, schedule)
+        progress.skipped = 0 if finite else progress.skipped + 1
+        schedule.step()
+        progress.step += 1
+        run.bar.update()
+        run.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{float(totals[2] / totals[3]):.3f}", refresh=False)
+        interrupted = bool(run.interruption.requested(accelerator))
+    sums = accelerator.reduce(totals).tolist()
+    if interrupted and progress.step < last_step:
+        progress.so_far = sums
+        return None
+    progress.so_far = [0.0] * 4
+    return {
+        "step": progress.step,
+        "loss": sums[0] / max(1, sums[1]),
+        "train_accuracy": sums[2] / max(1, sums[3]),
+        "learning_rate": schedule.get_last_lr()[0],
+    }
+
+
+def _not_finite(run: Run, config: TrainingConfig, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """Tells where a step is not finite, and stops there if that was chosen or if a whole epoch was skipped."""
+    step = run.progress.step
+    epoch, done = divmod(step, run.steps_per_epoch)
+    run.sampler.set_epoch(epoch)
+    size = run.loader.batch_size * run.accelerator.num_processes
+    where = (
+        f"The loss or its gradient is not finite at step {step} (learning rate {schedule.get_last_lr()[0]:.2g}, "
+        f"training images {list(run.sampler)[done * size : (done + 1) * size]})"
+    )
+    if config.non_finite == "stop" or run.progress.skipped + 1 >= run.steps_per_epoch:
+        raise FloatingPointError(f"{where}; lower `learning_rate` or set `max_grad_norm`.")
+    run.accelerator.print(f"{where}; the step is skipped.")
+
+
+def own_name(name: str) -> str:
+    """A weight's name within its learner, of that in the whole model."""
+    return re.sub(rf"^.*\b{re.escape(SLOT)}\.learners\.[^.]+\.", "", name)
+
+
+def all_finite(finite: bool, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> bool:
+    """Whether a step may be taken: `finite` in all processes, and its gradient too."""
+    if optimizer.scaler is None:  # fp16's scaler looks for itself and skips such steps, as it is meant to
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        finite &= bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+    if accelerator.num_processes == 1:
+        return finite
+    return bool(accelerator.gather(torch.tensor([finite], device=accelerator.device)).all())

@@ -1,0 +1,117 @@
+"""What a run leaves behind for people: results.json and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapters.tower_classifier import AdaptedModel
+from ..data import find_benchmark
+from ..evaluation.plots import plot_run
+from ..hub.card import dataset_title
+from ..utils.files import put_in_place, write_json
+from ..utils.version import __version__
+from .checkpoint import trained_weights
+from .config import TrainingConfig
+
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets")
+
+
+def library_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "hf-tgpt": __version__} | {name: version(name) for name in _LIBRARIES}
+
+
+def peak_memory_bytes() -> int:
+    """The GPU's peak allocation, or without one the process's peak resident size."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def summarise(
+    args: argparse.Namespace,
+    config: TrainingConfig,
+    model: AdaptedModel,
+    zero_shot: dict[str, Any],
+    adapted: dict[str, Any],
+    captions: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """The content of results.json: accuracies are fractions, on the test split."""
+    toy = args.model is None or args.dataset.startswith("toyworld")
+    return {
+        "method": args.method,
+        "base_model": args.model or "the toy CLIP of hf-tgpt",
+        "dataset": args.dataset,
+        **_about(args.dataset),
+        "toy": toy,
+        "classes": args.classes,
+        "shots": args.shots,
+        "seed": config.seed,
+        "recipe": _recipe(config),
+        **({"captions": captions} if model.uses_captions else {}),
+        "zero_shot_accuracy": zero_shot["accuracy"],
+        **{name: value for name, value in adapted.items() if name != "per_class_accuracy"},
+        "takes_new_classes": model.takes_new_classes,
+        "trainable_parameters": sum(value.numel() for value in trained_weights(model).values()),
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": library_versions(),
+    }
+
+
+def _about(source: str) -> dict[str, str | None]:
+    """What is known of a data set by name."""
+    if source.startswith("toyworld"):
+        return {"data_licence": "apache-2.0"}
+    benchmark, _ = find_benchmark(source)
+    if benchmark is None:
+        return {}
+    licence = {} if benchmark.licence == "not stated" else {"data_licence": benchmark.licence}
+    return {"dataset_title": benchmark.title, "dataset_id": benchmark.hub_id} | licence
+
+
+def _recipe(config: TrainingConfig) -> dict[str, Any]:
+    """What the training did with the pictures; the rest of the config does not change the outcome."""
+    apart = {"seed", "num_workers", "save_every", "evaluate_every", "epochs" if config.max_steps else "max_steps"}
+    apart |= {"adam_epsilon"} if config.optimizer == "sgd" else set()
+    return {name: value for name, value in asdict(config).items() if name not in apart and value is not None}
+
+
+def write_run(
+    folder: Path,
+    model: AdaptedModel,
+    history: list[dict[str, float]],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    results: dict[str, Any],
+) -> None:
+    """Adds to a trained model's folder results.json, training.png, training_log.jsonl and the card that tells of them.
+
+    `before` and `after` are the metrics of zero-shot and of the model. The adapter's config notes what it was
+    trained on. All files are whole before they get their names, results.json the last of them.
+    """
+    staged = folder / "results.tmp"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    plot_run(staged / "training.png", history, model.class_names, before, after)
+    (staged / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    write_json(staged / "results.json", results)
+    noted = ("dataset_id", "dataset_title", "data_licence", "toy", "classes", "shots", "seed", "captions", "recipe")
+    trained_on = {"dataset": dataset_title(results)} | {name: results[name] for name in noted if name in results}
+    model.learner.config.trained_on = trained_on
+    model.save_pretrained(staged)
+    for file in sorted(staged.iterdir(), key=lambda file: file.name == "results.json"):
+        put_in_place(file, folder / file.name)
+    staged.rmdir()

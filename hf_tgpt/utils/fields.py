@@ -1,0 +1,131 @@
+"""Dataclasses whose fields have a help text and are checked whenever they are set.
+
+The check is `huggingface_hub.dataclasses.strict`; here its errors become ValueErrors in this package's words, and a
+field keeps its value where a new one is refused.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+
+Check = Callable[[Any], None]
+_Class = TypeVar("_Class")
+
+
+def documented(default: Any, help: str, *checks: Check) -> Any:
+    """A field with its help. A list as default is copied for each object; a check raises ValueError with the remedy."""
+    metadata = {"help": help, "validator": list(checks)}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def at_least(least: float, remedy: str = "") -> Check:
+    """A check for numbers from `least` on; None is always allowed where the type allows it."""
+
+    def check(value: float | None) -> None:
+        if value is not None and not value >= least:
+            raise ValueError(remedy or f"choose {least} or more.")
+
+    return check
+
+
+def at_most(most: float) -> Check:
+    """A check for numbers up to `most`."""
+
+    def check(value: float | None) -> None:
+        if value is not None and not value <= most:
+            raise ValueError(f"choose {most} or less.")
+
+    return check
+
+
+def above(bound: float) -> Check:
+    """A check for numbers above `bound`."""
+
+    def check(value: float | None) -> None:
+        if value is not None and not value > bound:
+            raise ValueError(f"choose a number above {bound}.")
+
+    return check
+
+
+def below(bound: float) -> Check:
+    """A check for numbers below `bound`."""
+
+    def check(value: float | None) -> None:
+        if value is not None and not value < bound:
+            raise ValueError(f"choose a number below {bound}.")
+
+    return check
+
+
+def between(least: float, most: float) -> Check:
+    """A check for numbers from `least` to `most`."""
+
+    def check(value: float | None) -> None:
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"choose {least} to {most}.")
+
+    return check
+
+
+def one_of(*choices: str) -> Check:
+    """A check for one of several words."""
+
+    def check(value: str | None) -> None:
+        if value is not None and value not in choices:
+            raise ValueError(f"choose one of {', '.join(choices)}.")
+
+    return check
+
+
+@dataclass_transform(field_specifiers=(dataclasses.field, documented))
+def checked(cls: type[_Class]) -> type[_Class]:
+    """`@dataclass`, with every field checked when it is set: first its type, then its own checks.
+
+    Raises ValueError that names the field, the value and the remedy. Fields need real types: no
+    `from __future__ import annotations` in the file.
+    """
+    made: Any = strict(dataclasses.dataclass(cls))
+    set_checked = made.__setattr__
+    fields = {field.name: field for field in dataclasses.fields(made)}
+
+    def set_field(self: Any, name: str, value: Any) -> None:
+        field = fields.get(name)
+        try:
+            set_checked(self, name, value if field is None else _converted(value, field.type))
+        except StrictDataclassFieldValidationError as error:
+            assert field is not None  # only fields are checked
+            remedy = _remedy(field, value, error)
+            raise ValueError(remedy if remedy.startswith("`") else f"`{name}`={value!r}: {remedy}") from None
+
+    made.__setattr__ = set_field
+    return made
+
+
+def _remedy(field: dataclasses.Field, value: Any, error: Exception) -> str:
+    """What the field's own check says of a value, or that it is of another type."""
+    if isinstance(error.__cause__, TypeError):
+        for check in field.metadata.get("validator", ()):
+            try:
+                check(value)
+            except ValueError as reason:
+                return str(reason)
+            except TypeError:  # the check expects a value of the right type
+                continue
+        kind = field.type.__name__ if isinstance(field.type, type) and not typing.get_args(field.type) else field.type
+        return f"choose a value of type {kind}."
+    return str(error.__cause__)
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """A whole number where a float is meant, and a tuple where a list is, as JSON and Python users write them."""
+    kinds = {typing.get_origin(part) or part for part in (*typing.get_args(kind), kind)}
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value)
+    return list(value) if isinstance(value, tuple) and list in kinds else value

@@ -1,0 +1,55 @@
+"""Text and JSON in files: a ValueError names one that is damaged, and what is written appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_text(file: str | os.PathLike) -> str:
+    """A file in UTF-8, with or without a byte order mark.
+
+    Raises OSError if it cannot be opened, ValueError for bytes that are no UTF-8.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(file)} is no text in UTF-8 ({error}); save it as such.") from error
+
+
+def read_json(file: str | os.PathLike) -> Any:
+    """What a JSON file holds. Raises OSError if it cannot be opened, ValueError for anything but JSON in UTF-8."""
+    return parse_json(read_text(file), os.fspath(file))
+
+
+def parse_json(text: str | bytes, place: str) -> Any:
+    """The JSON value in `text`; `place` is what the ValueError for anything else names."""
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        content = json.loads(text)
+        if _SURROGATE.search(text):  # halves of a character, which JSON may write and no file or tokenizer takes
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is no JSON ({error}); correct it.") from error
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    temporary = Path(path).with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    put_in_place(temporary, Path(path))
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Renames a file or folder once its content is on the disk; a file that is there already is replaced."""
+    for file in (temporary, *temporary.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,63 @@
+"""Names of classes and of base models: which are valid, and what a name means on another machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+# The toy CLIP made by examples/pretrain_tiny_clip.py; it knows the toy world and nothing else.
+TOY_CLIP = Path(__file__).parents[1] / "assets" / "tiny-clip"
+# What files call it, because its folder is another one on every machine.
+TOY_NAME = "hf-tgpt-toy-clip"
+_Name = TypeVar("_Name", str, str | None)
+
+
+def is_toy_clip(name: str | None) -> bool:
+    """Whether a base model's name leads to the toy CLIP of this package."""
+    return bool(name) and (name == TOY_NAME or Path(str(name)).resolve() == TOY_CLIP.resolve())
+
+
+def name_in_files(name: str | None) -> str | None:
+    """What a file calls a base model: the toy CLIP by its name, all others as they are called here."""
+    return TOY_NAME if is_toy_clip(name) else name
+
+
+def name_here(name: _Name) -> _Name:
+    """Where the base model that a file names lies on this machine."""
+    return str(TOY_CLIP) if name == TOY_NAME else name
+
+
+def public_name(name: str | None) -> str | None:
+    """A Hub id; None for a path, which means nothing to anybody else, and for the toy CLIP."""
+    return name if name and name.count("/") == 1 and not os.path.exists(name) and ":" not in name else None
+
+
+def check_class_names(class_names: Sequence[str] | None) -> None:
+    """Raises ValueError unless these are distinct, non-empty names."""
+    if isinstance(class_names, str) or class_names is None or len(class_names) == 0:
+        raise ValueError(
+            f"`class_names`={class_names!r}: pass a list with the name of every class in the order of the labels, "
+            'for example class_names=["cat", "dog"].'
+        )
+    for label, name in enumerate(class_names):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"`class_names[{label}]`={name!r} is not a name; give every class a word or more.")
+    first_label: dict[str, int] = {}
+    for label, name in enumerate(class_names):
+        text = " ".join(name.lower().split())  # CLIP's tokenizer sees no case and no spaces
+        if text in first_label:
+            raise ValueError(
+                f"`class_names` holds {name!r} twice, as labels {first_label[text]} and {label}; two classes of one "
+                "name cannot be told apart by text, rename one."
+            )
+        first_label[text] = label
+
+
+def check_templates(templates: list[str] | None) -> None:
+    """Raises ValueError unless these are sentences with a place for a class name."""
+    if not templates or isinstance(templates, str) or not all("{}" in template for template in templates):
+        raise ValueError(
+            f"`templates`={templates!r}: give a list of sentences, each with {{}} where the class name goes."
+        )

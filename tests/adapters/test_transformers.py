@@ -1,0 +1,72 @@
+"""Adapters in transformers' own tools: pipelines and Trainer."""
+
+import pytest
+import torch
+from conftest import CLASS_NAMES, GOLDEN, METHODS
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessor, Trainer, TrainingArguments, pipeline
+
+from hf_tgpt import TOY_CLIP
+
+PICTURE = Image.new("RGB", (40, 50), (200, 30, 30))
+
+
+@pytest.fixture
+def processor():
+    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+def test_image_classification_pipeline_gives_the_adapters_class_names(method, adapt, processor):
+    classify = pipeline("image-classification", model=adapt(method), image_processor=processor)
+    answers = classify(PICTURE, top_k=4)
+    assert sorted(answer["label"] for answer in answers) == sorted(CLASS_NAMES)
+    assert sum(answer["score"] for answer in answers) == pytest.approx(1)
+
+
+def test_zero_shot_pipeline_takes_any_names_where_the_method_is_open(method, adapt, processor):
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "clip")
+    classify = pipeline(
+        "zero-shot-image-classification", model=adapt(method), image_processor=processor, tokenizer=tokenizer
+    )
+    ask = dict(candidate_labels=["forest", "zigzag texture"], hypothesis_template="a photo of a {}.")
+    if method.open:
+        assert {answer["label"] for answer in classify(PICTURE, **ask)} == {"forest", "zigzag texture"}
+    else:
+        with pytest.raises(ValueError, match="baked into"):
+            classify(PICTURE, **ask)
+
+
+@pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")
+def test_the_trainers_predictions_are_the_logits_whatever_the_method(method, adapt, tmp_path):
+    model, shapes = adapt(method), []
+    rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 4} for i in range(6)]
+
+    def compute_metrics(prediction):
+        shapes.append(prediction.predictions.shape)
+        return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+    options = dict(per_device_eval_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model, TrainingArguments(tmp_path, **options), compute_metrics=compute_metrics)
+    metrics = trainer.evaluate(rows)
+    assert shapes == [(6, len(CLASS_NAMES))]
+    with torch.no_grad():
+        logits = model(torch.stack([row["pixel_values"] for row in rows])).logits
+    expected = (logits.argmax(-1) == torch.tensor([row["labels"] for row in rows])).float().mean()
+    assert metrics["eval_accuracy"] == pytest.approx(float(expected))
+    model.unload()
+    assert "keys_to_ignore_at_inference" not in vars(model.config)
+
+
+@pytest.mark.parametrize("name", ["maple", "cocoop"])
+def test_trainer_trains_an_adapter(name, adapt, tmp_path):
+    model = adapt(METHODS[name]).train()
+    rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 4} for i in range(8)]
+    options = dict(max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True)
+    outcome = Trainer(model, TrainingArguments(tmp_path, **options), train_dataset=rows).train()
+    assert outcome.global_step == 2
+
+
+def test_the_toy_clip_works_in_the_zero_shot_pipeline():
+    classify = pipeline("zero-shot-image-classification", model=str(TOY_CLIP))
+    answers = classify(PICTURE, candidate_labels=["red shape", "blue shape"], hypothesis_template="a photo of a {}.")
+    assert answers[0]["label"] == "red shape"

@@ -1,0 +1,210 @@
+"""The program `hf-tgpt`: quick to answer, streaming, and honest in its exit status."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASS_NAMES, GOLDEN, METHODS, make_classifier, make_clip, shake
+from PIL import Image
+from test_convert import release_files
+from test_parity import TOLERANCE, Case
+from transformers import CLIPImageProcessorPil, CLIPModel
+
+import hf_tgpt
+import hf_tgpt_cli
+
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """{"maple": folder, ...} on a base model with an image processor."""
+    root = tmp_path_factory.mktemp("adapters")
+    base = make_clip("plain", root / "base")
+    crop = {"height": SIDE, "width": SIDE}
+    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=crop).save_pretrained(base)
+    for name in ("maple", "tgpt", "coop", "linear-probe"):
+        torch.manual_seed(1)
+        fields = METHODS[name].fields if name in METHODS else {}
+        model = make_classifier(name, hf_tgpt.load_clip(base).eval(), CLASS_NAMES, **fields).eval()
+        shake(model)
+        model.save_pretrained(root / name)
+    return {path.name: str(path) for path in root.iterdir()}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "inner").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 40, 50, 3), dtype=np.uint8)
+    for i, name in enumerate(["b.png", "a.jpg", "inner/c.png", "inner/d.webp", ".hidden.png"]):
+        Image.fromarray(noise[i]).save(folder / name)
+    return folder
+
+
+def run(*arguments):
+    return hf_tgpt_cli.main([str(argument) for argument in arguments])
+
+
+def test_help_needs_none_of_the_slow_imports():
+    code = (
+        "import sys, hf_tgpt_cli\n"
+        "try: hf_tgpt_cli.main(sys.argv[1:])\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "slow = {'torch', 'transformers', 'peft', 'numpy', 'hf_tgpt'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+        "sys.exit(code)"
+    )
+    for arguments, status in ((["--help"], 0), (["predict", "--help"], 0), (["predcit"], 2), ([], 2)):
+        command = [sys.executable, "-c", code, *arguments]
+        outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        assert outcome.returncode == status, outcome.stderr
+
+
+def test_predict_writes_a_json_line_for_each_picture_in_order(adapters, pictures, capsys):
+    assert run("predict", adapters["maple"], pictures, "--top_k", 2) == 0
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["image"] for row in rows] == [
+        str(pictures / name) for name in ("a.jpg", "b.png", "inner/c.png", "inner/d.webp")
+    ]
+    classifier = hf_tgpt.load_classifier(adapters["maple"])
+    answers = classifier([row["image"] for row in rows], top_k=2)
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["top_k"] == answer
+        assert {"label": row["label"], "score": row["score"]} == row["top_k"][0]
+    assert "predicting" not in err  # no bar without a terminal
+
+
+def test_predict_writes_csv_and_takes_other_class_names(adapters, pictures, tmp_path):
+    output, names = tmp_path / "new" / "rows.csv", tmp_path / "names.txt"
+    names.write_text("forest\nzigzag texture\n")
+    assert run("predict", adapters["coop"], pictures / "a.jpg", "--output", output, "--class_names_file", names) == 0
+    with output.open() as file:
+        (row,) = csv.DictReader(file)
+    assert list(row) == ["image", "label", "score", "label_2", "score_2"]
+    assert {row["label"], row["label_2"]} == {"forest", "zigzag texture"}
+    assert [path.name for path in output.parent.iterdir()] == ["rows.csv"]
+
+
+def test_files_that_are_no_pictures_are_skipped_counted_and_listed(adapters, tmp_path, capsys):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    for i in range(1000):
+        picture.save(folder / f"{i:04}.bmp")
+    for name in ("0500.bmp", "0999.bmp"):
+        (folder / name).write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("no picture either")
+    output = tmp_path / "rows.jsonl"
+    assert run("predict", adapters["linear-probe"], folder, "--output", output, "--batch_size", 100) == 3
+    err = capsys.readouterr().err
+    assert "3 of 1001 files could not be read and were skipped:" in err
+    for name in ("0500.bmp", "0999.bmp", "notes.txt"):
+        assert f"cannot read {folder / name}" in err
+    images = [json.loads(line)["image"] for line in output.read_text().splitlines()]
+    assert len(images) == 998
+    assert images == sorted(images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "{maple}", "missing"], "'missing' does not exist; correct the path"),
+        (["predict", "{maple}", "{empty}"], "There is no file in"),
+        (["predict", "{empty}", "{picture}"], "adapter_config.json"),
+        (["predict", "{tgpt}", "{picture}", "--class_names", "zebra"], "not 'zebra'"),
+        (["predict", "{maple}", "{picture}", "--class_names", "forest", "forest"], "holds 'forest' twice"),
+        (["predict", "{maple}", "{picture}", "--top_k", "0"], "`top_k`=0: choose 1 or more"),
+        (["predict", "{maple}", "{picture}", "--class_names_file", "{empty}/none.txt"], "none.txt"),
+        (["predict", "{maple}", "{picture}", "--output", "{base}"], "is a folder; name a file"),
+        (["predict", "{maple}", "{picture}", "--device", "abacus"], "`device`='abacus' cannot be used here"),
+        (["evaluate", "--adapter", "{maple}", "--output", "{base}"], "is a folder; name a file"),
+        (["evaluate", "--adapter", "{maple}", "--picture", "change.jpg"], "does not end with .png"),
+        (["describe", "--model", "m", "--dataset", "d", "--output", "o", "--device", "abacus"], "`device`='abacus'"),
+        (["info", "runs/deep/mistyped"], "runs/deep/mistyped (no folder here), and no id of a repository"),
+        (["info", "./missing"], "There is no adapter in './missing'"),
+        (["info", "{empty}"], "There is no adapter in"),
+        (["export", "{maple}", "{empty}/model"], "ends with .onnx"),
+        (["export", "{maple}", "{empty}/out", "--format", "transformers"], "learns prompts in the image tower"),
+        (["export", "{maple}", "{empty}/out", "--format", "transformers", "--int8", "toyworld"], "is a form of ONNX"),
+        (["convert", "none", "{empty}/out", "--method", "coop", "--model", "{base}"], "does not hold its class names"),
+        (
+            ["convert", "none", "{empty}/out", "--method", "coop", "--model", "{base}", "--class_names", "a"],
+            "'none' is not a file",
+        ),
+        (["convert", "none", "{maple}", "--method", "coop", "--model", "{base}"], "already holds files"),
+    ],
+)
+def test_what_is_wrong_is_said_on_stderr_with_status_1(arguments, message, adapters, pictures, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    places = adapters | dict(picture=pictures / "a.jpg", empty=tmp_path / "empty")
+    assert run(*(argument.format(**places) for argument in arguments)) == 1
+    out, err = capsys.readouterr()
+    assert message in err
+    assert not out
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize(("name", "open_list"), [("maple", True), ("tgpt", False), ("linear-probe", False)])
+def test_info_tells_what_is_in_an_adapter(name, open_list, adapters, capsys):
+    assert run("info", adapters[name], "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["method"] == name
+    assert facts["base_model"] == adapters["base"]
+    assert facts["class_names"] == CLASS_NAMES
+    assert facts["class_list"] == ("open" if open_list else "closed")
+    model = hf_tgpt.load_trained(hf_tgpt.load_clip(adapters["base"]), adapters[name])
+    trained = model.learner if name in METHODS else model.head
+    assert facts["parameters"] == sum(parameter.numel() for parameter in trained.parameters())
+    assert run("info", adapters[name]) == 0
+    words = capsys.readouterr().out
+    assert f" 4, {facts['class_list']} list: cat, red circle" in words
+
+
+def test_convert_makes_a_folder_that_loads(tmp_path, capsys):
+    case = Case("coop_ctx4_front")
+    names = case.metadata["class_names"]
+    output = tmp_path / "adapter"
+    options = ["--method", "coop", "--model", GOLDEN / "clip", "--class_names", *names]
+    fields = ["--set", f"initial_text={json.dumps(case.metadata.get('ctx_init'))}", "class_position=front"]
+    assert run("convert", *release_files(case, tmp_path), output, *options, *fields) == 0
+    assert f"coop for {len(names)} classes" in capsys.readouterr().out
+    model = hf_tgpt.load_adapter(CLIPModel.from_pretrained(GOLDEN / "clip"), output).eval()
+    torch.testing.assert_close(model(case["pixel_values"]).logits, case["logits"], **TOLERANCE)
+    assert run("convert", "none", tmp_path / "new", *options, "--set", "colour=red") == 1
+    assert "'colour' is no field of coop's config" in capsys.readouterr().err
+
+
+def test_export_writes_onnx_with_int8_and_what_that_costs(adapters, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    noise = np.random.default_rng(0).integers(0, 256, (len(CLASS_NAMES), 3, 40, 40, 3), dtype=np.uint8)
+    for split in ("train", "test"):
+        for name, images in zip(CLASS_NAMES, noise + (split == "test"), strict=True):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i, pixels in enumerate(images):
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
+    output = tmp_path / "out" / "model.onnx"
+    names = ["--class_names", *sorted(CLASS_NAMES)]
+    assert run("export", adapters["coop"], output, "--int8", tmp_path / "data", "--json", *names) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["images"] == 12
+    written = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert written["int8"]["accuracy"] == facts["accuracy"]
+    assert {path.name for path in output.parent.iterdir()} == {"model.onnx", "model.int8.onnx", "model.json"}
+    assert run("export", adapters["coop"], output, "--int8", tmp_path / "data") == 1
+    assert "has other classes than the model" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(adapters, monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_tgpt.cli.commands.info", interrupted)
+    assert run("info", adapters["maple"]) == 130
+    assert capsys.readouterr().err == ""

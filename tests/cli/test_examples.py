@@ -1,0 +1,439 @@
+"""The main command, as a newcomer runs it."""
+
+import argparse
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASS_NAMES, METHODS, ROOT, make_classifier, pixels
+from huggingface_hub import ModelCard
+from peft import PeftConfig, PeftModel
+from PIL import Image as PILImage
+from transformers import CLIPModel
+
+import hf_tgpt_cli
+from hf_tgpt import TOY_CLIP, load_clip, methods
+from hf_tgpt.cli.arguments import RECIPES_FOLDER, parse_arguments, read_recipe
+from hf_tgpt.evaluation.accuracy import for_classes
+
+from hf_tgpt.methods.references import REFERENCES
+from hf_tgpt.evaluation.plots import plot_bars, plot_classes, plot_shots
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) runs examples/train.py, or another program of examples, here and returns what it printed."""
+
+    def run(*arguments, program="train.py"):
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / program), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def parse(*arguments):
+    """The arguments as an example with only --model and --dataset of its own would see them."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model")
+    parser.add_argument("--dataset", default="toyworld")
+    return parse_arguments(parser, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of pictures as people have them: splits, class folders, JPEG, one of them grey."""
+    folder = tmp_path_factory.mktemp("pictures")
+    colours = {"ripe_tomato": (210, 30, 20), "lime": (120, 200, 40)}
+    for split, count, width in (("train", 5, 80), ("val", 2, 90), ("test", 4, 100)):
+        for name, colour in colours.items():
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = PILImage.new("RGB", (width + i, 70), tuple(min(255, v + 5 * i) for v in colour))
+                (image.convert("L") if i == 4 else image).save(folder / split / name / f"{i}.jpg")
+    return folder
+
+
+def test_the_main_command_as_the_readme_gives_it(tmp_path):
+    command = ["accelerate", "launch", str(EXAMPLES / "train.py")]
+    done = subprocess.run([*command, "--epochs", "2"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Reloaded from disk, it is equal." in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["method"], results["shots"], results["dataset"]) == ("tgpt", 16, "toyworld:codes")
+    assert results["accuracy"] > results["zero_shot_accuracy"] + 0.1
+    assert "it/s" not in done.stderr  # no progress bars where there is no terminal
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")
+def test_train_on_a_folder_of_pictures(method, run, pictures, tmp_path):
+    output = tmp_path / "run"
+    printed = run("--method", method, "--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", output)
+    assert "Reloaded from disk, it is equal." in printed
+    results = json.loads((output / "results.json").read_text())
+    assert results["method"] == method
+    assert results["shots"] == 4
+    assert 0 <= results["zero_shot_accuracy"] <= 1
+    assert {"accuracy", "seed", "trainable_parameters", "seconds", "peak_memory_bytes", "versions"} <= results.keys()
+    assert ("wise_ft_accuracy" in results) == (method == "tgpt")
+    assert (output / "training.png").stat().st_size > 5_000
+    model = PeftModel.from_pretrained(load_clip(TOY_CLIP), output)
+    assert model.peft_config["default"].class_names == ["lime", "ripe tomato"]
+    card = ModelCard.load(output / "README.md")
+    assert card.data.library_name == "peft"
+    assert "lime, ripe tomato" in card.text
+    assert "None" not in card.text
+    assert "More Information Needed" not in card.text
+
+
+@pytest.mark.parametrize("method", REFERENCES)
+def test_references_run_like_the_methods(method, run, pictures, tmp_path):
+    output = tmp_path / "run"
+    printed = run("--method", method, "--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", output)
+    assert "Reloaded from disk, it is equal." in printed
+    results = json.loads((output / "results.json").read_text())
+    assert results["method"] == method
+    assert (results["trainable_parameters"] == 0) == (method == "zero-shot")
+    assert results["takes_new_classes"] == (method != "linear-probe")
+    if method == "zero-shot":
+        assert results["accuracy"] == results["zero_shot_accuracy"]
+
+
+@pytest.fixture(scope="module")
+def base_adapters(pictures, tmp_path_factory):
+    """Adapters that know the first half of the pictures' classes: base_adapters[method] is a folder."""
+    folder = tmp_path_factory.mktemp("base")
+    for method in ("maple", "linear-probe"):
+        command = [sys.executable, "-m", "hf_tgpt_cli", "train", "--method", method, "--dataset", pictures, "--json"]
+        command += ["--classes", "base", "--shots", "2", "--max_steps", "2", "--output_dir", folder / method]
+        done = subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        told = json.loads(done.stdout)
+        assert told.pop("output_dir") == str(folder / method)
+        assert told == json.loads((folder / method / "results.json").read_text())
+    return {path.name: path for path in folder.iterdir()}
+
+
+def test_an_open_method_is_evaluated_on_classes_it_has_not_seen(base_adapters, run, pictures, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in base_adapters["maple"].iterdir()}
+    about = ("--dataset", pictures, "--output", tmp_path / "new.json")
+    printed = run("--adapter", base_adapters["maple"], "--classes", "new", *about, program="evaluate.py")
+    assert "new classes (1), 4 pictures" in printed
+    results = json.loads((tmp_path / "new.json").read_text())
+    assert results["accuracy"] == 1.0  # there is one class to choose from
+    assert len(results["per_class_accuracy"]) == 1
+    assert {path: path.stat().st_mtime_ns for path in base_adapters["maple"].iterdir()} == before  # nothing was trained
+    told = json.loads(
+        run("--adapter", base_adapters["maple"], "--classes", "new", *about, "--json", program="evaluate.py")
+    )
+    assert told["accuracy"] == results["accuracy"]
+
+
+def test_the_programs_are_commands_of_hf_tgpt(pictures, tmp_path, capsys):
+    wrong = tmp_path / "nothing"
+    for command, *arguments in (
+        ("train", "--dataset", wrong, "--output_dir", tmp_path / "run"),
+        ("evaluate", "--adapter", wrong),
+        ("describe", "--model", TOY_CLIP, "--dataset", wrong, "--output", tmp_path / "new.jsonl"),
+    ):
+        assert hf_tgpt_cli.main([command, *map(str, arguments)]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"hf-tgpt {command}: ")
+        assert str(wrong) in err
+        with pytest.raises(SystemExit) as stopped:
+            hf_tgpt_cli.main([command, "--datset", "pictures"])
+        assert stopped.value.code == 2
+        assert f"usage: hf-tgpt {command}" in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_is_explained_like_any_failure(monkeypatch, capsys):
+    def diverge(*_, **__):
+        raise FloatingPointError("not finite at step 3")
+
+    monkeypatch.setattr("hf_tgpt.cli.train.main", diverge)
+    assert hf_tgpt_cli.main(["train"]) == 1
+    assert capsys.readouterr().err == "hf-tgpt train: not finite at step 3\n"
+
+
+def test_a_run_is_resumed_by_its_folder_and_may_then_keep_other_checkpoints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        hf_tgpt_cli.main(["train", "--resume"])
+    assert "`resume` needs the run's folder; name it by --output_dir" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert parse("--keep_checkpoints", 3, "--save_every", 2).settings == parse().settings
+    assert parse("--batch_size", 4).settings != parse().settings
+
+
+def test_a_method_with_fixed_classes_refuses_others_and_says_so_in_the_results(base_adapters, run, pictures, tmp_path):
+    about = ("--dataset", pictures, "--output", tmp_path / "new.json")
+    with pytest.raises(SystemExit, match="'ripe tomato'"):
+        run("--adapter", base_adapters["linear-probe"], "--classes", "new", *about, program="evaluate.py")
+    results = json.loads((tmp_path / "new.json").read_text())
+    assert results["accuracy"] is None
+    assert "'ripe tomato'" in results["refused"]
+
+
+def test_a_fixed_class_list_is_scored_among_the_classes_that_are_asked_for(load_clip):
+    model = make_classifier("linear-probe", load_clip(), CLASS_NAMES).eval()
+    wanted = [CLASS_NAMES[3], CLASS_NAMES[1]]
+    logits = for_classes(model, wanted)(pixels(model.clip)).logits
+    assert torch.equal(logits, model(pixels(model.clip)).logits[:, [3, 1]])
+    assert for_classes(model, CLASS_NAMES) is model
+
+
+@pytest.mark.filterwarnings("ignore:the class names of Food101")
+def test_published_accuracies_of_the_same_training_and_test_stand_beside_ours(base_adapters, run, pictures, tmp_path):
+    adapter = shutil.copytree(base_adapters["maple"], tmp_path / "maple")
+    results = json.loads((adapter / "results.json").read_text())
+    (adapter / "results.json").write_text(json.dumps(results | {"dataset": f"food101:{pictures}", "shots": 16}))
+    about = ("--adapter", adapter, "--dataset", f"food101:{pictures}", "--compare-with-published")
+    printed = run(*about, "--classes", "new", "--output", tmp_path / "new.json", program="evaluate.py")
+    assert "| MaPLe on CLIP ViT-B/16 | 92.05 | Khattak et al., CVPR 2023 (MaPLe), table 3 |" in printed
+    assert f"| measured: {adapter} on {TOY_CLIP} | 100.00 | this run |" in printed
+    published = json.loads((tmp_path / "new.json").read_text())["published"]
+    assert [row["method"] for row in published] == ["CLIP", "CoOp", "CoCoOp", "MaPLe"]
+    with pytest.raises(ValueError, match="there is no published number for food101, all classes"):
+        run(*about, program="evaluate.py")
+
+
+def test_zero_shots_folder_is_evaluated_as_zero_shot_clip(run, pictures, tmp_path):
+    run("--method", "zero-shot", "--dataset", pictures, "--shots", 2, "--output_dir", tmp_path / "run")
+    told = json.loads(run("--adapter", tmp_path / "run", "--dataset", pictures, "--json", program="evaluate.py"))
+    assert told["accuracy"] == told["zero_shot_accuracy"]
+
+
+@pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")
+def test_a_changed_field_is_evaluated_beside_the_adapter_as_it_is(run, pictures, tmp_path):
+    about = ("--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", tmp_path / "run")
+    run("--method", "tgpt", *about)
+    about = ("--adapter", tmp_path / "run", "--dataset", pictures)
+    told = json.loads(run(*about, "--change", "wise_ft=1.0", "--json", program="evaluate.py"))
+    assert told["changed"]["fields"] == {"wise_ft": "1.0"}
+    assert told["changed"]["largest_difference_of_logits"] > 0  # the zero-shot head alone
+    assert told["accuracy"] == json.loads(run(*about, "--json", program="evaluate.py"))["accuracy"]
+    assert "with wise_ft=1.0: " in run(*about, "--change", "wise_ft=1.0", program="evaluate.py")
+    with pytest.raises(ValueError, match="'head' is no field of TGPTConfig that may change"):
+        run(*about, "--change", "head=1", program="evaluate.py")
+
+
+@pytest.mark.filterwarnings("ignore:`log_with=clearml` was passed")
+def test_a_tracker_that_is_not_installed_is_said_before_training(run, pictures, tmp_path):
+    with pytest.raises(ValueError, match="`log_with`='clearml' is no tracker that is installed"):
+        run("--dataset", pictures, "--log_with", "clearml", "--output_dir", tmp_path / "run")
+
+
+def test_pictures_of_a_comparison_leave_out_what_was_not_measured(tmp_path):
+    row = {"all classes": (50.0, 1.0)}
+    table = {(1, "MaPLe"): row, (4, "MaPLe"): {"all classes": (60.0, 2.0)}, (4, "broken"): {}, (1, "once"): row}
+    plot_shots(tmp_path / "shots.png", "toy", "all classes", table)
+    plot_bars(tmp_path / "bars.png", "toy", ["base", "all classes"], table, 4)
+    for name in ("shots", "bars"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("most", [30, 3])
+def test_a_picture_shows_the_change_of_each_class_and_the_confusions(tmp_path, most):
+    labels = np.arange(40) % 8
+    metrics = [{"per_class_accuracy": [share, *[None] * 2, *[0.5] * 5]} for share in (0.2, 0.8)]
+    names = [f"class {i}" for i in range(8)]
+    plot_classes(tmp_path / "new" / "classes.png", names, *metrics, (labels + (labels > 5)) % 8, labels, most)
+    with PILImage.open(tmp_path / "new" / "classes.png") as picture:
+        assert picture.width > 600
+
+
+def test_compare_writes_one_table_and_goes_on_where_it_stopped(pictures, tmp_path):
+    output = tmp_path / "results"
+
+    def compare(*arguments):
+        command = [sys.executable, EXAMPLES / "compare.py", "--output_dir", output, "--datasets", pictures, *arguments]
+        command += ["--protocols", "base-to-new", "--shots", 2, "--seeds", 0, "--max_steps", 2]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    compare("--methods", "shallow: maple --prompt_depth 1")
+    (first,) = output.rglob("results.json")
+    time = first.stat().st_mtime_ns
+    done = compare("--methods", "linear probe", "shallow: maple --prompt_depth 1")
+    assert first.stat().st_mtime_ns == time
+    assert "| shallow | 100.0 | 100.0 | 100.0 |" in done.stdout
+    assert "| linear probe | 100.0 |  |  |" in done.stdout  # it has no accuracy on new classes
+    assert (output / "table.md").read_text().strip() == done.stdout.strip()
+    assert (output / "table.csv").read_text().count("\n") == 3
+    assert len(list(output.glob("*.png"))) == 1
+    compare("--methods", "shallow: maple --prompt_depth 1", "--class_pictures")
+    assert first.stat().st_mtime_ns == time
+    assert len(list(first.parent.glob("*-new.png"))) == 1
+
+
+def test_a_run_is_not_overwritten(run, pictures, tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="already holds another run"):
+        run("--dataset", pictures, "--output_dir", tmp_path)
+
+
+def test_a_run_that_ended_before_any_work_leaves_its_folder_free(run, pictures, tmp_path):
+    with pytest.raises(FileNotFoundError, match="correct the path"):
+        run("--dataset", pictures / "mistyped", "--output_dir", tmp_path / "run")
+    run("--method", "zero-shot", "--dataset", pictures, "--shots", 2, "--output_dir", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["dataset"] == str(pictures)
+
+
+def test_an_unreadable_picture_is_named_before_training(run, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    broken = tmp_path / "pictures" / "train" / "lime" / "2.jpg"
+    broken.write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=f"cannot read {broken}"):
+        run("--dataset", tmp_path / "pictures", "--shots", 5, "--output_dir", tmp_path / "run")
+
+
+def test_too_few_pictures_are_named_and_may_be_accepted(run, pictures, tmp_path):
+    arguments = ("--dataset", pictures, "--shots", 9, "--batch_size", 2, "--max_steps", 2,
+                 "--config", RECIPES_FOLDER / "toy_tgpt.json")  # fmt: skip
+    with pytest.raises(ValueError, match=r"`shots`=9 .*lime.*allow_fewer"):
+        run(*arguments, "--output_dir", tmp_path / "a")
+    with pytest.warns(UserWarning, match="TGP-T is trained without descriptions"):
+        run(*arguments, "--allow_fewer", "--output_dir", tmp_path / "b")
+
+
+@pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")
+def test_splits_names_and_descriptions_are_files_of_ones_own(run, pictures, tmp_path):
+    def entry(split, i, name):
+        return [f"{split}/{name}/{i}.jpg", ["lime", "ripe_tomato"].index(name), name]
+
+    names = ("lime", "ripe_tomato")
+    content = {
+        "train": [entry("test", i, name) for name in names for i in range(4)],
+        "val": [entry("val", i, name) for name in names for i in range(2)],
+        "test": [entry("train", i, name) for name in names for i in range(5)],
+    }
+    (tmp_path / "split.json").write_text(json.dumps(content))
+    (tmp_path / "names.txt").write_text("lime\tgreen fruit\nripe_tomato\tred fruit\n")
+    lines = [f"test/{name}/{i}.jpg\ta round thing on a table\t{name}" for name in names for i in range(4)]
+    (tmp_path / "descriptions.txt").write_text("\n".join(lines))
+    (tmp_path / "classes.json").write_text(json.dumps({"green fruit": ["sour and green"], "red fruit": ["red"]}))
+    output = tmp_path / "run"
+    about = ("--splits", tmp_path / "split.json", "--class_names_file", tmp_path / "names.txt", "--shots", 4)
+    run("--dataset", pictures, *about, "--descriptions", tmp_path / "descriptions.txt", "--max_steps", 1,
+        "--class_descriptions", tmp_path / "classes.json", "--batch_size", 4, "--output_dir", output)  # fmt: skip
+    results = json.loads((output / "results.json").read_text())
+    assert results["captions"] == "descriptions"
+    assert PeftConfig.from_pretrained(output).class_names == ["green fruit", "red fruit"]
+    template = tmp_path / "template"
+    run("--dataset", pictures, *about, "--batch_size", 4, "--max_steps", 1, "--output_dir", template)
+    assert json.loads((template / "results.json").read_text())["captions"] == "template"
+    assert "| captions in training | template |" in (template / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")
+@pytest.mark.parametrize("method", ["tgpt", "coop", "linear-probe"])
+def test_training_from_cached_features(method, run, pictures, tmp_path):
+    about = ("--method", method, "--dataset", pictures, "--shots", 4, "--batch_size", 4, "--max_steps", 3)
+    kept = ("--cache_features", 2, "--cache_dir", tmp_path / "kept")
+    run(*about, *kept, "--output_dir", tmp_path / "a")
+    (file,) = (tmp_path / "kept").iterdir()
+    made = file.stat().st_mtime_ns
+    run(*about, *kept, "--output_dir", tmp_path / "b")
+    assert file.stat().st_mtime_ns == made
+    accuracies = [json.loads((tmp_path / name / "results.json").read_text())["accuracy"] for name in "ab"]
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize("method", ["maple", "lora"])
+def test_what_learns_in_the_vision_tower_cannot_be_trained_from_cached_features(method, run, pictures, tmp_path):
+    about = ("--method", method, "--dataset", pictures, "--shots", 4, "--output_dir", tmp_path / "run")
+    with pytest.raises(ValueError, match=r"learns prompts in the vision tower|does not learn from a frozen vision"):
+        run(*about, "--cache_features", 1)
+
+
+def test_captions_are_asked_for_by_name(run, pictures, tmp_path):
+    with pytest.raises(ValueError, match="`caption_column`='text' is not a column"):
+        run("--dataset", pictures, "--caption_column", "text", "--output_dir", tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", methods())
+def test_help_explains_every_field_of_the_method(method, run, capsys):
+    with pytest.raises(SystemExit):
+        run("--method", method, "--help")
+    text = capsys.readouterr().out
+    for words in ("--shots", "--learning_rate", "--output_dir", "--initial_text"):
+        assert words in text
+    assert ("--prompt_depth" in text) == (method == "maple")
+    assert ("--wise_ft" in text) == (method == "tgpt")
+    assert "--inference_mode" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "lasso"], "`method`='lasso' is unknown; choose one of"),
+        (["--prompt_dept", "3"], "unrecognized arguments: --prompt_dept 3"),
+        (["--config", "nowhere.json"], "`config`='nowhere.json' is no readable JSON file"),
+        (["--method", "maple", "--config", str(RECIPES_FOLDER / "tgpt.json")], "is a recipe of another method"),
+        (["--learning_rate", "0"], "`learning_rate`=0.0 must be above 0"),
+    ],
+)
+def test_bad_arguments_end_with_an_explanation(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(*arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES_FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_names_its_source(path):
+    content = json.loads(path.read_text())
+    assert ("note" if path.stem.startswith("toy") else "source") in content
+    args = parse("--method", content["method"], "--config", path)
+    for name, value in content.items():
+        assert name in ("source", "note") or getattr(args, name) == value
+
+
+def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config", "tgpt_eurosat.json").config == RECIPES_FOLDER / "tgpt_eurosat.json"
+    Path("tgpt_eurosat.json").write_text('{"method": "tgpt"}')
+    assert parse("--config", "tgpt_eurosat.json").config == Path("tgpt_eurosat.json")
+
+
+def test_the_command_line_overrides_the_recipe(tmp_path):
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(json.dumps({"method": "tgpt", "learning_rate": 0.5, "num_content_queries": 5}))
+    assert read_recipe(recipe) == {"method": "tgpt", "learning_rate": 0.5, "num_content_queries": 5}
+    more = ["--learning_rate", "0.25", "--templates", "a {}.", "the {}.", "--initial_text", "none"]
+    args = parse("--config", recipe, *more)
+    assert args.training_config.learning_rate == 0.25
+    assert args.method_config["num_content_queries"] == 5
+    assert args.method_config["templates"] == ["a {}.", "the {}."]
+    assert args.method_config["initial_text"] is None
+    assert parse("--method", "coop", "--class_specific").method_config["class_specific"] is True
+    assert parse("--method", "coop", "--no-class_specific").method_config["class_specific"] is False
+    recipe.write_text(json.dumps({"learning_rat": 0.5}))
+    with pytest.raises(SystemExit, match="2"):
+        parse("--config", recipe)
+
+
+def test_the_toy_clip_loads_like_any_other():
+    clip = CLIPModel.from_pretrained(TOY_CLIP)
+    assert clip.dtype == torch.float32
+    assert sum(p.numel() for p in clip.parameters()) < 2_000_000
+    assert (TOY_CLIP / "model.safetensors").stat().st_size < 4_000_000
+    assert sum(file.stat().st_size for file in TOY_CLIP.iterdir()) < 4_200_000
+
+
+def test_a_folder_with_a_config_alone_gives_a_random_clip(tmp_path, clip_folders):
+    shutil.copy(Path(clip_folders["plain"]) / "config.json", tmp_path)
+    model = load_clip(tmp_path)
+    assert isinstance(model, CLIPModel)
+    again = load_clip(tmp_path)  # an adapter finds the same base model again
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert model.name_or_path == str(tmp_path)

@@ -1,0 +1,187 @@
+"""Prompts in the towers of any family: what the walk computes is what the untouched model does with them in place.
+
+The reference never touches this package: hooks on a transformers model put prompts among its hidden states.
+"""
+
+import pytest
+import torch
+from conftest import SHAPES, pixels, token_ids
+
+from hf_tgpt.encoders import encoder_of
+from hf_tgpt.encoders.packing import common_length, pack
+from hf_tgpt.encoders.walk import encode_image, encode_text, encode_words, image_tokens, split_tokens
+
+N = 2
+SENTENCES = ["a photo of a cat.", "a photo of a blue striped square.", "a photo of the forest"]
+TEXT_PLACES = {"every layer": (0, 1), "the first": (0,), "an upper layer": (1,)}
+
+
+@pytest.fixture(params=SHAPES)
+def model(request, load_clip):
+    return load_clip(request.param).double()
+
+
+def prompts_for(tower, layers, width, samples=None):
+    """{layer: tokens}, each (n, width), or with `samples` one for each sample."""
+    generator = torch.Generator().manual_seed(len(layers) + len(tower))
+    shape = (N, width) if samples is None else (samples, N, width)
+    return {layer: torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for layer in layers}
+
+
+def hooked(modules, change):
+    """Registers hooks that change the hidden states that go into each of the modules; returns their handles."""
+
+    def hook_of(number):
+        def hook(module, args, kwargs):
+            return (change(number, args[0]), *args[1:]), kwargs
+
+        return hook
+
+    return [module.register_forward_pre_hook(hook_of(i), with_kwargs=True) for i, module in enumerate(modules)]
+
+
+def text_reference(model, ids, prompts, insert):
+    """T by the model's own text tower, with hooks that put the prompts in place."""
+    tower, ends = model.text_model, encoder_of(model).ends(ids)
+    embedded = []
+
+    def embed(module, args, output):
+        embedded.append(output)
+        if 0 in prompts and not insert:  # before positions are added
+            own = prompts[0].expand(len(output), -1, -1)
+            return torch.cat([output[:, :1], own, output[:, 1 + N :]], dim=1)
+        return output
+
+    state = {"inserted": False}
+
+    def change(layer, hidden):
+        if layer not in prompts or (layer == 0 and not insert):
+            return hidden
+        own = prompts[layer].expand(len(hidden), -1, -1)
+        skip = 0 if insert and not state["inserted"] else N
+        state["inserted"] = True
+        return torch.cat([hidden[:, :1], own, hidden[:, 1 + skip :]], dim=1)
+
+    handles = [tower.embeddings.token_embedding.register_forward_hook(embed), *hooked(tower.encoder.layers, change)]
+    states = []
+    handles.append(tower.final_layer_norm.register_forward_hook(lambda module, args, output: states.append(output)))
+    if insert:  # the tower makes its mask for the length of the ids, so the longer rows need one of their own
+        length = ids.shape[1] + N
+        mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+        first = min(prompts)
+
+        def masked(number):
+            def hook(module, args, kwargs):
+                return (args[0], mask, *args[2:]) if number >= first else args, kwargs
+
+            return hook
+
+        handles += [
+            layer.register_forward_pre_hook(masked(i), with_kwargs=True) for i, layer in enumerate(tower.encoder.layers)
+        ]
+    try:
+        tower(input_ids=ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return model.text_projection(states[-1][torch.arange(len(ids)), ends + (N if insert else 0)])
+
+
+def gradients(output, prompts):
+    return torch.autograd.grad(output.square().sum(), list(prompts.values()))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("insert", [False, True])
+@pytest.mark.parametrize("layers", TEXT_PLACES.values(), ids=list(TEXT_PLACES))
+def test_text_prompts_replaced_or_inserted_at_chosen_layers(model, layers, insert, packed):
+    encoder, ids = encoder_of(model), token_ids(model, SENTENCES)
+    ends, prompts = encoder.ends(ids), prompts_for("text", layers, encoder.shape()["text_width"])
+    expected = text_reference(model, ids, prompts, insert)
+    # Prompts that replace words make the sentences alike up to the words behind them.
+    packing = (
+        pack(ends, min(common_length(ids, ends), 1 + N), encoder.shape()["context_length"] - N) if packed else None
+    )
+    found = encode_text(encoder, encoder.words()[ids], ends, prompts, packing, insert)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    for mine, theirs in zip(gradients(found, prompts), gradients(expected, prompts), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("layers", TEXT_PLACES.values(), ids=list(TEXT_PLACES))
+def test_each_sentence_may_have_text_prompts_of_its_own(model, layers):
+    encoder, ids = encoder_of(model), token_ids(model, SENTENCES)
+    ends, prompts = encoder.ends(ids), prompts_for("text", layers, encoder.shape()["text_width"], len(SENTENCES))
+    packing = pack(ends, 1, encoder.shape()["context_length"])
+    found = encode_text(encoder, encoder.words()[ids], ends, prompts, packing)
+    torch.testing.assert_close(found, text_reference(model, ids, prompts, False), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("behind_class_token", [False, True])
+@pytest.mark.parametrize("layers", [(0, 1), (0,), (1,)])
+def test_vision_prompts_at_the_end_or_behind_the_class_token_at_chosen_layers(model, layers, behind_class_token):
+    encoder, pictures = encoder_of(model), pixels(model).double()
+    prompts = prompts_for("vision", layers, encoder.shape()["vision_width"])
+    state = {"inserted": False}
+
+    def change(layer, hidden):
+        if layer in prompts:
+            own = prompts[layer].expand(len(hidden), -1, -1)
+            count = N if state["inserted"] else 0
+            state["inserted"] = True
+            if behind_class_token:
+                return torch.cat([hidden[:, :1], own, hidden[:, 1 + count :]], dim=1)
+            return torch.cat([hidden[:, : hidden.shape[1] - count], own], dim=1)
+        return hidden
+
+    tower = model.vision_model
+    handles = hooked([tower.pre_layrnorm, *tower.encoder.layers[1:]], change)
+    states = []
+    last = tower.encoder.layers[-1]
+    handles.append(last.register_forward_hook(lambda module, args, output: states.append(output)))
+    try:
+        expected = model.visual_projection(tower(pixel_values=pictures).pooler_output)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = encode_image(encoder, pictures, prompts, behind_class_token)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    for mine, theirs in zip(gradients(found, prompts), gradients(expected, prompts), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)
+    tokens = image_tokens(encoder, pictures, prompts, behind_class_token)
+    torch.testing.assert_close(tokens, states[-1], atol=1e-10, rtol=1e-10)
+    picture, inserted = split_tokens(tokens, prompts, behind_class_token)
+    assert inserted.shape[1] == N
+    assert picture.shape[1] == (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2 + 1
+
+
+def test_without_prompts_features_are_the_models_own_bit_for_bit(load_clip):
+    for shape in SHAPES:
+        model = load_clip(shape)
+        encoder, ids = encoder_of(model), token_ids(model, SENTENCES)
+        assert torch.equal(encode_image(encoder, pixels(model)), model.get_image_features(pixels(model)).pooler_output)
+        own = model.get_text_features(ids).pooler_output
+        embeddings, ends = torch.nn.functional.embedding(ids, encoder.words()), encoder.ends(ids)
+        assert torch.equal(encode_text(encoder, embeddings, ends), own)
+        torch.testing.assert_close(encode_words(encoder, ids, ends), own, atol=1e-5, rtol=1e-5)  # packed
+
+
+def test_an_image_attention_is_the_towers_own(model):
+    encoder, layer, weights, states = encoder_of(model), 1, [], []
+    model.set_attn_implementation("eager")
+    attention = model.vision_model.encoder.layers[layer].self_attn
+    handle = attention.register_forward_hook(lambda module, args, output: weights.append(output[1]))
+    encoder.on_image_layer = lambda i, hidden: states.append(hidden) if i == layer else None
+    with torch.no_grad():
+        encode_image(encoder, pixels(model).double())
+    handle.remove()
+    torch.testing.assert_close(encoder.image_attention(layer, states[0]), weights[0].float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_of_another_kind_is_refused_with_the_families_that_are_known(load_clip):
+    with pytest.raises(
+        ValueError, match=r"a CLIPVisionTransformer|a CLIPVisionModel.*one of CLIPModel, MetaClip2Model"
+    ):
+        encoder_of(load_clip().vision_model)
+    with pytest.raises(ValueError, match=r"The base model is a Linear; .*one of CLIPModel, MetaClip2Model"):
+        encoder_of(torch.nn.Linear(1, 1))

@@ -1,0 +1,85 @@
+"""Published accuracies beside measured ones."""
+
+import statistics
+from pathlib import Path
+
+from conftest import ROOT
+import pytest
+
+from hf_tgpt.data import BENCHMARKS
+from hf_tgpt.evaluation.published import published_beside, read_published
+
+RECIPES = ROOT / "hf_tgpt" / "recipes"
+ROWS = read_published(RECIPES / "published.csv")
+ELEVEN = [name for name, benchmark in BENCHMARKS.items() if not benchmark.only_tested]
+
+
+def accuracies(**wanted):
+    return [row["accuracy"] for row in ROWS if all(row[name] == value for name, value in wanted.items())]
+
+
+@pytest.mark.parametrize("method", ["CLIP", "CoOp", "CoCoOp", "MaPLe"])
+@pytest.mark.parametrize("classes", ["base", "new"])
+def test_the_numbers_of_the_data_sets_have_the_published_mean(method, classes):
+    each = [accuracies(method=method, trained_on=name, dataset=name, classes=classes) for name in ELEVEN]
+    assert [len(values) for values in each] == [1] * 11
+    (mean,) = accuracies(method=method, dataset="average", classes=classes)
+    assert statistics.mean(values[0] for values in each) == pytest.approx(mean, abs=0.0051)
+
+
+@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "MaPLe"])
+def test_the_numbers_of_cross_dataset_transfer_have_the_published_mean(method):
+    each = [accuracies(method=method, trained_on="imagenet", dataset=n, classes="all") for n in ELEVEN[1:]]
+    assert [len(values) for values in each] == [1] * 10
+    (mean,) = accuracies(method=method, trained_on="imagenet", dataset="average")
+    assert statistics.mean(values[0] for values in each) == pytest.approx(mean, abs=0.0051)
+
+
+def test_every_row_names_data_sets_of_the_catalogue_and_its_source():
+    for row in ROWS:
+        assert {row["trained_on"], row["dataset"]} <= {*BENCHMARKS, "average"}, row
+        assert row["classes"] in ("all", "base", "new", "harmonic mean"), row
+        assert 0 < row["accuracy"] < 100, row
+        assert row["source"], row
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "trained_classes", "tested_on", "classes", "maple"),
+    [
+        ("oxford_pets:some/folder", "base", "oxford_pets", "new", 97.76),
+        ("OxfordPets", "base", "oxford_pets:elsewhere", "base", 95.43),
+        ("imagenet", "all", "imagenet_a", "all", 50.90),
+        ("imagenet", "all", "imagenet", "all", 70.72),
+    ],
+)
+def test_the_same_training_and_test_are_found(trained_on, trained_classes, tested_on, classes, maple):
+    run = {"dataset": trained_on, "classes": trained_classes, "shots": 16}
+    found = {row["method"]: row["accuracy"] for row in published_beside(ROWS, run, tested_on, classes)}
+    assert found["MaPLe"] == maple
+    assert {"CLIP", "CoOp", "CoCoOp"} <= set(found) or tested_on == "imagenet"
+
+
+@pytest.mark.parametrize(
+    ("run", "tested_on", "classes"),
+    [
+        ({"dataset": "dtd", "classes": "base", "shots": 4}, "dtd", "new"),
+        ({"dataset": "dtd", "classes": "all", "shots": 16}, "dtd", "new"),
+        ({"dataset": "dtd", "classes": "base", "shots": 16}, "dtd", "all"),
+        ({"dataset": "eurosat", "classes": "all", "shots": 16}, "dtd", "all"),
+        ({"dataset": "toyworld:codes", "classes": "all", "shots": 16}, "toyworld:codes", "all"),
+    ],
+)
+def test_another_training_or_test_has_no_published_number(run, tested_on, classes):
+    with pytest.raises(ValueError, match=f"no published number for {tested_on}, {classes} classes.* there are some"):
+        published_beside(ROWS, run, tested_on, classes)
+
+
+def test_without_results_it_is_not_known_what_to_compare_with():
+    with pytest.raises(ValueError, match=r"the adapter has no results\.json"):
+        published_beside(ROWS, {}, "dtd", "new")
+
+
+def test_a_table_without_a_column_is_refused(tmp_path):
+    (tmp_path / "some.csv").write_text("method,accuracy\nMaPLe,1.0\n")
+    with pytest.raises(ValueError, match="there is no column 'trained_on'"):
+        read_published(tmp_path / "some.csv")

@@ -1,0 +1,32 @@
+"""What belongs to a method beside its file: whoever adds one is told here what is still missing."""
+
+import pytest
+from conftest import METHODS, ROOT
+
+import hf_tgpt
+
+WITHOUT_TRAINING = ("zero_shot",)  # nothing to promise of weights
+OUTSIDE_THE_SLOT = ("lora",)  # PEFT's own adapter: tests/methods/test_zero_shot_probe_lora.py
+
+
+@pytest.mark.parametrize("method", hf_tgpt.available_methods())
+def test_a_method_has_all_that_belongs_to_it(method):
+    recipes, missing = ROOT / "hf_tgpt" / "recipes", []
+    if method not in (*METHODS, *WITHOUT_TRAINING, *OUTSIDE_THE_SLOT):
+        missing.append("a row of METHODS in tests/conftest.py, which is the matrix of promises")
+    missing += [
+        f"the recipe hf_tgpt/recipes/{name}"
+        for name in (f"{method}.json", f"toy_{method}.json")
+        if not (recipes / name).is_file()
+    ]
+    frozen = ROOT / "tests" / "frozen"
+    if method not in (*WITHOUT_TRAINING, *OUTSIDE_THE_SLOT) and not list(
+        frozen.glob(f"*/{method}/adapter_config.json")
+    ):
+        missing.append("a frozen adapter: python tests/frozen/make.py")
+    config = hf_tgpt.config_class(method)
+    if f"`{config.__name__}`" not in (ROOT / "README.md").read_text(encoding="utf-8"):
+        missing.append(f"a row with `{config.__name__}` in the table of methods of README.md")
+    if not config.learner_class.citation.startswith("@"):
+        missing.append("the paper as BibTeX, `citation` of its learner")
+    assert not missing, f"{method} still lacks " + "; ".join(missing)

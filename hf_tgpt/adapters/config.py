@@ -47,6 +47,8 @@ class PromptConfig(PeftConfig):
     # The call that the card's example loads it by, and the tag that it is published under.
     loader: ClassVar[str] = "hf_tgpt.load_adapter"
     kind: ClassVar[str] = "prompt-learning"
+    # Whether there is anything to train.
+    trains: ClassVar[bool] = True
     # Fields that are read in every forward, so that they may change on a trained adapter.
     changeable: ClassVar[tuple[str, ...]] = ()
     # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.

@@ -50,8 +50,6 @@ class PromptLearner(nn.Module):
     uses_captions: bool = False
     # Whether its loss is a mean over tokens, so that `forward` takes `tokens_per_image`.
     counts_tokens: ClassVar[bool] = False
-    # Whether there is nothing to train.
-    learns_nothing: ClassVar[bool] = False
     # The release's tensor names -> ours. Names that are missing here are left out on conversion.
     original_names: ClassVar[dict[str, str]] = {}
     # What `forward` gives. Its entries beside loss and logits are no predictions.

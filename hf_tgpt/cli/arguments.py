@@ -1,4 +1,4 @@
-"""The command line of the programs, made from the dataclasses that it fills."""
+"""The arguments of training and evaluation, read from the command line and from recipes into dataclasses."""
 
 from __future__ import annotations
 
@@ -9,200 +9,195 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters.config import PEFT_FIELDS
+from huggingface_hub.dataclasses import type_validator
+from transformers import HfArgumentParser
+
+from ..adapters.config import PromptConfig
+from ..adapters.registry import registered_methods
 from ..data import BENCHMARKS, find_benchmark, read_class_descriptions
 from ..data.fewshot import CLASSES
-from ..hub.loading import method_configs
-from ..utils.files import read_json
-from ..adapters.registry import methods
+from ..methods import available_methods, config_class, method_name
 from ..training.config import TrainingConfig
+from ..utils.files import read_json
+from .options import underscored
 
-# Filled from the data and the base model, not by hand.
-_NOT_ARGUMENTS = PEFT_FIELDS | {
-    "class_names",
-    "base_model_dimensions",
-    "base_model_fingerprint",
-    "trained_on",
-    "hf_tgpt_version",
-}
+DEFAULT_METHOD = "tgpt"
+RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = {"papers": "{}.json", "toy": "toy_{}.json"}
 # What a recipe file may hold besides arguments.
 _RECIPE_NOTES = ("source", "note")
-DEFAULT_METHOD = "tgpt"
-RECIPES_FOLDER = Path(__file__).parent / "recipes"
-RECIPES = {"papers": "{}.json", "toy": "toy_{}.json"}
-_COLUMNS = ("image", "label", "caption")
+# What two runs may differ in although one resumes the other.
+_NOT_SETTINGS = {
+    "config", "recipes", "output_dir", "resume", "log_with", "push_to_hub", "private", "json", "cache_dir",
+    "num_workers", "save_every", "keep_checkpoints",
+}  # fmt: skip
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every program says about the base model and the images; `data_arguments` reads it."""
-    add = parser.add_argument
-    add("--model", help="a CLIP: a Hub id or folder; a folder with only config files starts at random")
-    add(
-        "--dataset",
-        default="toyworld:codes",
-        help="toyworld:TASK[/DOMAIN]; a folder of pictures; a .csv, .tsv, .jsonl, .parquet or .tar file; a Hub id; or "
-        f"a known data set, NAME or NAME:FOLDER, one of {', '.join(BENCHMARKS)} (default: %(default)s)",
+def _option(default: Any, help: str, **options: Any) -> Any:
+    return field(default=default, metadata={"help": help, **options})
+
+
+@dataclass
+class DataArguments:
+    """The base model and the images."""
+
+    model: str | None = _option(
+        None, "a CLIP or another dual encoder: a Hub id or folder; a folder with only config files starts at random"
     )
-    add(
-        "--classes",
-        choices=CLASSES,
-        default="all",
-        help="base and new are the first and the second half of the classes (default: %(default)s)",
+    dataset: str = _option(
+        "toyworld:codes",
+        "toyworld:TASK[/DOMAIN]; a folder of pictures; a .csv, .tsv, .jsonl, .parquet or .tar file; a Hub id; or "
+        f"a known data set, NAME or NAME:FOLDER, one of {', '.join(BENCHMARKS)}",
     )
-    for column in _COLUMNS:
-        add(f"--{column}_column", help=f"the {column} column of a file or Hub data set (default: found by its type)")
-    add("--splits", help="a split file of CoOp's (split_zhou_*.json) for the pictures of the folder")
-    add("--draw", help="a published few-shot draw (JSON) that the training and validation images are cut to")
-    add("--class_names_file", help="other class names: a line each, NAME or NAME IN THE DATA<tab>NAME, or a .json file")
-    add(
-        "--class_descriptions",
-        help="a .json file {class: [sentences]} (as CuPL's) for zero-shot CLIP, in place of templates",
+    classes: str = _option(
+        "all", "base and new are the first and the second half of the classes", choices=list(CLASSES)
+    )
+    image_column: str | None = _option(None, "the image column of a file or Hub data set (default: found by its type)")
+    label_column: str | None = _option(None, "the label column of a file or Hub data set (default: found by its type)")
+    caption_column: str | None = _option(
+        None, "the caption column of a file or Hub data set (default: found by its type)"
+    )
+    splits: str | None = _option(None, "a split file of CoOp's (split_zhou_*.json) for the pictures of the folder")
+    draw: str | None = _option(
+        None, "a published few-shot draw (JSON) that the training and validation images are cut to"
+    )
+    class_names_file: str | None = _option(
+        None, "other class names: a line each, NAME or NAME IN THE DATA<tab>NAME, or a .json file"
+    )
+    class_descriptions: str | None = _option(
+        None, "a .json file {class: [sentences]} (as CuPL's) for zero-shot CLIP, in place of templates"
     )
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """The arguments of `load_splits` but for the seed."""
+        names = ("image_column", "label_column", "caption_column", "splits", "draw", "class_names_file")
+        return {"source": self.dataset} | {name: getattr(self, name) for name in names}
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a training says beside that and beside the fields of its configs."""
-    add = parser.add_argument
-    add("--shots", type=int, default=16, help="training images per class (default: %(default)s)")
-    add("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
-    add(
-        "--descriptions",
-        help="of the training images, for TGP-T: .jsonl as `hf-tgpt describe` writes, .txt of "
+    def zero_shot_templates(self, class_names: list[str], templates: list[str] | None = None) -> dict[str, Any]:
+        """Zero-shot's templates: the class descriptions, else `templates`, else those of a known data set, if any."""
+        if self.class_descriptions:
+            return {"templates": read_class_descriptions(self.class_descriptions, class_names)}
+        benchmark, _ = find_benchmark(self.dataset)
+        if benchmark is not None:
+            templates = templates or benchmark.templates
+        return {"templates": templates} if templates else {}
+
+
+@dataclass
+class RunArguments:
+    """A training beside the fields of its configs."""
+
+    shots: int = _option(16, "training images per class")
+    allow_fewer: bool = _option(False, "accept classes with fewer images than shots")
+    descriptions: str | None = _option(
+        None,
+        "of the training images, for TGP-T: .jsonl as `hf-tgpt describe` writes, .txt of "
         "image<tab>description<tab>class, or .json of sentences for each class",
     )
-    add(
-        "--cache_features",
-        type=int,
-        help="keep what the vision tower says of so many augmented views of each training image and train on that "
-        "alone, for methods without visual prompts (default: live images)",
+    cache_features: int | None = _option(
+        None,
+        "encode so many augmented views of each training image once and train on the stored features, for methods "
+        "without visual prompts (default: live images)",
     )
-    add("--cache_dir", type=Path, help="where they are kept, and looked for first (default: in --output_dir)")
-    add("--output_dir", type=Path, help="a folder without a run in it (default: a new one in runs/)")
-    add("--resume", action="store_true", help="go on from the checkpoint in --output_dir")
-    add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
-    add("--log_with", help="a tracker of accelerate's, such as tensorboard or wandb (default: none)")
-    add("--push_to_hub", metavar="USER/NAME", help="publish the adapter there when it is trained")
-    add("--private", action="store_true", default=None, help="make that repository private")
-    add_json_argument(parser)
+    cache_dir: Path | None = _option(None, "where stored features are looked for and put (default: in --output_dir)")
+    output_dir: Path | None = _option(None, "a folder without a run in it (default: a new one in runs/)")
+    resume: bool = _option(False, "go on from the checkpoint in --output_dir")
+    mixed_precision: str | None = _option(None, "(default: as accelerate is set up)", choices=["no", "bf16", "fp16"])
+    log_with: str | None = _option(None, "a tracker of accelerate's, such as tensorboard or wandb (default: none)")
+    push_to_hub: str | None = _option(None, "publish the adapter there when it is trained", metavar="USER/NAME")
+    private: bool = _option(False, "make that repository private")
+    json: bool = _option(False, "print the results as JSON and nothing else on stdout")
 
 
-def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the results as JSON and nothing else on stdout")
+@dataclass
+class Arguments:
+    """All that one training is told."""
+
+    method: str
+    recipe: Path | None  # the file
+    method_config: dict[str, Any]  # fields of the method's config
+    data: DataArguments
+    run: RunArguments
+    training: TrainingConfig
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the outcome, and so must be the same when a run is resumed."""
+        parts = (*(vars(part) for part in (self.data, self.run)), dataclasses.asdict(self.training), self.method_config)
+        merged = {name: value for part in parts for name, value in part.items() if name not in _NOT_SETTINGS}
+        return {"method": self.method} | merged
 
 
-def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `load_splits` but for the seed."""
-    names = (*(f"{column}_column" for column in _COLUMNS), "splits", "draw", "class_names_file")
-    return {"source": args.dataset} | {name: getattr(args, name) for name in names}
+def parse_arguments(
+    arguments: Sequence[str] | None = None, prog: str | None = None, description: str | None = None
+) -> Arguments:
+    """Reads `--method` and `--config` first, then all fields of that method's config and of the other dataclasses.
 
-
-def zero_shot_templates(
-    args: argparse.Namespace, class_names: list[str], templates: list[str] | None = None
-) -> dict[str, Any]:
-    """Zero-shot's config: the class descriptions, else `templates`, else those of a known data set or the plainest."""
-    if args.class_descriptions:
-        return {"templates": read_class_descriptions(args.class_descriptions, class_names)}
-    benchmark, _ = find_benchmark(args.dataset)
-    if benchmark is not None:
-        templates = templates or benchmark.templates
-    return {"templates": templates} if templates else {}
-
-
-def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses `--method` and `--config` first, then all fields of that method's config and of `TrainingConfig`.
-
-    A recipe is a JSON object of arguments by name; what is given on the command line overrides it. Returns the
-    namespace with `method_config` (fields for the config class), `training_config` (a TrainingConfig) and `settings`
-    (all that decides a run's outcome, which a resumed run must share). Ends the
-    program with an explanation for an unknown method, field or value.
+    A recipe is a JSON object of arguments by name; what is given on the command line overrides it. Ends the program
+    with an explanation for an unknown method, field or value.
     """
-    names = ", ".join(method_configs())
-    parser.add_argument("--method", help=f"one of {names} (default: the recipe's, or {DEFAULT_METHOD})")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        help="a recipe, a JSON file of arguments, or the name of one of hf_tgpt/recipes (default: METHOD.json or "
-        "toy_METHOD.json there)",
-    )
-    parser.add_argument(
-        "--recipes",
-        choices=list(RECIPES),
-        help="which of the two: the papers' or those for a toy of a CLIP (default: the papers' with --model, else toy)",
-    )
-    parser.add_argument(
-        "-h", "--help", action="help", help="show this help, with the fields of the method given, and exit"
-    )
-    arguments = sys.argv[1:] if arguments is None else arguments
-    first, _ = parser.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
+    arguments = underscored(sys.argv[1:] if arguments is None else arguments)
+    choice = Parser(prog=prog, add_help=False, allow_abbrev=False)
+    choice.add_argument("--method", help=f"one of {', '.join(available_methods())} (default: the recipe's, or "
+                        f"{DEFAULT_METHOD})")  # fmt: skip
+    choice.add_argument("--config", type=Path, help="a recipe, a JSON file of arguments, or the name of one of "
+                        "hf_tgpt/recipes (default: METHOD.json or toy_METHOD.json there)")  # fmt: skip
+    choice.add_argument("--recipes", choices=list(RECIPES), help="which of the two: the papers' or those for a toy of "
+                        "a CLIP (default: the papers' with --model, else toy)")  # fmt: skip
+    choice.add_argument("--model", help=argparse.SUPPRESS)
+    first, _ = choice.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
     try:
-        _check_method(first.method or DEFAULT_METHOD)
-        kind = first.recipes or ("toy" if first.model is None else "papers")
-        recipe_path = _recipe_file(first.config or Path(RECIPES[kind].format(first.method or DEFAULT_METHOD)))
-        recipe = read_recipe(recipe_path, first.method)
+        method, recipe_file, recipe = _chosen(first)
     except ValueError as error:
-        parser.error(str(error))
-    method = recipe["method"]
-    config = method_configs()[method]
-    method_group = parser.add_argument_group(f"{config.__name__} ({method})")
-    training_group = parser.add_argument_group("training")
-    method_fields = [field for field in dataclasses.fields(config) if field.name not in _NOT_ARGUMENTS]
-    for group, owner, fields in (
-        (method_group, config, method_fields),
-        (training_group, TrainingConfig, dataclasses.fields(TrainingConfig)),
-    ):
-        hints = typing.get_type_hints(owner)
-        for field in fields:
-            _add_field(group, field, hints[field.name], recipe)
-    known = {action.dest for action in parser._actions}
-    unknown = sorted(set(recipe) - known - set(_RECIPE_NOTES))
-    if unknown:
-        parser.error(f"{recipe_path}: `{unknown[0]}` is no argument of {method}; see --help.")
-    benchmark, _ = find_benchmark(first.dataset)
-    if benchmark is not None and benchmark.only_tested:
-        parser.error(f"`dataset`={first.dataset!r} has a test split only; train on another and use `hf-tgpt evaluate`.")
-    if benchmark is not None and "templates" in known:
-        parser.set_defaults(templates=benchmark.templates)
-    for action in parser._actions:
-        if action.dest in recipe and not _fits(recipe[action.dest], action):
-            parser.error(f"{recipe_path}: `{action.dest}`={recipe[action.dest]!r} is not what --{action.dest} takes.")
-    parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})
-    result = parser.parse_args(arguments)
-    if getattr(result, "push_to_hub", None) and method not in methods():
-        parser.error(f"`push_to_hub`: {method} is a reference; what can be published is one of {', '.join(methods())}.")
-    if getattr(result, "resume", False) and result.output_dir is None:
-        parser.error("`resume` needs the run's folder; name it by --output_dir.")
-    result.config = recipe_path
-    result.method_config = {field.name: getattr(result, field.name) for field in method_fields}
+        choice.error(str(error))
+    kinds = (
+        _for_parser(DataArguments, "base model and images"),
+        _for_parser(RunArguments, "run"),
+        _for_parser(TrainingConfig, "training", recipe),
+        _for_parser(config_class(method), f"{config_class(method).__name__} ({method})", recipe, _not_by_hand()),
+    )
+    options = dict(prog=prog, description=description, parents=[choice], conflict_handler="resolve")
+    parser = Parser(kinds, **options)
+    _apply_recipe(parser, recipe_file, recipe, kinds)
+    data, run, training, of_method, _ = parser.read(arguments)
     try:
-        result.training_config = TrainingConfig(
-            **{field.name: getattr(result, field.name) for field in dataclasses.fields(TrainingConfig)}
+        result = Arguments(
+            method,
+            recipe_file,
+            vars(of_method),
+            DataArguments(**vars(data)),
+            RunArguments(**vars(run)),
+            TrainingConfig(**vars(training)),
         )
     except ValueError as error:
         parser.error(str(error))
-    apart = {
-        "config",
-        "recipes",
-        "output_dir",
-        "resume",
-        "log_with",
-        "push_to_hub",
-        "private",
-        "json",
-        "cache_dir",
-        "num_workers",
-        "save_every",
-        "keep_checkpoints",
-        "method_config",
-        "training_config",
-    }
-    result.settings = {name: value for name, value in vars(result).items() if name not in apart}
+    benchmark, _ = find_benchmark(result.data.dataset)
+    if benchmark is not None and benchmark.only_tested:
+        parser.error(
+            f"`dataset`={result.data.dataset!r} has a test split only; train on another and use `hf-tgpt evaluate`."
+        )
+    given = {argument.partition("=")[0] for argument in arguments}
+    if benchmark is not None and "templates" in result.method_config and not {"--templates"} & given:
+        result.method_config["templates"] = recipe.get("templates", benchmark.templates)
+    if result.run.push_to_hub and method not in registered_methods():
+        known = ", ".join(sorted(registered_methods()))
+        parser.error(f"`push_to_hub`: {method} is PEFT's own; what can be published is one of {known}.")
+    if result.run.resume and result.run.output_dir is None:
+        parser.error("`resume` needs the run's folder; name it by --output_dir.")
     return result
 
 
-def read_recipe(path: Path, method: str | None = None) -> dict:
+def parser_of(owner: type, **options: Any) -> Parser:
+    """A parser of one dataclass's fields, to which a program adds its own."""
+    return Parser([_for_parser(owner, owner.__doc__ or "")], **options)
+
+
+def read_recipe(path: Path, method: str | None = None) -> dict[str, Any]:
     """A recipe's arguments, `method` among them. Raises ValueError if it cannot be read or is another method's."""
     try:
         recipe = read_json(path)
@@ -210,63 +205,125 @@ def read_recipe(path: Path, method: str | None = None) -> dict:
         raise ValueError(f"`config`={str(path)!r} is no readable JSON file ({error}).") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"`config`={str(path)!r} must hold a JSON object of arguments.")
-    found = recipe.setdefault("method", method or DEFAULT_METHOD)
-    if not isinstance(found, str):
-        raise ValueError(f"`config`={str(path)!r} names as `method` {found!r}, which is no name.")
-    if found != (method or found):
+    named = recipe.get("method", method or DEFAULT_METHOD)
+    if not isinstance(named, str):
+        raise ValueError(f"`config`={str(path)!r} names as `method` {named!r}, which is no name.")
+    recipe["method"] = method_name(named)
+    if method is not None and recipe["method"] != method_name(method):
         raise ValueError(f"`config`={str(path)!r} is a recipe of another method than `method`={method!r}.")
-    _check_method(found)
     return recipe
 
 
-def _recipe_file(path: Path) -> Path:
-    """The file, or where there is none, that of this name among the package's recipes."""
-    ours = RECIPES_FOLDER / path.name
-    return ours if not path.exists() and path.name == str(path) and ours.is_file() else path
+# How dataclasses become options --------------------------------------------------------------------------------------
 
 
-def _check_method(method: str) -> None:
-    if method not in method_configs():
-        raise ValueError(f"`method`={method!r} is unknown; choose one of {', '.join(method_configs())}.")
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Adds to each help text the default that holds here, where the text does not tell it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or "(default:" in (action.help or ""):
+            return action.help
+        return f"{action.help} (here: %(default)s)"
 
 
-def _add_field(
-    group: argparse._ArgumentGroup, field: dataclasses.Field[Any], hint: Any, recipe: dict[str, Any]
-) -> None:
-    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    default = recipe.get(field.name, default)
-    options = {"default": default, "help": field.metadata["help"].replace("%", "%%")}
-    if default is not None:
-        origin = ", by the recipe" if field.name in recipe else ""
-        options["help"] += f" (here: {default}{origin})".replace("%", "%%")
-    kind = typing.get_args(hint)[0] if _is_optional(hint) else hint
-    if typing.get_origin(kind) is list:
-        options |= {"nargs": "+", "type": typing.get_args(kind)[0]}
-    elif _is_optional(hint):
-        options["type"] = functools.partial(_none_or, kind)
-    else:
-        options["type"] = kind
-    if kind is bool:
-        options.pop("type")
-        group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **options)
-        return
-    group.add_argument(f"--{field.name}", metavar=getattr(kind, "__name__", "value").upper(), **options)
+class Parser(HfArgumentParser):
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **({"allow_abbrev": False, "formatter_class": _Help} | options))
+
+    def read(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """The dataclasses that the arguments fill (None: those of the process), and at last all other arguments.
+
+        Ends the program for an argument that nobody takes.
+        """
+        *parts, unknown = self.parse_args_into_dataclasses(
+            underscored(sys.argv[1:] if arguments is None else arguments),
+            look_for_args_file=False,  # a file beside the program that happens to have its name
+            return_remaining_strings=True,
+        )
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return tuple(parts)
+
+
+def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]]:
+    """The method, the file of its recipe and what is in it; a method without a recipe has an empty one."""
+    method = method_name(first.method or DEFAULT_METHOD)
+    kind = first.recipes or ("toy" if first.model is None else "papers")
+    path = first.config or Path(RECIPES[kind].format(method))
+    if not path.exists() and path.name == str(path):
+        path = next((ours for ours in (RECIPES_FOLDER / path, RECIPES_FOLDER / path.name.replace("-", "_"))
+                     if ours.is_file()), path)  # fmt: skip
+    if first.config is None and not path.is_file():
+        return method, None, {}
+    recipe = read_recipe(path, first.method)
+    return recipe.pop("method"), path, recipe
+
+
+def _not_by_hand() -> set[str]:
+    """Fields of a config that are filled from the data and the base model."""
+    return {field.name for field in dataclasses.fields(PromptConfig)}
+
+
+def _for_parser(owner: type, group: str, recipe: dict[str, Any] | None = None, without: set[str] | None = None) -> type:
+    """A dataclass of the same fields for HfArgumentParser, which changes the types of those that it is given."""
+    hints, recipe, copies = typing.get_type_hints(owner), recipe or {}, []
+    for own in dataclasses.fields(owner):
+        if own.name in (without or ()):
+            continue
+        metadata = {name: value for name, value in own.metadata.items() if name in ("help", "choices", "metavar")}
+        metadata["help"] = metadata["help"].replace("%", "%%")
+        if own.name in recipe:
+            metadata["help"] += " (by the recipe)"
+        default: Any = {"default": own.default, "default_factory": own.default_factory}
+        copies.append((own.name, _kind(hints[own.name]), field(metadata=metadata, **default)))
+    made = dataclasses.make_dataclass(owner.__name__, copies)
+    made._argument_group_name = group  # type: ignore[attr-defined]
+    made._hints = hints  # type: ignore[attr-defined]
+    return made
+
+
+def _kind(hint: Any) -> Any:
+    """What HfArgumentParser takes in place of a type: of several the list, and of an optional one what reads "none"."""
+    kinds = typing.get_args(hint) if _is_union(hint) else (hint,)
+    lists = [kind for kind in kinds if typing.get_origin(kind) is list]
+    if lists or hint is bool:
+        return lists[0] if lists else bool
+    if type(None) in kinds:
+        return functools.update_wrapper(functools.partial(_none_or, kinds[0]), kinds[0], updated=())
+    return hint
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def _none_or(kind: type, text: str) -> Any:
     return None if text.lower() == "none" else kind(text)
 
 
-def _fits(value: Any, action: argparse.Action) -> bool:
-    """Whether a recipe's value, which may also be written as on the command line, is of the type of an argument."""
-    if action.nargs == 0:  # a switch
-        return isinstance(value, bool)
-    if action.nargs == "+" and value is not None:
-        return isinstance(value, list) and all(type(item) is action.type for item in value)
-    kind = action.type.args[0] if isinstance(action.type, functools.partial) else action.type
-    kinds: dict[Any, tuple[type, ...]] = {int: (int, str), float: (int, float, str)}
-    return value is None or (isinstance(value, kinds.get(kind, (str,))) and not isinstance(value, bool))
+def _apply_recipe(parser: argparse.ArgumentParser, file: Path | None, recipe: dict[str, Any], kinds: tuple) -> None:
+    """Makes a recipe's values the parser's defaults, after a look at their names and types."""
+    hints = {name: hint for kind in kinds for name, hint in kind._hints.items()}
+    known = {name for kind in kinds for name in kind.__dataclass_fields__}
+    for name, value in recipe.items():
+        if name in _RECIPE_NOTES:
+            continue
+        if name not in known:
+            parser.error(f"{file}: `{name}` is no argument of this method; see --help.")
+        if not _fits(name, value, hints[name]):
+            parser.error(f"{file}: `{name}`={value!r} is not what --{name} takes.")
+    parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})
 
 
-def _is_optional(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+def _fits(name: str, value: Any, hint: Any) -> bool:
+    """Whether a recipe's value, which may also be written as on the command line, is of a field's type."""
+    kinds = {typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if _is_union(hint) else (hint,))}
+    if isinstance(value, str) and kinds & {int, float, Path}:
+        return True  # the parser reads it
+    if type(value) is int and float in kinds:
+        return True
+    try:
+        type_validator(name, value, hint)
+    except TypeError:
+        return False
+    return True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +20,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
-from .arguments import add_json_argument
 from ..data import class_names, decode_image, load_splits, sample_few_shot
 from ..data.readers.captions import image_key, undecoded_images
-from ..hub.loading import check_device
+from ..encoders.loading import check_device
 from ..utils.files import parse_json
-from ..training.results import tidy_output
+from .options import add_json, underscored
+from .output import tidy_output
 
 QUESTION = "Describe the {class} in this image in one sentence."
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     Raises ValueError for an output that another model has begun or that is something else, which stays as it is.
     """
     # 1. Arguments.
-    args = _parser(prog).parse_args(argv)
+    args = _parser(prog).parse_args(underscored(sys.argv[1:] if argv is None else argv))
     check_device(args.device)
     if args.batch_size < 1:
         raise ValueError(f"`batch_size`={args.batch_size}: choose 1 or more.")
@@ -130,7 +131,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=8, help="images at a time (default: %(default)s)")
     add("--max_new_tokens", type=int, default=60, help="longest description (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
-    add_json_argument(parser)
+    add_json(parser)
     return parser
 
 

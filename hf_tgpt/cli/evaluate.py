@@ -3,15 +3,14 @@
     hf-tgpt evaluate --adapter runs/maple --dataset path/to/other/pictures
     hf-tgpt evaluate --adapter runs/maple --dataset toyworld:shapes/fog --classes new
     hf-tgpt evaluate --adapter runs/tgpt --dataset toyworld:codes --change wise_ft=0.3
-    hf-tgpt evaluate --adapter runs/maple --dataset oxford_pets --classes new --compare-with-published
+    hf-tgpt evaluate --adapter runs/maple --dataset oxford_pets --classes new --compare_with_published
 
-On several GPUs `accelerate launch -m hf_tgpt_cli evaluate ...`. A method that classifies by text takes the data set's
+On several GPUs `accelerate launch -m hf_tgpt evaluate ...`. A method that classifies by text takes the data set's
 own class names; one whose classes are fixed has to know them all, and is then scored among those alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -19,24 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import CLIPImageProcessorPil
 
-from .arguments import RECIPES_FOLDER, add_data_arguments, add_json_argument, data_arguments, zero_shot_templates
-from ..training.checkpoint import write_json
+from ..adapters.config import change_config
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
+from ..encoders.loading import load_clip, load_image_processor
 from ..evaluation.accuracy import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
-from ..hub.loading import (
-    base_and_revision,
-    change_config,
-    load_clip,
-    load_trained,
-    local_folder,
-    make_classifier,
-    results_of,
-)
+from ..evaluation.plots import plot_classes
 from ..evaluation.published import BACKBONE, published_beside, read_published
-from ..methods.references import ZeroShot
-from ..training.results import accuracies, library_versions, markdown_table, plot_classes, tidy_output
+from ..hub.loading import load_trained
+from ..hub.run import base_and_revision, local_folder, results_of
+from ..methods.zero_shot import zero_shot_beside
+from ..training.results import library_versions
+from ..utils.files import write_json
+from .arguments import RECIPES_FOLDER, DataArguments, Parser, parser_of
+from .options import add_json
+from .output import accuracies, markdown_table, tidy_output
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -45,7 +41,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     Ends the program for classes that a method with a closed list does not know; `--output` then says so too.
     """
     # 1. Arguments.
-    args = _parser(prog).parse_args(argv)
+    data, args = _parser(prog).read(argv)
+    data = DataArguments(**vars(data))
     if args.output and args.output.is_dir():
         raise ValueError(f"`output`={str(args.output)!r} is a folder; name a file.")
     if args.picture and args.picture.suffix != ".png":
@@ -58,19 +55,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     folder, published = local_folder(args.adapter, revision=args.revision), []
     if args.compare_with_published:
         rows = read_published(RECIPES_FOLDER / "published.csv")
-        published = published_beside(rows, results_of(folder), args.dataset, args.classes)
-    model_name, revision = (args.model, None) if args.model else base_and_revision(folder)
+        published = published_beside(rows, results_of(folder), data.dataset, data.classes)
+    model_name, revision = (data.model, None) if data.model else base_and_revision(folder)
     at = {"revision": revision} if revision else {}
     clip = load_clip(model_name, **at).to(accelerator.device).eval()
-    processor = CLIPImageProcessorPil.from_pretrained(model_name, **at)
+    processor = load_image_processor(model_name, revision)
     with accelerator.main_process_first():
-        splits = choose_classes(load_splits(**data_arguments(args), seed=args.seed), args.classes)
+        splits = choose_classes(load_splits(**data.source, seed=args.seed), data.classes)
     names = class_names(splits["test"])
     images = FewShotImages(splits["test"], ImageTransform.from_processor(processor, train=False))
     test = evaluation_loader(images, accelerator, args.num_workers)
 
     # 3. Zero-shot and the adapter on the same pictures.
-    results = {"adapter": args.adapter, "dataset": args.dataset, "classes": args.classes, "images": len(images)}
+    results = {"adapter": args.adapter, "dataset": data.dataset, "classes": data.classes, "images": len(images)}
     trained = load_trained(clip, folder)
     changes = dict(change.partition("=")[::2] for change in args.change)
     unchanged = change_config(trained, changes) if changes else {}
@@ -79,9 +76,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     except UnknownClasses as error:
         _write(args.output, results | {"accuracy": None, "refused": str(error)}, accelerator)
         raise SystemExit(str(error)) from None
-    plain = load_clip(model_name, **at).to(accelerator.device).eval()
-    plain = make_classifier("zero-shot", plain, names, **zero_shot_templates(args, names, args.templates))
-    if type(trained) is ZeroShot:  # asks each data set in that one's words
+    plain = zero_shot_beside(trained, names, **data.zero_shot_templates(names, args.templates))
+    if not trained.learner.config.trains:  # it asks about each data set in that one's words
         model = plain
     zero_shot = evaluate(plain, test, accelerator, "zero-shot")
     if changes:
@@ -113,25 +109,22 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     accelerator.end_training()
 
 
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def _parser(prog: str | None) -> Parser:
+    parser = parser_of(DataArguments, prog=prog, description=__doc__)
     add = parser.add_argument
     add("--adapter", required=True, help="a folder that training wrote, or an adapter's id on the Hub")
     add("--revision", help="of the adapter on the Hub")
-    add_data_arguments(parser)
     add("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the adapter's config to change; "
         "tells how its answers agree with the unchanged adapter's")  # fmt: skip
     add("--templates", nargs="+", help="zero-shot's (default: a known data set's, or 'a photo of a {}.')")
     add("--seed", type=int, default=0, help="of the split, where the data set comes without one")
     add("--num_workers", type=int, default=0, help="processes that decode images")
     add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
-    add("--compare-with-published", action="store_true", help="print the published accuracies of the same training and "
+    add("--compare_with_published", action="store_true", help="print the published accuracies of the same training and "
         "test beside this one (hf_tgpt/recipes/published.csv)")  # fmt: skip
     add("--picture", type=Path, help="a .png file for the change of each class and the confusions")
     add("--output", type=Path, help="a JSON file for the results (default: they are only printed)")
-    add_json_argument(parser)
+    add_json(parser)
     return parser
 
 

@@ -1,7 +1,7 @@
-"""The arguments of the program `hf-tgpt`; `hf_tgpt.commands` does what they ask for.
+"""The program `hf-tgpt`: which commands there are, and their exit status.
 
-Beside the package and not in it: importing anything of `hf_tgpt` imports torch, PEFT and transformers, for which help
-and a mistyped option should not wait, where they need not.
+A command's module, and with it torch, PEFT and transformers, is imported when the command runs; help and a mistyped
+option do not wait for them, where they need not.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
+from .options import ADAPTER, add_classes, add_json, add_model, underscored
+
 _DESCRIPTION = (
-    "Prompt learning for CLIP: trains adapters from a few pictures, classifies with them, takes them elsewhere."
+    "Few-shot learning with CLIP: trains adapters from a few pictures, classifies with them, takes them elsewhere."
 )
-# Their arguments depend on the method's config, so the modules in hf_tgpt/programs make and explain them.
-_PROGRAMS = {
+# Their arguments depend on the method's config or on the data, so their modules make and explain them.
+_PARSED_BY_THEMSELVES = {
     "train": "train an adapter, and compare it with zero-shot CLIP",
     "evaluate": "an adapter on any data set, beside zero-shot CLIP",
     "describe": "a description of each training image, by a model that looks at pictures",
@@ -24,19 +27,19 @@ _EXIT = (
     "exit status: 0 done; 1 failed; 2 wrong arguments; 3 done, but some files could not be read and were skipped; 130 "
     "stopped by Ctrl-C; 143 training stopped by SIGTERM"
 )
-_ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = underscored(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else ""
-    args = None if command in _PROGRAMS else _parser().parse_args(arguments)
+    args = None if command in _PARSED_BY_THEMSELVES else parser().parse_args(arguments)
     try:  # what is imported here takes seconds
+        module = import_module(f".{command if args is None else args.command}", __package__)
         if args is None:
-            import_module(f"hf_tgpt.programs.{command}").main(arguments[1:], prog=f"hf-tgpt {command}")
+            module.main(arguments[1:], prog=f"hf-tgpt {command}")
             return 0
-        return getattr(import_module("hf_tgpt.commands"), args.command)(args)
+        return module.main(args)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -47,73 +50,58 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("hf-tgpt", description=_DESCRIPTION, epilog=_EXIT, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands but those that parse by themselves."""
+    top = argparse.ArgumentParser("hf-tgpt", description=_DESCRIPTION, epilog=_EXIT, allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help, epilog=_EXIT, allow_abbrev=False)
 
-    for name, help in _PROGRAMS.items():
+    for name, help in _PARSED_BY_THEMSELVES.items():
         commands.add_parser(name, help=help, add_help=False)
 
     predict = command("predict", "the classes of pictures, a line each")
-    predict.add_argument("adapter", help=_ADAPTER)
+    predict.add_argument("adapter", help=ADAPTER)
     predict.add_argument("images", nargs="+", help="files, folders of them at any depth, or URLs")
     predict.add_argument("--output", help="a file; one that ends with .csv is CSV, others JSON lines (default: stdout)")
     predict.add_argument("--format", choices=["jsonl", "csv"], help="(default: by the name of the output, or jsonl)")
     predict.add_argument("--top_k", type=int, default=5, help="classes listed of a picture (default: %(default)s)")
-    _add_classes(predict)
+    add_classes(predict)
     predict.add_argument("--batch_size", type=int, default=32, help="pictures at a time (default: %(default)s)")
-    _add_model(predict)
+    add_model(predict)
 
     demo = command("demo", "a web page that classifies the pictures dropped on it, beside zero-shot CLIP")
-    demo.add_argument("adapter", help=_ADAPTER)
+    demo.add_argument("adapter", help=ADAPTER)
     demo.add_argument("--host", default="127.0.0.1", help="the address it answers at (default: %(default)s)")
     demo.add_argument("--port", type=int, default=7860, help="(default: %(default)s; 0: any that is free)")
-    _add_model(demo)
+    add_model(demo)
 
     info = command("info", "what is in an adapter")
-    info.add_argument("adapter", help=_ADAPTER)
-    info.add_argument("--json", action="store_true", help="as JSON")
+    info.add_argument("adapter", help=ADAPTER)
+    add_json(info)
 
     export = command("export", "a model for programs without hf-tgpt, with its classes frozen")
-    export.add_argument("adapter", help=_ADAPTER)
+    export.add_argument("adapter", help=ADAPTER)
     export.add_argument("output", help="a file that ends with .onnx; a folder for plain transformers")
     export.add_argument("--format", choices=["onnx", "transformers"], default="onnx", help="(default: %(default)s)")
     export.add_argument(
         "--int8", metavar="DATASET", help="also write NAME.int8.onnx, and compare both on the test pictures of this "
         "data set: a folder, a file, a Hub id or a known name, as in training"
     )  # fmt: skip
-    _add_classes(export)
-    _add_model(export)
-    export.add_argument("--json", action="store_true", help="tell what was written as JSON")
+    add_classes(export)
+    add_model(export)
+    add_json(export)
 
     convert = command("convert", "an adapter of a research release's checkpoint")
     convert.add_argument("checkpoint", nargs="+", help="model.pth.tar-N; of TGP-T those of prompt_learner and cls_head")
     convert.add_argument("output", help="the folder of the adapter")
     convert.add_argument("--method", required=True, help="maple, tgpt, coop, cocoop or ivlp (also VPT)")
     convert.add_argument("--model", required=True, help="the CLIP it was trained on: a Hub id or folder")
-    _add_classes(convert, "in the order of the labels that it was trained with")
-    convert.add_argument("--json", action="store_true", help="tell what was written as JSON")
+    add_classes(convert, "in the order of the labels that it was trained with")
+    add_json(convert)
     convert.add_argument(
         "--set", nargs="+", default=[], metavar="FIELD=VALUE",
         help='fields of the config that the tensors do not tell: initial_text="a photo of a", class_position=front'
     )  # fmt: skip
-    return parser
-
-
-def _add_classes(parser: argparse.ArgumentParser, more: str = "in place of the adapter's (open methods)") -> None:
-    names = parser.add_mutually_exclusive_group()
-    names.add_argument("--class_names", nargs="+", metavar="NAME", help=f"class names, {more}")
-    names.add_argument("--class_names_file", help="a file of class names, a line each, or .json")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="another copy of the base model: a Hub id or folder")
-    parser.add_argument("--revision", help="of the adapter on the Hub")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU where there is one)")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return top

@@ -3,110 +3,114 @@
     hf-tgpt train
     hf-tgpt train --method maple --model openai/clip-vit-base-patch16 --dataset path/to/pictures
 
-On several GPUs or machines `accelerate launch -m hf_tgpt_cli train ...`. Without arguments: TGP-T with 16 images per
+On several GPUs or machines `accelerate launch -m hf_tgpt train ...`. Without arguments: TGP-T with 16 images per
 class on the package's toy world, with the toy CLIP that ships with it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from transformers import AutoTokenizer, CLIPImageProcessorPil
+from transformers import AutoTokenizer
 
-from .. import arguments, data
-from ..encoders.identity import TOY_CLIP
-from ..training.checkpoint import prepare_output_dir
+from ..data import (
+    FewShotImages,
+    ImageTransform,
+    attach_captions,
+    choose_classes,
+    class_names,
+    load_splits,
+    sample_few_shot,
+)
+from ..encoders.loading import load_clip, load_image_processor
 from ..evaluation.accuracy import evaluate, evaluation_loader
-from ..training.features import CachedImages, cache_features
+from ..hub.loading import load_trained
 from ..hub.push import check_repository, push_folder
-from ..hub.loading import load_clip, load_trained, make_classifier
-from ..encoders.shares import check_engine
-from ..training.results import accuracies, summarise, tidy_output, write_run
+from ..methods import config_class
+from ..methods.zero_shot import zero_shot_beside
+from ..training.batches import check_engine
+from ..training.features import CachedImages, cache_features
 from ..training.loop import train
+from ..training.results import summarise, write_run
+from ..training.run_folder import prepare_output_dir
+from ..utils.names import TOY_CLIP
+from .arguments import parse_arguments
+from .output import accuracies, tidy_output
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Trains as the command line says (None: that of the process)."""
     # 1. Arguments: --help shows them with the fields of the method's config and of the training.
-    parser = argparse.ArgumentParser(
-        prog,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    arguments.add_data_arguments(parser)
-    arguments.add_run_arguments(parser)
-    args = arguments.parse_arguments(parser, argv)
-    config = args.training_config
+    args = parse_arguments(argv, prog, __doc__)
+    config, run = args.training, args.run
 
     # 2. Processes, seed and folder.
     tidy_output()
-    output_dir = args.output_dir or Path("runs") / f"{args.method}-{datetime.now():%Y%m%d-%H%M%S}"
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.log_with, project_dir=output_dir)
+    if run.log_with and run.log_with not in {str(tracker) for tracker in get_available_trackers()}:
+        raise ValueError(
+            f"`log_with`={run.log_with!r} is no tracker that is installed here; install it or leave it out."
+        )
+    output_dir = run.output_dir or Path("runs") / f"{args.method}-{datetime.now():%Y%m%d-%H%M%S}"
+    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=run.log_with, project_dir=output_dir)
     check_engine(accelerator, config.gradient_accumulation_steps)
-    output_dir = prepare_output_dir(output_dir, args.settings, args.resume, accelerator)
-    say = (lambda text: None) if args.json else accelerator.print
-    say(f"{args.method} on {args.dataset} by {args.config} -> {output_dir}")
-    if args.log_with:
+    output_dir = prepare_output_dir(output_dir, args.settings, run.resume, accelerator)
+    say = (lambda text: None) if run.json else accelerator.print
+    say(f"{args.method} on {args.data.dataset} by {args.recipe or 'the defaults'} -> {output_dir}")
+    if run.log_with:
         accelerator.init_trackers("hf-tgpt", {name: str(value) for name, value in args.settings.items()})
-        if accelerator.is_main_process and not accelerator.trackers:
-            raise ValueError(
-                f"`log_with`={args.log_with!r} is no tracker that is installed here; install it or leave it out."
-            )
-    if args.push_to_hub and accelerator.is_main_process:  # now, so that no work is lost for a wrong token
-        check_repository(args.push_to_hub, private=args.private)
+    if run.push_to_hub and accelerator.is_main_process:  # now, so that no work is lost for a wrong token
+        check_repository(run.push_to_hub, private=run.private or None)
     set_seed(config.seed)
     start = time.perf_counter()
 
     # 3. The base model with its tokenizer and image processor.
-    model_name = args.model or str(TOY_CLIP)
+    model_name = args.data.model or str(TOY_CLIP)
     clip = load_clip(model_name).to(accelerator.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.method_config.get("tokenizer_name_or_path") or model_name)
-    processor = CLIPImageProcessorPil.from_pretrained(model_name)
+    processor = load_image_processor(model_name)
 
     # 4. The images: k per class for training, min(4, k) for validation, the whole test split.
     with accelerator.main_process_first():
-        splits = data.choose_classes(data.load_splits(**arguments.data_arguments(args), seed=config.seed), args.classes)
-    names = data.class_names(splits["train"])
-    few = data.sample_few_shot(splits["train"], args.shots, config.seed, allow_fewer=args.allow_fewer)
+        splits = choose_classes(load_splits(**args.data.source, seed=config.seed), args.data.classes)
+    names = class_names(splits["train"])
+    few = sample_few_shot(splits["train"], run.shots, config.seed, allow_fewer=run.allow_fewer)
     captions = "descriptions" if "caption" in few.column_names else "template"
-    if args.descriptions:
-        few, captions = data.attach_captions(few, args.descriptions, seed=config.seed)
-    images = data.FewShotImages(few, data.ImageTransform.from_processor(processor, train=True), seed=config.seed)
+    if run.descriptions:
+        few, captions = attach_captions(few, run.descriptions, seed=config.seed)
+    images = FewShotImages(few, ImageTransform.from_processor(processor, train=True), seed=config.seed)
     images.check()
-    as_is = data.ImageTransform.from_processor(processor, train=False)
-    tested = data.FewShotImages(splits["test"], as_is)
+    as_is = ImageTransform.from_processor(processor, train=False)
+    tested = FewShotImages(splits["test"], as_is)
     test = evaluation_loader(tested, accelerator, config.num_workers)
     validation = None
     if "validation" in splits:
-        few = data.sample_few_shot(splits["validation"], min(4, args.shots), config.seed, allow_fewer=True)
-        held_out = data.FewShotImages(few, as_is)
+        few = sample_few_shot(splits["validation"], min(4, run.shots), config.seed, allow_fewer=True)
+        held_out = FewShotImages(few, as_is)
         held_out.check()
         validation = evaluation_loader(held_out, accelerator, config.num_workers)
 
     # 5. Zero-shot CLIP, to compare with.
-    templates = arguments.zero_shot_templates(args, names, args.method_config.get("templates"))
-    if args.method == "zero-shot":
-        args.method_config |= templates
-    zero_shot = evaluate(make_classifier("zero-shot", clip, names, **templates), test, accelerator, "zero-shot")
+    templates = args.data.zero_shot_templates(names, args.method_config.get("templates"))
+    zero_shot = evaluate(zero_shot_beside(clip, names, **templates), test, accelerator, "zero-shot")
 
     # 6. The method, trained.
-    model = make_classifier(args.method, clip, names, **args.method_config)
-    seen: data.FewShotImages | CachedImages = images
-    if args.cache_features is not None:
+    kind = config_class(args.method)
+    model = kind(class_names=names, **(args.method_config | ({} if kind.trains else templates))).build(clip)
+    train_images: FewShotImages | CachedImages = images
+    if run.cache_features is not None:
         with accelerator.main_process_first():
-            folder = args.cache_dir or output_dir / "features"
-            seen = cache_features(model, images, args.cache_features, folder, num_workers=config.num_workers)
-    history = train(model, seen, config, accelerator, output_dir, tokenizer, validation, args.resume)
+            folder = run.cache_dir or output_dir / "features"
+            train_images = cache_features(model, images, run.cache_features, folder, num_workers=config.num_workers)
+    history = train(model, train_images, config, accelerator, output_dir, tokenizer, validation, run.resume)
     adapted = evaluate(model.eval(), test, accelerator, "testing")
 
     # 7. Saved, reloaded into a fresh CLIP and checked; the seed is another one, so nothing agrees by a common start.
@@ -122,14 +126,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
                 raise RuntimeError(f"What was saved in {output_dir} does not give the trained model's logits.")
 
     # 8. results.json, a picture, the log and, saved again, the model card with the results.
-    results = summarise(args, config, model, zero_shot, adapted, captions, seconds=time.perf_counter() - start)
+    about: dict[str, Any] = {"method": args.method, "model": args.data.model, "dataset": args.data.dataset}
+    about |= {"classes": args.data.classes, "shots": run.shots}
+    results = summarise(about, config, model, zero_shot, adapted, captions, seconds=time.perf_counter() - start)
     if accelerator.is_main_process:
         write_run(output_dir, model, history, zero_shot, adapted, results)
     say(accuracies(results))
     say(f"Reloaded from disk, it is equal. {results['seconds']:.0f} s; all of it is in {output_dir}")
-    if args.push_to_hub and accelerator.is_main_process:
-        results["published"] = str(push_folder(output_dir, args.push_to_hub, private=args.private))
+    if run.push_to_hub and accelerator.is_main_process:
+        results["published"] = str(push_folder(output_dir, run.push_to_hub, private=run.private or None))
         say(f"Published: {results['published']}")
-    if args.json:
+    if run.json:
         accelerator.print(json.dumps(results | {"output_dir": str(output_dir)}, indent=2, ensure_ascii=False))
     accelerator.end_training()

@@ -40,6 +40,7 @@ class LoRAConfig(ZeroShotConfig):
     learner_class: ClassVar = ZeroShot
     loader: ClassVar = "hf_tgpt.load_trained"
     kind: ClassVar = "lora"
+    trains: ClassVar = True
     r: int = documented(
         2, "Rank of the updates. Default: CLIP-LoRA's (Zanella and Ben Ayed, CVPR workshops 2024).", at_least(1)
     )

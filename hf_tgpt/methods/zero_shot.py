@@ -5,7 +5,7 @@ arXiv 2103.00020, section 3.1.4.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -37,6 +37,7 @@ class ZeroShotConfig(PromptConfig):
         >>> config = ZeroShotConfig(class_names=["cat", "dog"], templates=["a photo of a {}.", "a drawing of a {}."])
     """
 
+    trains: ClassVar = False
     templates: list[str] | dict[str, list[str]] = documented(
         ["a photo of a {}."],
         "Sentences with {} for the class name, averaged after encoding. In Python also {class: [sentences about it]}.",
@@ -58,7 +59,6 @@ class ZeroShot(OpenPromptLearner):
   year = {2021}
 }"""
     vision_is_frozen = True
-    learns_nothing = True
 
     def texts_for(self, encoder: DualEncoder, class_names: Sequence[str]) -> ClassTexts:
         check_class_names(class_names)

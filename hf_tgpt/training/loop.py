@@ -118,7 +118,7 @@ def train(
     accelerator.gradient_accumulation_steps = 1  # train_epoch itself computes a batch in parts
     check_labels(images.dataset, model.class_names)
     learner, weights = getattr(model, "learner", None), trained_weights(model)
-    if not weights and learner is not None and learner.learns_nothing:
+    if not weights and learner is not None and not learner.config.trains:
         return []
     if not weights:
         raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to go on with it.")

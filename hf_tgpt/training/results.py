@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import shutil
@@ -40,7 +39,7 @@ def peak_memory_bytes() -> int:
 
 
 def summarise(
-    args: argparse.Namespace,
+    about: dict[str, Any],
     config: TrainingConfig,
     model: AdaptedModel,
     zero_shot: dict[str, Any],
@@ -48,16 +47,19 @@ def summarise(
     captions: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """The content of results.json: accuracies are fractions, on the test split."""
-    toy = args.model is None or args.dataset.startswith("toyworld")
+    """The content of results.json: accuracies are fractions, on the test split.
+
+    `about` is what was asked for: `method`, `model` (None: the toy CLIP), `dataset`, `classes` and `shots`.
+    """
+    dataset = about["dataset"]
     return {
-        "method": args.method,
-        "base_model": args.model or "the toy CLIP of hf-tgpt",
-        "dataset": args.dataset,
-        **_about(args.dataset),
-        "toy": toy,
-        "classes": args.classes,
-        "shots": args.shots,
+        "method": about["method"],
+        "base_model": about["model"] or "the toy CLIP of hf-tgpt",
+        "dataset": dataset,
+        **_about(dataset),
+        "toy": about["model"] is None or dataset.startswith("toyworld"),
+        "classes": about["classes"],
+        "shots": about["shots"],
         "seed": config.seed,
         "recipe": _recipe(config),
         **({"captions": captions} if model.uses_captions else {}),

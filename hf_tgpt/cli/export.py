@@ -1,0 +1,53 @@
+"""`hf-tgpt export`: ONNX, with int8 beside it if asked for, or plain transformers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..data import FewShotImages, class_names, load_splits
+from ..inference.onnx import export_onnx, onnx_accuracy, quantize_onnx
+from ..inference.plain_transformers import export_transformers
+from .loaded import class_names_of, classifier_of
+from .output import tidy_output
+
+
+def main(args: argparse.Namespace) -> int:
+    """Writes the model and tells of it."""
+    tidy_output()
+    if args.int8 and args.format != "onnx":
+        raise ValueError("`--int8` is a form of ONNX; leave it out or choose `--format onnx`.")
+    classifier = classifier_of(args)
+    if args.format == "transformers":
+        snippet = export_transformers(classifier, args.output, class_names_of(args))
+        print(
+            json.dumps({"output": args.output}) if args.json else f"Written to {args.output}; to use it:\n\n{snippet}"
+        )
+        return 0
+    labels = class_names_of(args) or classifier.class_names
+    if args.int8:
+        test = load_splits(args.int8)["test"]
+        if class_names(test) != labels:
+            raise ValueError(
+                f"`--int8`={args.int8!r} has other classes than the model, or another order of them; name the data "
+                "set's by `--class_names_file`, or choose another data set."
+            )
+    facts = {"output": args.output} | export_onnx(classifier, args.output, labels)
+    if args.int8:
+        small = str(Path(args.output).with_suffix(".int8.onnx"))
+        quantize_onnx(args.output, small)
+        images = FewShotImages(test, classifier.transform)
+        facts["accuracy"], facts["int8_accuracy"] = onnx_accuracy(args.output, images), onnx_accuracy(small, images)
+        facts |= {"int8_output": small, "images": len(images)}
+        measured = {name: facts[name] for name in ("accuracy", "int8_accuracy", "images")} | {"dataset": args.int8}
+        note = Path(args.output).with_suffix(".json")
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"int8": measured}, indent=2) + "\n")
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    print(f"{args.output} for {len(facts['labels'])} classes; how to feed it is in {Path(args.output).stem}.json")
+    if args.int8:
+        change = facts["int8_accuracy"] - facts["accuracy"]
+        print(f"{small}: accuracy {facts['int8_accuracy']:.3f}, {change:+.3f} on {facts['images']} pictures")
+    return 0

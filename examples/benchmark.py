@@ -6,7 +6,7 @@
 Paths are measured side by side, on random pictures; by default the first three:
 
     ours       the adapter as everybody calls it (with --cached also `ours, cached features`: training that begins at
-               what `hf_tgpt.features` keeps, without the vision tower)
+               what `hf_tgpt.training.features` keeps, without the vision tower)
     reference  what the released research codes do: sentences padded to the whole context, all classes at once, nothing
                kept between steps; with the same weights it gives the same logits and losses (tests/test_benchmark.py)
     floor      what cannot be done without: the plain image forward, and forward and backward of the method's
@@ -44,10 +44,11 @@ from peft import get_peft_model
 from transformers import AutoTokenizer
 
 import hf_tgpt
-from hf_tgpt.utils.files import write_json
-from hf_tgpt.data.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, SURFACES
 from hf_tgpt.cli.output import markdown_table, tidy_output
+from hf_tgpt.data.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, SURFACES
+from hf_tgpt.encoders import encoder_of
 from hf_tgpt.training.results import peak_memory_bytes
+from hf_tgpt.utils.files import write_json
 
 OURS, CACHED, REFERENCE, FLOOR = "ours", "ours, cached features", "reference", "floor"
 TRUNCATED, PACKED, CHECKPOINTING = "truncated", "packed", "checkpointing"
@@ -58,7 +59,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(hf_tgpt.TOY_CLIP), help="a CLIP: a Hub id or folder; a folder with only "
                         "config and tokenizer starts at random (default: the package's toy CLIP)")  # fmt: skip
-    parser.add_argument("--methods", nargs="+", default=["tgpt", "maple"], choices=hf_tgpt.methods())
+    parser.add_argument("--methods", nargs="+", default=["tgpt", "maple"], choices=list(PLAIN))
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--batch", nargs="+", type=int, default=[8], help="images of a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not; the median counts")
@@ -153,7 +154,7 @@ def measure(model, method, classes, batch, path, mode, steps, mixed_precision):
         if not learner.vision_is_frozen:
             return {"status": "no cache"}
         with torch.no_grad():
-            inputs["image_states"] = learner.image_states(clip, inputs.pop("pixel_values"))
+            inputs["image_states"] = learner.image_states(encoder_of(clip), inputs.pop("pixel_values"))
     if path in (TRUNCATED, PACKED, CHECKPOINTING):
         learner.config.text_chunk_size = classes * batch  # one chunk, also where each image has class texts of its own
     if path == TRUNCATED:
@@ -332,7 +333,7 @@ def draw(rows, path):
 # kept. Mutual prompt learning has no released code; here it is what its file in hf_tgpt/methods says, in this manner.
 #
 # A reference takes a CLIP, an adapter's learner (for its weights), pixel_values (b, 3, h, w) and labels (b,). It gives
-# a dict with logits (b, c) and loss. Letters as in hf_tgpt/towers.py, and c classes, n prompt tokens.
+# a dict with logits (b, c) and loss. Letters as in hf_tgpt/encoders/base.py, and c classes, n prompt tokens.
 
 
 def read(clip, words, eos, deep=()):
@@ -377,10 +378,10 @@ def embed(clip, ids):
 
 def class_texts(clip, learner, prompts, deep=()):
     """Unit features of all classes, (c, d), with prompts (n, d_t) in place of each sentence's first words."""
-    words = embed(clip, learner.class_ids)
+    words = embed(clip, learner.class_texts.ids)
     prompts = prompts.expand(len(words), -1, -1)
     words = torch.cat([words[:, :1], prompts, words[:, 1 + prompts.shape[1] :]], dim=1)
-    return unit(read(clip, words, learner.class_eos, deep))
+    return unit(read(clip, words, learner.class_texts.ends, deep))
 
 
 def answer(logits, labels, more=0):
@@ -452,7 +453,7 @@ def tgpt(clip, learner, pixel_values, labels=None, caption_ids=None):
     if labels is None:
         return answer(logits, labels)
     end = caption_ids == learner.frame_ids[0, -1]
-    more = normalized_name(category, learner.category_ids[labels], learner.category_eos[labels])
+    more = normalized_name(category, learner.category_ids[labels], learner.category_ends[labels])
     return answer(logits, labels, more + normalized_name(content, caption_ids, end.int().argmax(-1)))
 
 
@@ -491,9 +492,9 @@ def sentences(clip, learner, images, conditioned, training, chunk):
             yield learner.frame_ids[:, :1].expand(images, queries.shape[1] + 3)
     elif conditioned:
         for _ in range(images):
-            yield from learner.class_ids.split(chunk)
+            yield from learner.class_texts.ids.split(chunk)
     elif training:  # otherwise class features are kept between batches
-        yield from learner.class_ids.split(chunk)
+        yield from learner.class_texts.ids.split(chunk)
 
 
 if __name__ == "__main__":

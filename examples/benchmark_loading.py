@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil
 
 import hf_tgpt
-from hf_tgpt.data import Collator, FewShotImages, ImageTransform
 from hf_tgpt.cli.output import markdown_table
+from hf_tgpt.data import Collator, FewShotImages, ImageTransform
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default=str(hf_tgpt.TOY_CLIP), help="whose image processor (default: the toy CLIP's)")

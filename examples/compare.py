@@ -24,15 +24,15 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:] = [path for path in sys.path if Path(path) != HERE]  # evaluate.py there hides the library
 
-from hf_tgpt.cli.arguments import add_data_arguments
-from hf_tgpt.training.run_folder import lock_folder
+from hf_tgpt.cli.arguments import DataArguments, parser_of
 from hf_tgpt.cli.output import markdown_table
 from hf_tgpt.evaluation.plots import plot_bars, plot_shots
+from hf_tgpt.training.run_folder import lock_folder
 
 # What --methods knows by name: a method of train.py and its options.
 METHODS = {
-    "zero-shot": "zero-shot",
-    "linear probe": "linear-probe",
+    "zero-shot": "zero_shot",
+    "linear probe": "linear_probe",
     "CoOp": "coop",
     "CoCoOp": "cocoop",
     "VPT": "ivlp --text_prompt_length 0",
@@ -67,8 +67,7 @@ parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
 args, for_train = parser.parse_known_args()
 
 # What evaluate.py has to know too, of the data set that was trained on and of any.
-of_data = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-add_data_arguments(of_data)
+of_data = parser_of(DataArguments, add_help=False)
 of_data.add_argument("--mixed_precision")
 known = vars(of_data.parse_known_args(for_train)[0])
 for_any = {name: known.pop(name) for name in ("model", "mixed_precision")}

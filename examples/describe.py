@@ -1,4 +1,4 @@
-"""Describes training images: `hf-tgpt describe` as a script. Its steps are in hf_tgpt/programs/describe.py.
+"""Describes training images: `hf-tgpt describe` as a script. Its steps are in hf_tgpt/cli/describe.py.
 
 python examples/describe.py --model llava-hf/llava-interleave-qwen-0.5b-hf --dataset pictures --output new.jsonl
 """

@@ -1,4 +1,4 @@
-"""Evaluates an adapter on any data set: `hf-tgpt evaluate` as a script. Its steps are in hf_tgpt/programs/evaluate.py.
+"""Evaluates an adapter on any data set: `hf-tgpt evaluate` as a script. Its steps are in hf_tgpt/cli/evaluate.py.
 
 python examples/evaluate.py --adapter runs/maple --dataset path/to/other/pictures
 """

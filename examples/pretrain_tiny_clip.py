@@ -24,7 +24,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
-from hf_tgpt.data import toyscenes, toyworld
+from hf_tgpt.data.toyworld import scenes as toyscenes
+from hf_tgpt.data.toyworld.world import TASKS, load_toyworld
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 TEMPLATES = ("a photo of a {}.", "a photo of a {}.", "a picture of a {}.", "this is a {}.", "a {}.")
@@ -118,8 +119,7 @@ def main():
     model = CLIPModel.from_pretrained(args.output_dir)
     minutes = (time.perf_counter() - start) / 60
     accuracies = {
-        task: [zero_shot(model, tokenizer, processor, task, domain) for domain in toyscenes.DOMAINS]
-        for task in toyworld.TASKS
+        task: [zero_shot(model, tokenizer, processor, task, domain) for domain in toyscenes.DOMAINS] for task in TASKS
     }
     card = model_card(sum(p.numel() for p in model.parameters()), args, minutes, accuracies)
     (args.output_dir / "README.md").write_text(card)
@@ -128,7 +128,7 @@ def main():
 
 def model_card(parameters, args, minutes, accuracies):
     rows = [
-        f"| {task} ({len(toyworld.TASKS[task])}) | {' | '.join(f'{value:.3f}' for value in values)} |"
+        f"| {task} ({len(TASKS[task])}) | {' | '.join(f'{value:.3f}' for value in values)} |"
         for task, values in accuracies.items()
     ]
     return CARD.format(
@@ -241,7 +241,7 @@ def clip_config(tokenizer):
 def zero_shot(model, tokenizer, processor, task, domain):
     """Accuracy of "a photo of a {class}." on a task's test split."""
     model.eval()
-    data = toyworld.load_toyworld(task, domain, train_per_class=1, validation_per_class=1)["test"]
+    data = load_toyworld(task, domain, train_per_class=1, validation_per_class=1)["test"]
     names = data.features["label"].names
     texts = tokenizer([f"a photo of a {name}." for name in names], return_tensors="pt", padding=True)
     pixels = processor(data["image"][:], return_tensors="pt").pixel_values

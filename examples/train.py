@@ -1,4 +1,4 @@
-"""Trains an adapter: `hf-tgpt train` as a script. Its steps are in hf_tgpt/programs/train.py.
+"""Trains an adapter: `hf-tgpt train` as a script. Its steps are in hf_tgpt/cli/train.py.
 
 accelerate launch examples/train.py
 accelerate launch examples/train.py --method maple --model openai/clip-vit-base-patch16 --dataset path/to/pictures

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -60,7 +59,7 @@ def test_no_imports_run_in_a_circle():
 def test_the_top_of_the_package_is_seen_at_a_glance():
     entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
     assert len(entries) <= 16, sorted(entries)
-    assert not [path for path in ROOT.glob("*.py")]
+    assert not list(ROOT.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", sorted(module.name for module in pkgutil.walk_packages(hf_tgpt.__path__, "hf_tgpt.")))
@@ -107,7 +106,10 @@ def code_of(folder_or_none):
 
 
 def test_a_models_insides_are_read_in_encoders_alone():
-    insides = r"\.(text_model|vision_model|text_projection|visual_projection|text_config|vision_config|projection_dim|logit_scale\b(?!\())"
+    insides = (
+        r"\.(text_model|vision_model|text_projection|visual_projection|text_config|vision_config|projection_dim|"
+        r"logit_scale\b(?!\())"
+    )
     for name, code in code_of("encoders"):
         assert not re.search(insides, code), f"{name} reads {re.search(insides, code)[0]}"
 

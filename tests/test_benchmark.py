@@ -5,7 +5,6 @@ import json
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch

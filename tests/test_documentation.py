@@ -4,7 +4,6 @@ Trainings are cut to one step and comparisons and benchmarks to their arguments;
 needs a file from elsewhere it is checked that the words are right.
 """
 
-import argparse
 import re
 import runpy
 import shlex
@@ -13,18 +12,18 @@ import sys
 from pathlib import Path
 from string import Template
 
-from conftest import ROOT
 import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from conftest import ROOT
 from peft import get_peft_model
 from PIL import Image
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 import hf_tgpt
-import hf_tgpt_cli
 from hf_tgpt import CoOpConfig, MaPLeConfig
-from hf_tgpt.cli.arguments import add_data_arguments, add_run_arguments, parse_arguments
+from hf_tgpt.cli.arguments import parse_arguments
+from hf_tgpt.cli.main import main, parser
 
 # Those of hf_tgpt/recipes are in test_recipes.py, the cards' snippets in test_card.py.
 DOCUMENTS = [path for path in sorted(ROOT.rglob("*.md")) if not {"frozen", "recipes", ".git"} & set(path.parts)]
@@ -113,12 +112,12 @@ def check(words, monkeypatch):
         assert launch.config_file is None or (ROOT / launch.config_file).is_file()
         module = ["-m"] if launch.module else []
         check(["python", *module, launch.training_script, *launch.training_script_args], monkeypatch)
-    elif (program, arguments[:2]) == ("python", ["-m", "hf_tgpt_cli"]):
+    elif (program, arguments[:2]) == ("python", ["-m", "hf_tgpt"]):
         check(["hf-tgpt", *arguments[2:]], monkeypatch)
     elif program == "hf-tgpt" and arguments[0] in ("convert", "demo"):
-        hf_tgpt_cli._parser().parse_args(arguments)
+        parser().parse_args(arguments)
     elif program == "hf-tgpt":
-        assert hf_tgpt_cli.main([*arguments, *(SHORT if arguments[0] == "train" else [])]) == 0
+        assert main([*arguments, *(SHORT if arguments[0] == "train" else [])]) == 0
     else:
         assert program == "python"
         script(*arguments, monkeypatch=monkeypatch)
@@ -139,7 +138,4 @@ def script(name, *arguments, monkeypatch):
     assert bool(started) == (name in ("examples/compare.py", "examples/benchmark.py"))
     for command in started:
         if Path(command[2]).name == "train.py":
-            parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-            add_data_arguments(parser)
-            add_run_arguments(parser)
-            parse_arguments(parser, command[3:])
+            parse_arguments(command[3:])

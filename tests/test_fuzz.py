@@ -25,6 +25,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import METHODS, make_clip
+from hf_tgpt.cli.commands import describe_adapter
+from hf_tgpt.methods.references import REFERENCES, load_reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
@@ -35,18 +37,16 @@ from transformers import CLIPModel
 
 from hf_tgpt import load_adapter
 from hf_tgpt.cli.arguments import add_data_arguments, add_run_arguments, parse_arguments
-from hf_tgpt.training.checkpoint import adapter_checkpoints, load_checkpoint, save_checkpoint
-from hf_tgpt.training.run_folder import prepare_output_dir
-from hf_tgpt.cli.commands import describe_adapter
-from hf_tgpt.hub.convert import read_checkpoint
 from hf_tgpt.data import FewShotImages, ImageTransform, attach_captions, decode_image, load_splits
+from hf_tgpt.data.class_lists import read_class_names
 from hf_tgpt.data.readers.coop import load_coop_split, select_draw
 from hf_tgpt.data.readers.folders import image_index
-from hf_tgpt.data.class_lists import read_class_names
-from hf_tgpt.training.features import cache_features
-from hf_tgpt.hub.run import results_of
 from hf_tgpt.evaluation.published import FIELDS, read_published
-from hf_tgpt.methods.references import REFERENCES, load_reference
+from hf_tgpt.hub.convert import read_checkpoint
+from hf_tgpt.hub.run import results_of
+from hf_tgpt.training.checkpoint import adapter_checkpoints, load_checkpoint, save_checkpoint
+from hf_tgpt.training.features import cache_features
+from hf_tgpt.training.run_folder import prepare_output_dir
 
 INPUTS = int(os.environ.get("HF_TGPT_FUZZ", "50"))
 SECONDS, GIGABYTES = 10, 2

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from conftest import CLASS_NAMES, ROOT
 from peft import get_peft_model
@@ -26,7 +25,8 @@ import runpy
 def run(script, *arguments):
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
-import hf_tgpt, hf_tgpt_cli
+import hf_tgpt
+from hf_tgpt.cli.main import main
 from hf_tgpt.data import load_splits
 from PIL import Image
 few = ["--max_steps", "2", "--shots", "1", "--batch_size", "2"]
@@ -37,7 +37,7 @@ Image.new("RGB", (40, 40)).save(f"{folder}/picture.png")
 for command in ("info", "predict", "export"):
     more = {"predict": ["picture.png"], "export": ["exported", "--format", "transformers"]}.get(command, [])
     more = [f"{folder}/{part}" if i == 0 else part for i, part in enumerate(more)]
-    assert hf_tgpt_cli.main([command, f"{folder}/run", *more]) == 0
+    assert main([command, f"{folder}/run", *more]) == 0
 for kind, mark in {"csv": ",", "tsv": "\\t"}.items():
     rows = [mark.join(["picture.png", name]) for name in "ab" for _ in range(3)]
     with open(f"{folder}/all.{kind}", "w") as file:

@@ -14,7 +14,7 @@ from peft import get_peft_model
 from PIL import Image
 
 from hf_tgpt.data import ImageTransform, sample_few_shot
-from hf_tgpt.data.class_lists import clean_class_name, read_class_names, normalized_name
+from hf_tgpt.data.class_lists import clean_class_name, normalized_name, read_class_names
 
 EACH = dict(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 

@@ -74,7 +74,7 @@ def run(model, folder, **config):
     )
 
 
-# The loss ---------------------------------------------------------------------------------------------------------------
+# The loss -------------------------------------------------------------------------------------------------------------
 
 
 def anchored(**parts):
@@ -124,7 +124,7 @@ def test_frozen_class_features_follow_the_class_list(load_clip):
     )
 
 
-# Two ways to classify ---------------------------------------------------------------------------------------------------
+# Two ways to classify -------------------------------------------------------------------------------------------------
 
 
 def two_ways():
@@ -176,7 +176,7 @@ def _sentence(model, text):
     return {"input_ids": AutoTokenizer.from_pretrained(model.name_or_path)(text, return_tensors="pt").input_ids}
 
 
-# Fields -----------------------------------------------------------------------------------------------------------------
+# Fields ---------------------------------------------------------------------------------------------------------------
 
 
 def test_an_image_side_method_has_no_field_of_the_text_side(load_clip, tmp_path):
@@ -205,7 +205,7 @@ def test_an_image_side_method_has_no_field_of_the_text_side(load_clip, tmp_path)
     assert torch.equal(again(pixels(model)).logits, model(pixels(model)).logits)
 
 
-# Training ---------------------------------------------------------------------------------------------------------------
+# Training -------------------------------------------------------------------------------------------------------------
 
 
 def test_fit_comes_before_the_first_step_with_all_training_images(load_clip, tmp_path):
@@ -330,7 +330,7 @@ def test_hooks_are_empty_by_default(load_clip):
     assert type(learner).fit is PromptLearner.fit
 
 
-# Methods of other packages ----------------------------------------------------------------------------------------------
+# Methods of other packages --------------------------------------------------------------------------------------------
 
 PACKAGE = """
 from hf_tgpt.adapters.registry import register

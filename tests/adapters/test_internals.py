@@ -58,7 +58,7 @@ def test_peft_calls_a_tuner_by_these_methods(name, arguments):
 def test_peft_prepares_a_model_before_it_lists_its_modules(adapt):
     model = adapt(METHODS["coop"])
     assert list(model.base_model.model.get_submodule(SLOT).learners) == ["default"], (
-        "PEFT no longer finds a child that _prepare_model has added: attach the slot earlier, hf_tgpt/adapters/tuner.py."
+        "PEFT no longer finds a child that _prepare_model has added: attach it earlier, hf_tgpt/adapters/tuner.py."
     )
     assert isinstance(model.base_model.model.get_submodule(SLOT), BaseTunerLayer)
 
@@ -82,14 +82,16 @@ def test_peft_saves_what_hangs_on_a_tuner_layer_without_the_adapters_name(adapt)
 
 def test_peft_publishes_by_push_to_hub():
     assert takes(PeftModel.push_to_hub, "repo_id", "token"), (
-        "PeftModel.push_to_hub, which is replaced for our adapters, takes other arguments: see hf_tgpt/adapters/peft_hooks.py."
+        "PeftModel.push_to_hub, which is replaced for our adapters, takes other arguments: see "
+        "hf_tgpt/adapters/peft_hooks.py."
     )
 
 
 def test_peft_asks_about_the_vocabulary_by_a_fourth_argument_of_save_pretrained():
     names = list(inspect.signature(PeftModel.save_pretrained).parameters)
     assert names.index("save_embedding_layers") == 4, (
-        "PeftModel.save_pretrained, which is replaced for our adapters, takes other arguments: see hf_tgpt/adapters/peft_hooks.py."
+        "PeftModel.save_pretrained, which is replaced for our adapters, takes other arguments: see "
+        "hf_tgpt/adapters/peft_hooks.py."
     )
 
 

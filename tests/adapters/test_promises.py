@@ -357,7 +357,7 @@ def test_a_refused_value_changes_nothing(method, adapt):
     for name, value in (("class_names", ["cat", "cat"]), ("class_names", "cat"), ("base_model_dimensions", 3)):
         with pytest.raises(ValueError, match=f"`{name}"):
             setattr(config, name, value)
-    changes = {name: "[]" for name in config.changeable}
+    changes = dict.fromkeys(config.changeable, "[]")
     if changes:  # the last of several is wrong: the first stays as it was
         good = {"wise_ft": "0.5", "top_k": "3"}
         first = next(name for name in good if name in config.changeable)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import hf_tgpt_cli
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,6 @@ from test_parity import TOLERANCE, Case
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 import hf_tgpt
-import hf_tgpt_cli
-
 
 SIDE = 32
 

@@ -3,11 +3,10 @@
 import json
 import runpy
 import sys
-from pathlib import Path
 
-from conftest import ROOT
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (

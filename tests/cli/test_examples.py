@@ -8,21 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hf_tgpt_cli
 import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, ROOT, make_classifier, pixels
+from hf_tgpt.methods.references import REFERENCES
 from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
 from PIL import Image as PILImage
 from transformers import CLIPModel
 
-import hf_tgpt_cli
 from hf_tgpt import TOY_CLIP, load_clip, methods
 from hf_tgpt.cli.arguments import RECIPES_FOLDER, parse_arguments, read_recipe
 from hf_tgpt.evaluation.accuracy import for_classes
-
-from hf_tgpt.methods.references import REFERENCES
 from hf_tgpt.evaluation.plots import plot_bars, plot_classes, plot_shots
 
 EXAMPLES = ROOT / "examples"

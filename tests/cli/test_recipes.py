@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from string import Template
 
-from conftest import ROOT
 import pytest
+from conftest import ROOT
 
 from hf_tgpt.cli.arguments import RECIPES_FOLDER, add_data_arguments, add_run_arguments, parse_arguments
 from hf_tgpt.data import find_benchmark

@@ -4,16 +4,16 @@ import json
 import os
 from pathlib import Path
 
-from conftest import ROOT
 import datasets
 import pytest
+from conftest import ROOT
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_tgpt.utils.names import check_class_names
 from hf_tgpt.data import BENCHMARKS, class_names, load_splits
-from hf_tgpt.data.class_lists import clean_class_name, read_class_names, normalized_name
+from hf_tgpt.data.class_lists import clean_class_name, normalized_name, read_class_names
+from hf_tgpt.utils.names import check_class_names
 
 SHARED_DATA = Path(os.environ.get("HF_TGPT_DATA", ROOT.parent / "shared" / "data"))
 CLASS_NAME_FILES = ROOT / "hf_tgpt" / "data" / "benchmark_classes"

@@ -15,7 +15,6 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from hf_tgpt.data import BENCHMARKS, attach_captions, load_splits, read_class_descriptions
-
 from hf_tgpt.texts.zero_shot_head import zero_shot_head
 
 SHARED_DATA = Path(os.environ.get("HF_TGPT_DATA", ROOT.parent / "shared" / "data"))

@@ -5,8 +5,8 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from conftest import ROOT
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from hf_tgpt.data import class_names, load_coop_split, load_splits, sample_few_shot, select_draw

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from conftest import ROOT
 import datasets
 import pytest
+from conftest import ROOT
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image

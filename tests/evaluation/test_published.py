@@ -1,10 +1,9 @@
 """Published accuracies beside measured ones."""
 
 import statistics
-from pathlib import Path
 
-from conftest import ROOT
 import pytest
+from conftest import ROOT
 
 from hf_tgpt.data import BENCHMARKS
 from hf_tgpt.evaluation.published import published_beside, read_published

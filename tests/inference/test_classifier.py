@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, make_classifier, make_clip, pixels, shake
+from hf_tgpt.methods.references import REFERENCES
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 import hf_tgpt
 from hf_tgpt import predict
 from hf_tgpt.data import decode_image
-
-from hf_tgpt.methods.references import REFERENCES
 
 SIDE = 32
 

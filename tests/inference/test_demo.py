@@ -12,20 +12,19 @@ import sys
 import urllib.error
 import urllib.request
 
+import hf_tgpt_cli
 import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, make_classifier, make_clip, shake
+from hf_tgpt.cli.commands import demo
 from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessorPil
 
 import hf_tgpt
-import hf_tgpt_cli
-from hf_tgpt.cli.commands import demo
 from hf_tgpt.data import ImageTransform
-from hf_tgpt.inference.demo import Demonstration
-
 from hf_tgpt.inference.classifier import Classifier
+from hf_tgpt.inference.demo import Demonstration
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
 PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})

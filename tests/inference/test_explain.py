@@ -9,9 +9,8 @@ from transformers import CLIPImageProcessorPil
 
 from hf_tgpt import explain
 from hf_tgpt.data import ImageTransform
-
-from hf_tgpt.inference.classifier import Classifier
 from hf_tgpt.encoders.walk import token_embeddings
+from hf_tgpt.inference.classifier import Classifier
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
 PROCESSOR = dict(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})

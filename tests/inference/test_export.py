@@ -9,16 +9,15 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, make_classifier, make_clip, pixels, shake
 from datasets import ClassLabel, Dataset
+from hf_tgpt.methods.references import REFERENCES
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from hf_tgpt import load_clip
 from hf_tgpt.data import FewShotImages, ImageTransform
+from hf_tgpt.inference.classifier import Classifier
 from hf_tgpt.inference.onnx import export_onnx, onnx_accuracy, quantize_onnx
 from hf_tgpt.inference.plain_transformers import export_transformers
-
-from hf_tgpt.inference.classifier import Classifier
-from hf_tgpt.methods.references import REFERENCES
 
 onnxruntime = pytest.importorskip("onnxruntime")
 SIDE = 32

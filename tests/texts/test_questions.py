@@ -102,8 +102,8 @@ def test_a_method_with_fixed_classes_refuses_other_texts(adapt, load_clip):
     model = adapt(METHODS["tgpt"])
     with pytest.raises(ValueError, match="4 classes baked into"):
         model(pixels(model), class_texts=texts)
+    open_model = adapt(METHODS["maple"])
     with pytest.raises(ValueError, match=r"`class_texts` belong to model\(pixel_values"):
-        open_model = adapt(METHODS["maple"])
         open_model(input_ids=torch.ones(1, 4, dtype=torch.long), pixel_values=pixels(model), class_texts=texts)
 
 
@@ -119,7 +119,7 @@ def test_a_classifier_asks_the_adapter_that_is_active(adapt):
     assert classifier(PICTURES[0], None, class_names=OTHERS) == first
 
 
-# Threads ----------------------------------------------------------------------------------------------------------------
+# Threads --------------------------------------------------------------------------------------------------------------
 
 
 def in_threads(*tasks, rounds=8):

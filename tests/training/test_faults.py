@@ -24,12 +24,12 @@ from test_training import COLOURS, images
 from transformers import AutoTokenizer, CLIPModel
 
 from hf_tgpt import checkpoint
-from hf_tgpt.training.checkpoint import find_checkpoint
-from hf_tgpt.training.run_folder import prepare_output_dir
-from hf_tgpt.utils.files import write_json
 from hf_tgpt.evaluation.accuracy import evaluation_loader
+from hf_tgpt.training.checkpoint import find_checkpoint
 from hf_tgpt.training.config import TrainingConfig
 from hf_tgpt.training.loop import all_finite, train
+from hf_tgpt.training.run_folder import prepare_output_dir
+from hf_tgpt.utils.files import write_json
 
 KILLS = int(os.environ.get("HF_TGPT_KILLS", "2"))
 

@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 from hf_tgpt import features
 from hf_tgpt.data import FewShotImages, ImageTransform
 from hf_tgpt.evaluation.accuracy import evaluate, evaluation_loader
-from hf_tgpt.training.features import CachedImages, cache_features
 from hf_tgpt.training.config import TrainingConfig
+from hf_tgpt.training.features import CachedImages, cache_features
 from hf_tgpt.training.loop import train
 
 IVLP_TEXT_ONLY = ("ivlp", dict(text_prompt_depth=2, vision_prompt_length=0))

@@ -1,6 +1,5 @@
 """Processes that share a class list compute what one process computes."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest

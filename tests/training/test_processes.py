@@ -22,11 +22,11 @@ from PIL import Image as PILImage
 from transformers import AutoTokenizer, CLIPModel
 
 from hf_tgpt import parallel, training
-from hf_tgpt.training.run_folder import prepare_output_dir
 from hf_tgpt.data import FewShotImages, ImageTransform
 from hf_tgpt.evaluation.accuracy import evaluate, evaluation_loader, predict
 from hf_tgpt.training.config import TrainingConfig
 from hf_tgpt.training.loop import train
+from hf_tgpt.training.run_folder import prepare_output_dir
 
 WAYS = {
     "exception": "raise RuntimeError('this process gives up')",

@@ -12,12 +12,12 @@ from PIL import Image as PILImage
 from transformers import AutoTokenizer
 
 from hf_tgpt import training
-from hf_tgpt.training.checkpoint import find_checkpoint
-from hf_tgpt.training.run_folder import prepare_output_dir
 from hf_tgpt.data import FewShotImages, ImageTransform
 from hf_tgpt.evaluation.accuracy import evaluate, evaluation_loader
+from hf_tgpt.training.checkpoint import find_checkpoint
 from hf_tgpt.training.config import TrainingConfig, rate
 from hf_tgpt.training.loop import train
+from hf_tgpt.training.run_folder import prepare_output_dir
 
 COLOURS = {"cat": (200, 30, 30), "forest": (30, 160, 40), "red circle": (40, 50, 220)}
 

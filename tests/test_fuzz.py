@@ -4,7 +4,6 @@ HF_TGPT_FUZZ sets how many damaged files each reader gets, 50 by default; those 
 each get a tenth. tests/FAULTS.md has the figures of 10,000.
 """
 
-import argparse
 import copy
 import csv
 import io
@@ -24,19 +23,19 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import METHODS, make_clip
-from hf_tgpt.cli.commands import describe_adapter
-from hf_tgpt.methods.references import REFERENCES, load_reference
+from conftest import METHODS, make_classifier, make_clip
+from hub.test_old_formats import write_probe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
 from PIL import Image
+from releases import write_release
 from safetensors.torch import save_file
-from test_convert import write_release
 from transformers import CLIPModel
 
-from hf_tgpt import load_adapter
-from hf_tgpt.cli.arguments import add_data_arguments, add_run_arguments, parse_arguments
+from hf_tgpt import load_adapter, load_trained
+from hf_tgpt.cli.arguments import parse_arguments
+from hf_tgpt.cli.info import describe_adapter
 from hf_tgpt.data import FewShotImages, ImageTransform, attach_captions, decode_image, load_splits
 from hf_tgpt.data.class_lists import read_class_names
 from hf_tgpt.data.readers.coop import load_coop_split, select_draw
@@ -234,13 +233,10 @@ def recipe(folder):
     file.write_text(json.dumps({"method": "maple", "note": "mine", "prompt_depth": 3, "learning_rate": 0.1}))
 
     def read():
-        parser = argparse.ArgumentParser(add_help=False)
-        add_data_arguments(parser)
-        add_run_arguments(parser)
         said = io.StringIO()
         try:
             with redirect_stderr(said):
-                return parse_arguments(parser, ["--config", str(file)])
+                return parse_arguments(["--config", str(file)])
         except SystemExit as stop:
             raise ValueError(said.getvalue()) from stop
 
@@ -273,12 +269,20 @@ def adapter(part, read=None):
     return make
 
 
-def reference(method, part):
+def lora(part):
     def make(folder):
         clip = CLIPModel.from_pretrained(make_clip("plain", folder / "clip"))
-        kind = REFERENCES[method]
-        kind(copy.deepcopy(clip), CLASSES, kind.config_class()).save_pretrained(folder / "reference")
-        return folder / "reference" / part, lambda: load_reference(copy.deepcopy(clip), folder / "reference")
+        make_classifier("lora", copy.deepcopy(clip), CLASSES).save_pretrained(folder / "lora")
+        return folder / "lora" / part, lambda: load_trained(copy.deepcopy(clip), folder / "lora")
+
+    return make
+
+
+def old_probe(part):
+    def make(folder):
+        clip = CLIPModel.from_pretrained(make_clip("plain", folder / "clip"))
+        write_probe(folder / "probe", clip)
+        return folder / "probe" / part, lambda: load_trained(copy.deepcopy(clip), folder / "probe")
 
     return make
 
@@ -370,11 +374,11 @@ READERS = {
     "adapter info, config": adapter("adapter_config.json", describe_adapter),
     "adapter info, results.json": adapter("results.json", describe_adapter),
     "results.json": adapter("results.json", results_of),
-    "note of a probe": reference("linear-probe", "reference.json"),
-    "weights of a probe": reference("linear-probe", "linear_probe.safetensors"),
-    "note of LoRA": reference("lora", "reference.json"),
-    "config of LoRA": reference("lora", "adapter_config.json"),
-    "weights of LoRA": reference("lora", "adapter_model.safetensors"),
+    "note of a probe": old_probe("reference.json"),
+    "weights of a probe": old_probe("linear_probe.safetensors"),
+    "note of LoRA": lora("reference.json"),
+    "config of LoRA": lora("adapter_config.json"),
+    "weights of LoRA": lora("adapter_model.safetensors"),
     "run.json": run_note,
     **{
         f"checkpoint's {part}": checkpoint(part)

@@ -229,6 +229,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 class Parser(HfArgumentParser):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **({"allow_abbrev": False, "formatter_class": _Help} | options))
+        for own in (own for kind in self.dataclass_types for own in dataclasses.fields(kind)):
+            if own.type is bool and own.default is not True:  # where it is True, HfArgumentParser adds the same
+                self.add_argument(f"--no_{own.name}", action="store_false", dest=own.name, help=argparse.SUPPRESS)
 
     def read(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
         """The dataclasses that the arguments fill (None: those of the process), and at last all other arguments.

@@ -5,17 +5,16 @@ import json
 import subprocess
 import sys
 
-import hf_tgpt_cli
 import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES, GOLDEN, METHODS, make_classifier, make_clip, shake
 from PIL import Image
-from test_convert import release_files
-from test_parity import TOLERANCE, Case
+from releases import TOLERANCE, Case, release_files
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 import hf_tgpt
+from hf_tgpt.cli.main import main
 
 SIDE = 32
 
@@ -27,7 +26,7 @@ def adapters(tmp_path_factory):
     base = make_clip("plain", root / "base")
     crop = {"height": SIDE, "width": SIDE}
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=crop).save_pretrained(base)
-    for name in ("maple", "tgpt", "coop", "linear-probe"):
+    for name in ("maple", "tgpt", "coop", "linear_probe"):
         torch.manual_seed(1)
         fields = METHODS[name].fields if name in METHODS else {}
         model = make_classifier(name, hf_tgpt.load_clip(base).eval(), CLASS_NAMES, **fields).eval()
@@ -47,15 +46,16 @@ def pictures(tmp_path):
 
 
 def run(*arguments):
-    return hf_tgpt_cli.main([str(argument) for argument in arguments])
+    return main([str(argument) for argument in arguments])
 
 
 def test_help_needs_none_of_the_slow_imports():
     code = (
-        "import sys, hf_tgpt_cli\n"
-        "try: hf_tgpt_cli.main(sys.argv[1:])\n"
+        "import sys\n"
+        "from hf_tgpt.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
         "except SystemExit as stop: code = stop.code\n"
-        "slow = {'torch', 'transformers', 'peft', 'numpy', 'hf_tgpt'} & set(sys.modules)\n"
+        "slow = {'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)\n"
         "assert not slow, slow\n"
         "sys.exit(code)"
     )
@@ -101,7 +101,7 @@ def test_files_that_are_no_pictures_are_skipped_counted_and_listed(adapters, tmp
         (folder / name).write_bytes(b"no picture")
     (folder / "notes.txt").write_text("no picture either")
     output = tmp_path / "rows.jsonl"
-    assert run("predict", adapters["linear-probe"], folder, "--output", output, "--batch_size", 100) == 3
+    assert run("predict", adapters["linear_probe"], folder, "--output", output, "--batch_size", 100) == 3
     err = capsys.readouterr().err
     assert "3 of 1001 files could not be read and were skipped:" in err
     for name in ("0500.bmp", "0999.bmp", "notes.txt"):
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said_on_stderr_with_status_1(arguments, message, adapt
     assert not list((tmp_path / "empty").iterdir())
 
 
-@pytest.mark.parametrize(("name", "open_list"), [("maple", True), ("tgpt", False), ("linear-probe", False)])
+@pytest.mark.parametrize(("name", "open_list"), [("maple", True), ("tgpt", False), ("linear_probe", False)])
 def test_info_tells_what_is_in_an_adapter(name, open_list, adapters, capsys):
     assert run("info", adapters[name], "--json") == 0
     facts = json.loads(capsys.readouterr().out)
@@ -159,8 +159,7 @@ def test_info_tells_what_is_in_an_adapter(name, open_list, adapters, capsys):
     assert facts["class_names"] == CLASS_NAMES
     assert facts["class_list"] == ("open" if open_list else "closed")
     model = hf_tgpt.load_trained(hf_tgpt.load_clip(adapters["base"]), adapters[name])
-    trained = model.learner if name in METHODS else model.head
-    assert facts["parameters"] == sum(parameter.numel() for parameter in trained.parameters())
+    assert facts["parameters"] == sum(parameter.numel() for parameter in model.learner.parameters())
     assert run("info", adapters[name]) == 0
     words = capsys.readouterr().out
     assert f" 4, {facts['class_list']} list: cat, red circle" in words
@@ -204,6 +203,6 @@ def test_ctrl_c_ends_a_command_without_a_traceback(adapters, monkeypatch, capsys
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_tgpt.cli.commands.info", interrupted)
+    monkeypatch.setattr("hf_tgpt.cli.info.main", interrupted)
     assert run("info", adapters["maple"]) == 130
     assert capsys.readouterr().err == ""

@@ -1,6 +1,5 @@
 """The commands by which the papers' tables are to be run again, and the recipes they take."""
 
-import argparse
 import re
 import runpy
 import shlex
@@ -12,7 +11,7 @@ from string import Template
 import pytest
 from conftest import ROOT
 
-from hf_tgpt.cli.arguments import RECIPES_FOLDER, add_data_arguments, add_run_arguments, parse_arguments
+from hf_tgpt.cli.arguments import RECIPES_FOLDER, parse_arguments
 from hf_tgpt.data import find_benchmark
 
 EXAMPLES = ROOT / "examples"
@@ -50,16 +49,13 @@ def test_every_training_of_a_published_table_is_a_valid_call(arguments, monkeypa
     assert len(calls) >= 9
     for call in calls:
         assert Path(call[2]).name == "train.py"
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        add_data_arguments(parser)
-        add_run_arguments(parser)
-        args = parse_arguments(parser, call[3:])
-        assert args.model == "openai/clip-vit-base-patch16"
-        assert not args.config.name.startswith("toy")
-        assert find_benchmark(args.dataset)[0] is not None
+        args = parse_arguments(call[3:])
+        assert args.data.model == "openai/clip-vit-base-patch16"
+        assert not args.recipe.name.startswith("toy")
+        assert find_benchmark(args.data.dataset)[0] is not None
 
 
 def test_the_page_names_every_recipe_of_a_paper():
     recipes = {path.name for path in RECIPES_FOLDER.glob("*.json") if not path.name.startswith("toy_")}
-    named_by_method = {"lora.json", "zero-shot.json", "linear-probe.json"}
+    named_by_method = {"lora.json", "zero_shot.json", "linear_probe.json"}
     assert recipes - named_by_method <= set(re.findall(r"[\w-]+\.json", PAGE))

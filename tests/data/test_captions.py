@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from hf_tgpt.data import BENCHMARKS, attach_captions, load_splits, read_class_descriptions
+from hf_tgpt.encoders import encoder_of
 from hf_tgpt.texts.zero_shot_head import zero_shot_head
 
 SHARED_DATA = Path(os.environ.get("HF_TGPT_DATA", ROOT.parent / "shared" / "data"))
@@ -155,13 +156,14 @@ def test_a_head_of_class_sentences_is_that_of_the_same_templates(load_clip):
     sentences = {name: [template.replace("{}", name) for template in templates] for name in reversed(names)}
     clip = load_clip()
     torch.testing.assert_close(
-        zero_shot_head(clip, names, sentences, tokenizer), zero_shot_head(clip, names, templates, tokenizer)
+        zero_shot_head(encoder_of(clip), names, sentences, tokenizer),
+        zero_shot_head(encoder_of(clip), names, templates, tokenizer),
     )
     long = sentences | {"cat": ["cat " * 100]}  # cut to the context
-    model = make_classifier("zero-shot", clip, names, templates=long).eval()
+    model = make_classifier("zero_shot", clip, names, templates=long).eval()
     assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
     with pytest.raises(ValueError, match="no sentences for 'forest'; add at least one"):
-        zero_shot_head(clip, [*names, "forest"], sentences, tokenizer)
+        zero_shot_head(encoder_of(clip), [*names, "forest"], sentences, tokenizer)
 
 
 @pytest.mark.skipif(not CUPL.is_dir(), reason="needs the shared class descriptions")

@@ -9,7 +9,8 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_tgpt.data import count_duplicates, folders, load_splits, sample_few_shot, split_base_new
+from hf_tgpt.data import count_duplicates, load_splits, sample_few_shot, split_base_new
+from hf_tgpt.data.readers import folders
 from hf_tgpt.data.readers.coop import image_paths
 
 

@@ -3,19 +3,18 @@
 import http.server
 import io
 import itertools
+import shutil
 import threading
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, make_classifier, make_clip, pixels, shake
-from hf_tgpt.methods.references import REFERENCES
+from conftest import CLASS_NAMES, METHODS, make_classifier, make_clip, shake
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 import hf_tgpt
-from hf_tgpt import predict
 from hf_tgpt.data import decode_image
 
 SIDE = 32
@@ -57,7 +56,7 @@ def classifier(save):
     return hf_tgpt.load_classifier(save("maple"))
 
 
-@pytest.mark.parametrize("name", [*METHODS, *REFERENCES])
+@pytest.mark.parametrize("name", hf_tgpt.available_methods())
 def test_it_says_what_the_loaded_model_says(name, save, base):
     folder = save(name)
     classifier = hf_tgpt.load_classifier(folder, "cpu")
@@ -216,7 +215,7 @@ def test_image_conditioned_methods_hold_a_bounded_number_of_class_texts(save, mo
     pictures = [picture(seed) for seed in range(5)]
     sizes, forward = [], classifier.model.forward
     expected = classifier(pictures)
-    monkeypatch.setattr(predict, "_PAIRS", 2 * len(CLASS_NAMES) + 1)
+    monkeypatch.setattr("hf_tgpt.inference.classifier._PAIRS", 2 * len(CLASS_NAMES) + 1)
     monkeypatch.setattr(classifier.model, "forward", lambda batch: sizes.append(len(batch)) or forward(batch))
     answers = classifier(pictures)
     assert sizes == [2, 2, 1]
@@ -225,13 +224,13 @@ def test_image_conditioned_methods_hold_a_bounded_number_of_class_texts(save, mo
 
 def test_a_long_class_list_is_encoded_chunk_by_chunk(classifier, monkeypatch):
     names = [f"cat {' '.join(word)}" for word in itertools.product(["cat", "red", "circle", "forest"], repeat=5)]
-    widest, encode = [], hf_tgpt.methods()["maple"].learner_class.text_features
+    widest, encode = [], hf_tgpt.available_methods()["maple"].learner_class.text_features
 
     def watched(self, clip, input_ids, *rest):
         widest.append(len(input_ids))
         return encode(self, clip, input_ids, *rest)
 
-    monkeypatch.setattr(hf_tgpt.methods()["maple"].learner_class, "text_features", watched)
+    monkeypatch.setattr(hf_tgpt.available_methods()["maple"].learner_class, "text_features", watched)
     answer = classifier(picture(0), class_names=names, top_k=None)
     assert len(answer) == len(names) == 1024
     assert max(widest) < 200
@@ -281,16 +280,7 @@ def test_a_url_is_fetched_where_there_is_a_network_and_else_refused(classifier, 
 # Loading -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_base_model_without_image_processor_is_named(save, clip_folders):
+def test_a_base_model_without_image_processor_is_named(save, base, tmp_path):
+    without = shutil.copytree(base, tmp_path / "without", ignore=shutil.ignore_patterns("*processor*"))
     with pytest.raises(ValueError, match="has no image processor that could be loaded"):
-        hf_tgpt.load_classifier(save("maple"), base_model=clip_folders["plain"])
-
-
-def test_what_pictures_are_compared_with_follows_the_class_names(save):
-    """The class features that are kept are those of the names asked about last."""
-    classifier = hf_tgpt.load_classifier(save("coop"))
-    batch = pixels(classifier.model)
-    classifier(picture(0), class_names=["forest", "cat"])
-    assert classifier.model(batch).logits.shape == (3, 2)
-    classifier(picture(0))
-    assert classifier.model(batch).logits.shape == (3, 4)
+        hf_tgpt.load_classifier(save("maple"), base_model=str(without))

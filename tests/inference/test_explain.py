@@ -7,9 +7,9 @@ from conftest import CLASS_NAMES, METHODS, make_classifier, shake
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from hf_tgpt import explain
 from hf_tgpt.data import ImageTransform
-from hf_tgpt.encoders.walk import token_embeddings
+from hf_tgpt.encoders import encoder_of
+from hf_tgpt.inference import explain
 from hf_tgpt.inference.classifier import Classifier
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
@@ -32,9 +32,9 @@ def classifier(load_clip):
 def test_a_prompt_that_is_a_word_is_nearest_to_it(name, classifier):
     asked = classifier(name)
     clip, learner = asked.model.get_base_model(), asked.model.learner
-    (word,) = learner.tokenizer(clip)("forest")["input_ids"][1:-1]
+    (word,) = learner.tokenizer(encoder_of(clip))("forest")["input_ids"][1:-1]
     prompts = learner.text_prompts if torch.is_tensor(learner.text_prompts) else learner.text_prompts[0]
-    prompts.data[0] = token_embeddings(clip)[word]
+    prompts.data[0] = encoder_of(clip).words()[word]
     words = explain.nearest_words(asked, count=3)["text"]
     assert len(words) == len(prompts)
     assert [len(row) for row in words] == [3] * len(prompts)
@@ -50,15 +50,15 @@ def test_class_specific_prompts_are_listed_by_class_and_tgpts_by_sentence(classi
         explain.nearest_words(classifier("tgpt"))
     with pytest.raises(ValueError, match="learns no tokens of the text"):
         explain.nearest_words(classifier("ivlp", text_prompt_length=0))
-    with pytest.raises(ValueError, match="LinearProbe has no prompts"):
-        explain.nearest_words(classifier("linear-probe"))
+    with pytest.raises(ValueError, match="LINEAR_PROBE as configured learns no tokens of the text"):
+        explain.nearest_words(classifier("linear_probe"))
 
 
 def test_the_bonders_weights_are_those_that_make_its_prompts(classifier):
     bonder = classifier("tgpt").model.learner.content_bonder
     width = bonder.cross_out.in_features
     queries, tokens = torch.randn(1, 8, width), torch.randn(3, 5, width)
-    weights = explain.attention_of(bonder, queries, tokens)
+    weights = bonder.attention(queries, tokens)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 8))
     own = queries + bonder.self_attention(bonder.norm_self(queries))
     own = own + bonder.cross_out(weights @ bonder.norm_image(tokens))

@@ -9,11 +9,10 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, make_classifier, make_clip, pixels, shake
 from datasets import ClassLabel, Dataset
-from hf_tgpt.methods.references import REFERENCES
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from hf_tgpt import load_clip
+from hf_tgpt import available_methods, load_clip
 from hf_tgpt.data import FewShotImages, ImageTransform
 from hf_tgpt.inference.classifier import Classifier
 from hf_tgpt.inference.onnx import export_onnx, onnx_accuracy, quantize_onnx
@@ -47,7 +46,7 @@ def picture(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", [*METHODS, *REFERENCES])
+@pytest.mark.parametrize("name", available_methods())
 def test_onnx_gives_the_models_logits_for_any_batch_and_int8_nearly(name, classifier, tmp_path):
     trained = classifier(name)
     export_onnx(trained, tmp_path / "model.onnx")
@@ -128,11 +127,11 @@ def test_closed_methods_refuse_other_classes_and_files_need_their_ending(classif
 
 def test_export_does_not_change_the_model(classifier, tmp_path):
     trained = classifier("lora")
-    batch = pixels(trained.model.base)
+    batch = pixels(trained.model.get_base_model())
     before = trained.model(batch).logits.detach()
-    attention = trained.model.base.config._attn_implementation
+    attention = trained.model.get_base_model().config._attn_implementation
     export_onnx(trained, tmp_path / "model.onnx")
-    assert trained.model.base.config._attn_implementation == attention
+    assert trained.model.get_base_model().config._attn_implementation == attention
     torch.testing.assert_close(trained.model(batch).logits, before, atol=0, rtol=0)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (logits,) = session.run(None, {"pixel_values": batch.numpy()})
@@ -144,7 +143,10 @@ def test_export_does_not_change_the_model(classifier, tmp_path):
 DEEP_TEXT = dict(vision_prompt_length=0)
 
 
-@pytest.mark.parametrize(("name", "fields"), [("coop", {}), ("ivlp", DEEP_TEXT), *((name, {}) for name in REFERENCES)])
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("coop", {}), ("ivlp", DEEP_TEXT), *((name, {}) for name in ("zero_shot", "linear_probe", "lora"))],
+)
 def test_plain_transformers_give_the_models_logits(name, fields, classifier, tmp_path):
     from safetensors.torch import load_file
     from transformers import CLIPVisionModelWithProjection

@@ -23,8 +23,8 @@ from peft import get_peft_model, get_peft_model_state_dict
 from test_training import COLOURS, images
 from transformers import AutoTokenizer, CLIPModel
 
-from hf_tgpt import checkpoint
 from hf_tgpt.evaluation.accuracy import evaluation_loader
+from hf_tgpt.training import checkpoint
 from hf_tgpt.training.checkpoint import find_checkpoint
 from hf_tgpt.training.config import TrainingConfig
 from hf_tgpt.training.loop import all_finite, train

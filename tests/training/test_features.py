@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from test_training import COLOURS, coloured_squares, images
 from transformers import AutoTokenizer
 
-from hf_tgpt import features
 from hf_tgpt.data import FewShotImages, ImageTransform
+from hf_tgpt.encoders import encoder_of
 from hf_tgpt.evaluation.accuracy import evaluate, evaluation_loader
+from hf_tgpt.training import features
 from hf_tgpt.training.config import TrainingConfig
 from hf_tgpt.training.features import CachedImages, cache_features
 from hf_tgpt.training.loop import train
@@ -169,7 +170,7 @@ def test_kept_states_are_made_anew_for_another(changes, make, count, caplog, tmp
     assert len(count) == 2
     assert not caplog.messages
     assert len(list(tmp_path.iterdir())) == 2  # the first is left for those that it fits
-    expected = model.learner.image_states(model.get_base_model(), new[5]["pixel_values"][None])[0]
+    expected = model.learner.image_states(encoder_of(model.get_base_model()), new[5]["pixel_values"][None])[0]
     torch.testing.assert_close(kept[5]["image_states"].float(), expected, atol=2e-2, rtol=2e-2)
 
 
@@ -277,7 +278,7 @@ def test_a_frozen_vision_tower_builds_no_graph_and_saves_nothing(name, adapt):
     model = adapt(METHODS[method], **fields).train()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
-        states = model.learner.image_states(model.get_base_model(), pixels(model))
+        states = model.learner.image_states(encoder_of(model.get_base_model()), pixels(model))
     assert saved == []
     assert states.grad_fn is None
 

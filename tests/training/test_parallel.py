@@ -15,7 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPModel
 
-from hf_tgpt import parallel
+from hf_tgpt.encoders.shares import in_shares
+from hf_tgpt.training.batches import check_engine
 
 CONFIGS = ROOT / "examples" / "accelerate"
 COUNTS = {"maple": 71, "coop": 70}  # one that two processes cannot share evenly
@@ -79,20 +80,20 @@ def test_few_classes_and_processes_of_their_own_are_not_shared(monkeypatch):
         asked.append(share)
         return torch.arange(100)[share]
 
-    assert torch.equal(parallel.in_shares(rows, 100), torch.arange(100))  # no DDP forward around it
+    assert torch.equal(in_shares(rows, 100), torch.arange(100))  # no DDP forward around it
     monkeypatch.setattr(DistributedDataParallel, "_active_ddp_module", type("DDP", (), {"process_group": None}))
     monkeypatch.setattr(dist, "get_world_size", lambda group: 4)
-    assert torch.equal(parallel.in_shares(rows, 100), torch.arange(100))  # 25 classes each
+    assert torch.equal(in_shares(rows, 100), torch.arange(100))  # 25 classes each
     assert asked == [slice(0, 100)] * 2
 
 
 def test_engines_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="`distributed_type`=FSDP cannot shard a CLIPModel; train by DDP"):
-        parallel.check_engine(SimpleNamespace(distributed_type=DistributedType.FSDP), 1)
+        check_engine(SimpleNamespace(distributed_type=DistributedType.FSDP), 1)
     engine = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
-    parallel.check_engine(engine, 1)
+    check_engine(engine, 1)
     with pytest.raises(ValueError, match="`gradient_accumulation_steps`=2 under DeepSpeed"):
-        parallel.check_engine(engine, 2)
+        check_engine(engine, 2)
 
 
 def test_what_is_refused_of_fsdp_is_what_torch_and_transformers_refuse(load_clip, tmp_path):

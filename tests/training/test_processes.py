@@ -21,9 +21,10 @@ from peft import get_peft_model, get_peft_model_state_dict
 from PIL import Image as PILImage
 from transformers import AutoTokenizer, CLIPModel
 
-from hf_tgpt import parallel, training
 from hf_tgpt.data import FewShotImages, ImageTransform
+from hf_tgpt.encoders import shares
 from hf_tgpt.evaluation.accuracy import evaluate, evaluation_loader, predict
+from hf_tgpt.training import loop
 from hf_tgpt.training.config import TrainingConfig
 from hf_tgpt.training.loop import train
 from hf_tgpt.training.run_folder import prepare_output_dir
@@ -88,9 +89,9 @@ def trained(folder, clip_folder, name, accelerator, parts):
 def work(folder, clip_folder, parts=2):
     """All methods that differ in what processes do: TGP-T counts tokens, MaPLe shares its classes."""
     torch.set_num_threads(1)
-    parallel.LEAST_SHARE = 4  # 29 classes are shared by up to 7 processes
-    shared, all_gather = [], parallel.all_gather
-    parallel.all_gather = lambda rows, *args: shared.append(len(rows)) or all_gather(rows, *args)
+    shares.LEAST_SHARE = 4  # 29 classes are shared by up to 7 processes
+    shared, all_gather = [], shares.all_gather
+    shares.all_gather = lambda rows, *args: shared.append(len(rows)) or all_gather(rows, *args)
     accelerator = Accelerator(cpu=True)
     outcomes = {name: trained(folder, clip_folder, name, accelerator, parts) for name in ("tgpt", "maple")}
     outcomes["shares"] = set(shared)
@@ -110,7 +111,7 @@ def die(folder, clip_folder, moment, way):
     accelerator = Accelerator(cpu=True)
     if second:
         where = {"training": "of_the_whole_batch", "evaluation": "evaluate", "saving": "save_checkpoint"}
-        setattr(training, where[moment], end)
+        setattr(loop, where[moment], end)
     trained(folder, clip_folder, "maple", accelerator, 1)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inference.test_classifier import base, classifier, picture, save  # noqa: F401
 from test_faults import readable
-from test_predict import base, classifier, picture, save  # noqa: F401
 
 from hf_tgpt.training.checkpoint import find_checkpoint
 
@@ -54,7 +54,7 @@ class Meter:
 
 
 def test_a_long_training_keeps_its_memory_its_files_and_its_output(tmp_path):
-    command = [sys.executable, "-m", "hf_tgpt_cli", "train", "--method", "maple", "--max_steps", "100000000"]
+    command = [sys.executable, "-m", "hf_tgpt", "train", "--method", "maple", "--max_steps", "100000000"]
     command += ["--dataset", "toyworld:shapes", "--shots", "4", "--output_dir", tmp_path / "run"]
     terminal, end = pty.openpty()  # so that there is a progress bar
     termios.tcsetwinsize(end, (24, 80))

@@ -70,6 +70,9 @@ METHODS = {
     "linear_probe": Method(LinearProbeConfig, parameters=2, open=False),
 }
 
+# Those that read class sentences.
+READERS = [name for name in METHODS if name != "linear_probe"]
+
 # Widths, depths, context, patch, projection: no two alike.
 SHAPES = {
     "plain": dict(text=(32, 2), vision=(48, 3), projection=32, context=30, image=32, patch=16),
@@ -166,6 +169,11 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture(params=METHODS)
 def method(request):
+    return METHODS[request.param]
+
+
+@pytest.fixture(params=READERS)
+def reader(request):
     return METHODS[request.param]
 
 

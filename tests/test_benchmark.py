@@ -8,13 +8,12 @@ import sys
 
 import pytest
 import torch
-from conftest import METHODS, ROOT, pixels, token_ids
+from conftest import METHODS, READERS, ROOT, pixels, token_ids
 from transformers.models.clip.modeling_clip import CLIPMLP
 
 from hf_tgpt.encoders import walk
 
 LABELS = torch.tensor([0, 3, 1])
-READERS = [name for name in METHODS if name != "linear_probe"]  # of class sentences; the probe has none
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from hf_tgpt.data.readers.folders import image_index
 from hf_tgpt.evaluation.published import FIELDS, read_published
 from hf_tgpt.hub.convert import read_checkpoint
 from hf_tgpt.hub.run import results_of
-from hf_tgpt.training.checkpoint import adapter_checkpoints, load_checkpoint, save_checkpoint
+from hf_tgpt.training.checkpoint import adapter_checkpoints, load_checkpoint, save_checkpoint, trained_weights
 from hf_tgpt.training.features import cache_features
 from hf_tgpt.training.run_folder import prepare_output_dir
 
@@ -308,10 +308,10 @@ def checkpoint(part):
         accelerator.prepare(model, optimizer)
 
         def load():
-            with adapter_checkpoints(accelerator, model, schedule=schedule):
+            with adapter_checkpoints(accelerator, trained_weights(model), {}, schedule=schedule):
                 load_checkpoint(accelerator, folder)
 
-        with adapter_checkpoints(accelerator, model, schedule=schedule):
+        with adapter_checkpoints(accelerator, trained_weights(model), {}, schedule=schedule):
             save_checkpoint(accelerator, folder, 1)
         return folder / "checkpoint-1" / part, load
 

@@ -109,10 +109,10 @@ def test_ten_thousand_classes_are_encoded_in_chunks_and_score_as_few_do(name, lo
             torch.testing.assert_close(many(batch).logits, logits[:, some], atol=1e-4, rtol=1e-4)
 
 
-def test_a_name_of_two_hundred_tokens_is_named_among_ten_thousand(method, load_clip):
+def test_a_name_of_two_hundred_tokens_is_named_among_ten_thousand(reader, load_clip):
     names = [f"cat {i}" for i in range(9_999)] + ["dog " * 200]
     with pytest.raises(ValueError, match=r"the class name 'dog dog .* context holds 30; shorten it"):
-        get_peft_model(load_clip(), method.config(class_names=names))
+        get_peft_model(load_clip(), reader.config(class_names=names))
 
 
 @settings(max_examples=100, **EACH)

@@ -15,10 +15,10 @@ from ..methods.lora import NOTE, LoRA
 from ..utils.files import read_json
 from ..utils.names import check_class_names
 
-# Whose folders have had a note.
-_NOTED = ("zero_shot", "linear_probe", "lora")
 # In the folder of a linear probe, then.
 PROBE_WEIGHTS = "linear_probe.safetensors"
+# The methods whose folders have had a note, and their weights beside what PEFT saves.
+_NOTED = {"zero_shot": None, "linear_probe": PROBE_WEIGHTS, "lora": None}
 
 
 def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -48,8 +48,8 @@ def load_noted(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Adapte
         built = config.build(model)
         if isinstance(built, LoRA):
             built.load_weights(folder)
-        elif note["method"] == "linear_probe":
-            built.learner.head.load_state_dict(load_file(Path(folder) / PROBE_WEIGHTS))
+        elif weights := _NOTED[note["method"]]:
+            built.learner.head.load_state_dict(load_file(Path(folder) / weights))
     except Exception as error:  # a config or weights of nonsense make PEFT, torch and safetensors raise nearly anything
         raise ValueError(
             f"The config or the weights in {str(folder)!r} cannot be used ({error}); train it again."

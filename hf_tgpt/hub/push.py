@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, DatasetCard, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard
 from huggingface_hub.errors import HTTPError
 from peft import PeftModel
 
@@ -57,12 +57,14 @@ def push_folder(
         names = sorted(path.name for path in Path(staged).iterdir())
         if CARD in there and not is_ours(api.hf_hub_download(repo_id, CARD, revision=branch)):
             names.remove(CARD)
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=staged,
-            allow_patterns=names,
-            # What an earlier adapter left there and this one does not bring.
-            delete_patterns=[name for name in RUN_FILES if name in there and name not in names],
+        operations: list[CommitOperationAdd | CommitOperationDelete]
+        operations = [CommitOperationAdd(name, Path(staged) / name) for name in names]
+        # What an earlier adapter left there and this one does not bring.
+        operations += [CommitOperationDelete(name) for name in RUN_FILES if name in there and name not in names]
+        # Not `upload_folder`, which makes several commits of an upload that takes minutes.
+        return api.create_commit(
+            repo_id,
+            operations,
             commit_message=commit_message,
             commit_description=commit_description,
             revision=revision,

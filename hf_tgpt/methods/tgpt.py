@@ -69,7 +69,7 @@ class TGPTConfig(TextPromptConfig):
         0.1,
         "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: as released.",
         at_least(0, "choose 0 to below 1."),
-        below(1),
+        below(1, "choose 0 to below 1."),
     )
     wise_ft: float = documented(
         0.0,

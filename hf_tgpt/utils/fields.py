@@ -54,12 +54,12 @@ def above(bound: float) -> Check:
     return check
 
 
-def below(bound: float) -> Check:
+def below(bound: float, remedy: str = "") -> Check:
     """A check for numbers below `bound`."""
 
     def check(value: float | None) -> None:
         if value is not None and not value < bound:
-            raise ValueError(f"choose a number below {bound}.")
+            raise ValueError(remedy or f"choose a number below {bound}.")
 
     return check
 

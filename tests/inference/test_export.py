@@ -144,8 +144,7 @@ DEEP_TEXT = dict(vision_prompt_length=0)
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"),
-    [("coop", {}), ("ivlp", DEEP_TEXT), *((name, {}) for name in ("zero_shot", "linear_probe", "lora"))],
+    ("name", "fields"), [("coop", {}), ("ivlp", DEEP_TEXT), ("zero_shot", {}), ("linear_probe", {}), ("lora", {})]
 )
 def test_plain_transformers_give_the_models_logits(name, fields, classifier, tmp_path):
     from safetensors.torch import load_file

@@ -4,8 +4,10 @@ A new release that breaks one of these is to be read, and the file that is named
 allows its version.
 """
 
+import argparse
 import inspect
 import json
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from conftest import CLASS_NAMES, METHODS, pixels
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch.nn.parallel import DistributedDataParallel
-from transformers import CLIPImageProcessorPil, CLIPModel
+from torch.utils.checkpoint import get_device_states
+from transformers import CLIPImageProcessorPil, CLIPModel, HfArgumentParser
 
 from hf_tgpt.adapters.prompted import SLOT
 from hf_tgpt.adapters.tuner import PromptTuner
+from hf_tgpt.encoders.loading import REVISION
 
 
 def takes(function, *names):
@@ -193,3 +197,43 @@ def test_accelerate_lets_a_hook_take_the_models_out_of_a_checkpoint(tmp_path):
     assert not list((tmp_path / "state").glob("*.safetensors")), (
         "a checkpoint holds the whole model again: see adapter_checkpoints, hf_tgpt/training/checkpoint.py."
     )
+
+
+def test_torch_counts_the_changes_of_a_tensor():
+    tensor = torch.zeros(2)
+    before = tensor._version
+    tensor.add_(1)
+    assert tensor._version > before, "Class features that are kept would go stale: see hf_tgpt/texts/kept.py."
+
+
+def test_torch_tells_the_random_states_of_devices():
+    assert get_device_states(torch.zeros(2)) == ([], []), (
+        "Dropout would not drop the same again in a chunk's second pass: see hf_tgpt/encoders/chunks.py."
+    )
+
+
+def test_transformers_saves_no_commit_in_a_models_config(load_clip):
+    config = load_clip().config
+    setattr(config, REVISION, "abc")
+    assert REVISION not in config.to_dict(), "A commit noted in a config would be saved: hf_tgpt/encoders/loading.py."
+
+
+def test_transformers_parser_puts_a_dataclass_into_a_group_of_its_name():
+    @dataclass
+    class Options:
+        """Options."""
+
+        _argument_group_name = "of mine"
+        shots: int = field(default=16, metadata={"help": "pictures"})
+
+    assert "of mine:" in HfArgumentParser(Options).format_help(), "help has no groups: see hf_tgpt/cli/arguments.py."
+
+
+def test_argparse_asks_a_formatter_for_the_help_of_an_option():
+    class Formatter(argparse.HelpFormatter):
+        def _get_help_string(self, action):
+            return "another text"
+
+    parser = argparse.ArgumentParser(formatter_class=Formatter)
+    parser.add_argument("--shots", help="pictures")
+    assert "another text" in parser.format_help(), "help tells no defaults: see _Help, hf_tgpt/cli/arguments.py."

@@ -141,9 +141,6 @@ class ImageConditionedLearner(OpenPromptLearner):
             "model(input_ids=..., pixel_values=...)."
         )
 
-    def linear_head(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> None:
-        return None
-
     def standalone(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> nn.Module:
         texts = self.class_texts if class_texts is None else class_texts
         return _Unpacked(self, encoder, texts)

@@ -163,7 +163,7 @@ class OpenPromptLearner(PromptLearner):
 
     def answer(self, encoder: DualEncoder, computed: Forward) -> ImageClassifierOutput:
         """Logits (b, c) and, with labels, the loss: cross entropy and the method's own terms."""
-        computed.logits = self._logits(encoder, computed)
+        computed.logits = self.logits(encoder, computed)
         loss = classification_loss(computed.logits, computed.labels)
         if loss is not None:
             for term in self.extra_losses(encoder, computed).values():
@@ -178,7 +178,8 @@ class OpenPromptLearner(PromptLearner):
         """Logits (b, c) of all other classes; in the same way where a method has no way of its own for them."""
         return self.classify(encoder, computed)
 
-    def _logits(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
+    def logits(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
+        """Logits (b, c): each class as `classify` has it if it was trained, else as `classify_new`."""
         if computed.class_texts.all_trained or type(self).classify_new is OpenPromptLearner.classify_new:
             return self.classify(encoder, computed)
         trained = computed.class_texts.trained_labels >= 0  # (c,)
@@ -231,10 +232,34 @@ class OpenPromptLearner(PromptLearner):
     def linear_head(
         self, encoder: DualEncoder, class_texts: ClassTexts | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        ways = (type(self).classify, type(self).classify_new)
+        if ways != (OpenPromptLearner.classify, OpenPromptLearner.classify_new):
+            return None
         with torch.no_grad():
             features = self.class_features(encoder, class_texts)  # (c, d)
             bias = encoder.scale(features.new_zeros(len(features)))  # what an encoder adds to every cosine
             return encoder.scale(features).sub(bias[:, None]).detach(), bias.detach()
+
+    def standalone(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> nn.Module:
+        if self.linear_head(encoder, class_texts) is not None:
+            return super().standalone(encoder, class_texts)
+        return _FrozenTexts(self, encoder, self.class_texts if class_texts is None else class_texts)
+
+
+class _FrozenTexts(nn.Module):
+    """A learner with a way of its own to classify, and the features of its classes, which stay."""
+
+    def __init__(self, learner: OpenPromptLearner, encoder: DualEncoder, class_texts: ClassTexts):
+        super().__init__()
+        self.model, self.encoder, self.learner, self.texts = encoder.model, encoder, learner, class_texts
+        with torch.no_grad():
+            self.features = nn.Buffer(learner.class_features(encoder, class_texts))  # (c, d)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(b, 3, h, w) -> logits (b, c)."""
+        image_features = unit(self.learner.image_features(self.encoder, pixel_values))  # (b, d)
+        computed = Forward(self.texts, pixel_values, image_features, self.features, None)
+        return self.learner.logits(self.encoder, computed)
 
 
 def prompts_in(weights: dict[str, torch.Tensor], name: str) -> int:

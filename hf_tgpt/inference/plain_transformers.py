@@ -40,7 +40,7 @@ def export_transformers(
     if not learner.vision_is_frozen:
         why = "learns prompts in the image tower, extra tokens that a plain one does not read"
     elif (head := learner.linear_head(encoder, texts)) is None:
-        why = "reads prompts that depend on the image in its text tower"
+        why = "classifies by more than a linear layer on image features, such as texts that depend on the image"
     if why or head is None:
         raise ValueError(f"{learner.config.method} {why}, so plain transformers cannot hold it; export it to ONNX.")
     weight, bias = head

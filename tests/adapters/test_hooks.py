@@ -21,6 +21,7 @@ from hf_tgpt.adapters.learner import PromptLearner, Stage
 from hf_tgpt.adapters.open_learner import OpenPromptLearner
 from hf_tgpt.adapters.registry import register
 from hf_tgpt.data import FewShotImages, ImageTransform
+from hf_tgpt.encoders import encoder_of
 from hf_tgpt.encoders.walk import encode_image, encode_words, unit
 from hf_tgpt.evaluation.accuracy import for_classes
 from hf_tgpt.methods.coop import CoOp
@@ -168,6 +169,10 @@ def test_trained_and_other_classes_are_each_classified_in_their_own_way(load_cli
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(load_clip(), tmp_path).eval()
     torch.testing.assert_close(for_classes(again, ["zigzag texture", "forest", "cat"])(pictures).logits, mixed)
+    encoder, texts = encoder_of(again.get_base_model()), again.texts_for(["zigzag texture", "forest", "cat"])
+    with torch.no_grad():  # what exporters take
+        torch.testing.assert_close(again.learner.standalone(encoder)(pictures), own)
+        torch.testing.assert_close(again.learner.standalone(encoder, texts)(pictures), mixed)
 
 
 def _sentence(model, text):

@@ -177,8 +177,8 @@ def test_the_snippet_classifies_where_this_package_cannot_be_imported(classifier
         ("maple", "learns prompts in the image tower"),
         ("ivlp", "learns prompts in the image tower"),
         ("mutual_prompt", "learns prompts in the image tower"),
-        ("cocoop", "depend on the image in its text tower"),
-        ("tgpt", "depend on the image in its text tower"),
+        ("cocoop", "texts that depend on the image"),
+        ("tgpt", "texts that depend on the image"),
     ],
 )
 def test_what_plain_transformers_cannot_hold_is_refused_with_the_reason(name, why, classifier, tmp_path):

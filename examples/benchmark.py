@@ -158,7 +158,7 @@ def measure(model, method, classes, batch, path, mode, steps, mixed_precision):
     if path in (TRUNCATED, PACKED, CHECKPOINTING):
         learner.config.text_chunk_size = classes * batch  # one chunk, also where each image has class texts of its own
     if path == TRUNCATED:
-        learner.shared_length = lambda ids, eos: 0
+        learner.shared_length = lambda *args: 0
     if path == CHECKPOINTING:
         clip.activation_checkpointing_enable()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -441,7 +441,7 @@ def tgpt(clip, learner, pixel_values, labels=None, caption_ids=None):
         eos = torch.full((len(prompts),), prompts.shape[1] + 2, device=prompts.device)
         return read(clip, torch.cat([before, prompts, after], dim=1), eos)
 
-    def normalized_name(prompts, ids, eos):
+    def sentence_loss(prompts, ids, eos):
         length = prompts.shape[1]
         ids = ids.masked_fill(torch.arange(ids.shape[1], device=ids.device) > eos[:, None], -100)[:, 1 : 1 + length]
         scores = prompts @ clip.text_model.embeddings.token_embedding.weight.T  # (b, n, v)
@@ -453,8 +453,8 @@ def tgpt(clip, learner, pixel_values, labels=None, caption_ids=None):
     if labels is None:
         return answer(logits, labels)
     end = caption_ids == learner.frame_ids[0, -1]
-    more = normalized_name(category, learner.category_ids[labels], learner.category_ends[labels])
-    return answer(logits, labels, more + normalized_name(content, caption_ids, end.int().argmax(-1)))
+    more = sentence_loss(category, learner.category_ids[labels], learner.category_ends[labels])
+    return answer(logits, labels, more + sentence_loss(content, caption_ids, end.int().argmax(-1)))
 
 
 def bond(bonder, queries, tokens):

@@ -90,7 +90,7 @@ class ImageConditionedLearner(OpenPromptLearner):
     ) -> torch.Tensor:
         """prompts (b, n, d_t), sentences (s, t), pairs as indices (m,) and (m,) -> unit features (m, d)."""
         input_ids, ends = sentences
-        shared = self.shared_length(input_ids, ends) if encoder.causal else 0
+        shared = self.shared_length(encoder, input_ids, ends) if encoder.causal else 0
         context = encoder.shape()["context_length"]
         pair_ends = ends[of_class]  # (m,)
         on_cpu = pair_ends.cpu(), of_image.cpu()  # once, where `pack` needs them

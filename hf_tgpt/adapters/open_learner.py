@@ -116,7 +116,7 @@ class OpenPromptLearner(PromptLearner):
             encoder,
             share,
             getattr(self.config, "text_chunk_size", None),
-            self.shared_length,
+            lambda ids, ends: self.shared_length(encoder, ids, ends),
             lambda ids, ends: self.pack(encoder, ids, ends),
         )
         return unit(in_chunks(lambda part: self.encode_part(encoder, class_texts, *part), plan, weights))
@@ -133,13 +133,13 @@ class OpenPromptLearner(PromptLearner):
 
     def pack(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> Packing | None:
         """Sentences, ids (s, t), ends (s,) -> how they share rows; None if they do not even begin alike."""
-        shared = self.shared_length(input_ids, ends) if encoder.causal else 0
+        shared = self.shared_length(encoder, input_ids, ends) if encoder.causal else 0
         return pack(ends, shared, encoder.shape()["context_length"]) if shared else None
 
-    def shared_length(self, input_ids: torch.Tensor, ends: torch.Tensor) -> int:
+    def shared_length(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> int:
         """How many leading tokens all sentences have in common once prompts are in. To override if not after BOS."""
         words = input_ids.clone()
-        words[:, 1 : 1 + self.prompt_length] = 0
+        words[:, encoder.prefix : encoder.prefix + self.prompt_length] = 0
         return common_length(words, ends)
 
     # Forward ----------------------------------------------------------------------------------------------------------

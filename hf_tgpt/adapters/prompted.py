@@ -215,7 +215,7 @@ class PromptedModel:
             allowed |= {"image_states", "caption_ids"} if learner.uses_captions else {"image_states"}
             allowed |= {"tokens_per_image"} if learner.counts_tokens else set()
         for name in kwargs.keys() - allowed:
-            raise ValueError(f"`{name}`={kwargs[name]!r} is no argument of {learner.config.method}; leave it out.")
+            raise ValueError(f"`{name}` is no argument of {learner.config.method}; leave it out.")
         if "image_states" in kwargs:
             learner.check_vision_is_frozen()
             if pixel_values is not None:

@@ -24,11 +24,11 @@ def register(method: str, config_class: type[PromptConfig], learner_class: type[
 
 
 def registered_methods() -> dict[str, type[PromptConfig]]:
-    """The methods that PEFT knows of this package: {"maple": MaPLeConfig, ...}."""
-    ours = PEFT_TYPE_TO_CONFIG_MAPPING.items()
-    return {name.value.lower(): config for name, config in ours if issubclass(config, PromptConfig)}
+    """The methods of this package, and of packages that add some, that PEFT knows: {"maple": MaPLeConfig, ...}."""
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    return {name.value.lower(): config for name, config in known if issubclass(config, PromptConfig)}
 
 
 def plain_name(method: str) -> str:
-    """What "MaPLe", "maple", "zero-shot" and "zero_shot" are compared by."""
+    """The name without case and punctuation, so that "MaPLe" is "maple" and "zero-shot" is "zero_shot"."""
     return re.sub(r"[^a-z0-9]", "", method.lower())

@@ -70,8 +70,8 @@ class PromptTuner(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
-            f"{self.peft_config[self.active_adapters[0]].method} cannot be merged: prompts are extra tokens that the "
-            "towers read, not a change of their weights. Keep the adapter, or unload() it to get the base model back."
+            f"{self.peft_config[self.active_adapters[0]].method} cannot be merged: it is no change of the "
+            "base model's weights. Keep the adapter, or unload() it to get the base model back."
         )
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:

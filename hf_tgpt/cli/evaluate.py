@@ -1,4 +1,4 @@
-"""Evaluates a trained adapter, or a reference such as LoRA, on any data set beside zero-shot CLIP. It never trains.
+"""Evaluates a trained adapter on any data set beside zero-shot CLIP. It never trains.
 
     hf-tgpt evaluate --adapter runs/maple --dataset path/to/other/pictures
     hf-tgpt evaluate --adapter runs/maple --dataset toyworld:shapes/fog --classes new

@@ -236,7 +236,7 @@ class FewShotImages(torch.utils.data.Dataset):
 class Collator:
     """Makes a batch of images and labels and, given a tokenizer, of captions, padded and cut to `max_length` tokens.
 
-    A row's image is its `pixel_values` or, from `hf_tgpt.features`, its `image_states`.
+    A row's image is its `pixel_values` or, from `hf_tgpt.training.features`, its `image_states`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None = None, max_length: int | None = None):

@@ -36,10 +36,6 @@ class DualEncoder:
     prefix: ClassVar[int] = 1
     # Whether a token sees the tokens before it alone, so that sentences may be cut behind their end and packed.
     causal: ClassVar[bool] = True
-    # Whether a sentence is padded to the whole context and read at its last place.
-    fills_context: ClassVar[bool] = False
-    # Whether the image tower has tokens that prompts can stand among.
-    vision_has_tokens: ClassVar[bool] = True
 
     def __init__(self, model: transformers.PreTrainedModel):
         self.model = model

@@ -79,11 +79,11 @@ def encode_words(
     encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, chunk: int | None = None
 ) -> torch.Tensor:
     """The model's own text features: ids (s, t) read at `ends` (s,) -> (s, d), not normalised, `chunk` at once."""
-    shared = common_length(input_ids, ends)
+    shared = common_length(input_ids, ends) if encoder.causal else 0
 
     def encode(part: slice) -> torch.Tensor:
         embeddings = F.embedding(input_ids[part], encoder.words())  # (s, t, d_t)
-        packing = pack(ends[part], shared, encoder.shape()["context_length"])
+        packing = pack(ends[part], shared, encoder.shape()["context_length"]) if shared else None
         return encode_text(encoder, embeddings, ends[part], packing=packing)
 
     return in_chunks(encode, chunks(ends, shared, chunk, chunk_tokens(encoder)), encoder.text_parameters())

@@ -40,7 +40,7 @@ def for_classes(model: AdaptedModel, class_names: Sequence[str]) -> Callable[...
     if unknown:
         raise UnknownClasses(
             f"The model knows {len(known)} classes, fixed when it was trained, but not {unknown[0]!r} "
-            f"({len(unknown)} of the data set's {len(class_names)} are unknown); use a method that classifies by text, "
+            f"({len(unknown)} of {len(class_names)} are unknown); use a method that classifies by text, "
             "or train on these classes."
         )
     columns = [known[name] for name in class_names]

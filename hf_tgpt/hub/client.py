@@ -62,7 +62,7 @@ def explained(repo_id: str) -> Iterator[None]:
             "permission."
         ) from error
     except HFValidationError as error:
-        raise HubError(f"{repo_id}, and no id of a repository, which is USER/NAME; correct it.") from error
+        raise HubError(f"{repo_id} is no id of a repository, which is USER/NAME; correct it.") from error
     except RevisionNotFoundError as error:
         raise HubError(f"{repo_id} has no such revision; name a branch, tag or commit that it has.") from error
     except HfHubHTTPError as error:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ..adapters.prompted import SLOT
 from ..adapters.tuner import PromptTuner
-from ..methods import config_class
+from ..methods import available_methods, config_class
 
 _PREFIX = f"base_model.model.{SLOT}.{PromptTuner.prefix}."
 # Parts of a model that the releases save by themselves, in files whose names lack them.
@@ -40,6 +40,9 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str
         >>> peft.set_peft_model_state_dict(model, state_dict)
     """
     names = config_class(method).learner_class.original_names
+    if not names:
+        known = ", ".join(name for name, config in available_methods().items() if config.learner_class.original_names)
+        raise ValueError(f"`method`={method!r} has no released checkpoints; those that have are {known}.")
     converted = {}
     for name, value in state_dict.items():
         name = name.removeprefix("module.")  # of DataParallel
@@ -47,9 +50,8 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str
         if found is not None:
             converted[_PREFIX + found] = value
     if not converted:
-        example = repr(next(iter(names))) if names else "none, for it was never released"
         raise ValueError(
-            f"`state_dict` has no tensor of a released {method} checkpoint, such as {example}; it starts "
+            f"`state_dict` has no tensor of a released {method} checkpoint, such as {next(iter(names))!r}; it starts "
             f"with {list(state_dict)[:3]}."
         )
     return converted

@@ -19,10 +19,26 @@ from .old_formats import load_noted
 from .run import base_and_revision, local_folder
 
 
-def load_base_model(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """The model that an adapter was trained on, at its revision; `kwargs` as in `load_clip`."""
-    name, revision = base_and_revision(name_or_path)
-    return load_clip(name, **({"revision": revision} if revision else {}), **kwargs)
+def load_base_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """The model that an adapter was trained on, at the commit that the adapter notes.
+
+    `revision`, `token` and `cache_dir` are for finding the adapter, `kwargs` for `load_clip`. Raises ValueError for a
+    folder without an adapter, HubError if the repository cannot be had.
+
+    Example:
+        >>> clip = hf_tgpt.load_base_model("me/my-pictures")
+    """
+    folder = local_folder(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
+    name, base_revision = base_and_revision(folder)
+    hub = {"revision": base_revision, "token": token, "cache_dir": cache_dir}
+    return load_clip(name, **{key: value for key, value in hub.items() if value is not None}, **kwargs)
 
 
 def load_adapter(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **kwargs: Any) -> PeftModel:
@@ -31,6 +47,9 @@ def load_adapter(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **
     Of a repository on the Hub it fetches the adapter's own files and nothing else. Raises ValueError if the folder is
     missing, incomplete or damaged, or holds an adapter of another kind; HubError, an OSError, if the repository cannot
     be had. The base model is then as it was.
+
+    Example:
+        >>> model = hf_tgpt.load_adapter(hf_tgpt.load_base_model("me/my-pictures"), "me/my-pictures")
     """
     name, subfolder = os.path.expanduser(name_or_path), kwargs.get("subfolder") or ""
     hub = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
@@ -51,10 +70,17 @@ def load_adapter(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **
 def load_trained(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **kwargs: Any) -> AdaptedModel:
     """What any method's `save_pretrained` wrote, on a fresh base model, in evaluation mode: a folder or Hub id.
 
-    Raises ValueError if the folder is missing, incomplete or damaged, HubError if the repository cannot be had.
+    `kwargs` are those of `PeftModel.from_pretrained`. Raises ValueError if the folder is missing, incomplete or
+    damaged, HubError if the repository cannot be had.
+
+    Example:
+        >>> model = hf_tgpt.load_trained(hf_tgpt.load_base_model("runs/lora"), "runs/lora")
     """
+    subfolder = kwargs.get("subfolder") or ""
     hub = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
-    folder = local_folder(name_or_path, **hub)
-    if os.path.isfile(os.path.join(folder, NOTE)):
-        return load_noted(clip, folder)
+    folder = local_folder(name_or_path, subfolder=subfolder, **hub)
+    if os.path.isfile(noted := os.path.join(folder, subfolder, NOTE)):
+        if others := kwargs.keys() - {"subfolder"}:
+            raise ValueError(f"`{min(others)}` is no argument for what lies in {folder!r}; leave it out.")
+        return load_noted(clip, os.path.dirname(noted))
     return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)

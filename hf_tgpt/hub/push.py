@@ -1,9 +1,8 @@
-"""An adapter on the Hub: pushed in one commit or not at all, and fetched without anything that is not its own."""
+"""Publishing an adapter on the Hub, in one commit or not at all."""
 
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import shutil
 from pathlib import Path
@@ -17,7 +16,7 @@ from peft import PeftModel
 from ..adapters.config import PromptConfig
 from ..adapters.folder import check_weights_file, read_config
 from ..adapters.registry import registered_methods
-from ..utils.files import read_json
+from ..utils.files import read_json, write_json
 from ..utils.names import TOY_NAME, is_toy_clip, public_name
 from .card import LOCAL, dataset_title, hub_dataset, is_ours, write_card
 from .client import CARD, CONFIG, FILES, RUN_FILES, WEIGHTS, HubError, explained
@@ -33,18 +32,25 @@ def push_folder(
     commit_message: str = "Upload adapter",
     commit_description: str | None = None,
     create_pr: bool = False,
+    tags: list[str] | None = None,
 ) -> CommitInfo:
     """Publishes a saved adapter or a run's folder: weights, config, card, results.json, picture and training log.
 
     All of it goes in one commit, so that the repository holds the whole adapter or what it held before, and a push
-    that failed may simply be repeated. `private` makes a new repository private, `revision` is the branch. A card that
-    somebody has written there stays. Paths of this machine are left out of what is published.
+    that failed may simply be repeated. `private` makes a new repository private, `revision` is the branch, `tags` go on
+    the card. A card that somebody has written there stays. Paths of this machine are left out of what is published.
 
     Raises ValueError if the folder holds no adapter of this package, HubError if the Hub says no.
+
+    Example:
+        >>> hf_tgpt.push_folder("runs/my-run", "me/my-pictures", private=True)
     """
     config = read_config(folder)
     if not isinstance(config, PromptConfig):
-        raise ValueError(f"{os.fspath(folder)!r} holds an adapter of {config.peft_type}; push it by PEFT's own means.")
+        raise ValueError(
+            f"{os.fspath(folder)!r} holds PEFT's own {config.peft_type.value}, which is not published from here; "
+            "upload the whole folder with `hf upload USER/NAME FOLDER`."
+        )
     check_weights_file(os.path.join(folder, WEIGHTS))
     repo_id = check_repository(repo_id, private=private, revision=revision, token=token)
     api = HfApi(token=token)
@@ -54,6 +60,10 @@ def push_folder(
         branch = _branch(api, repo_id, revision)
         there = api.list_repo_files(repo_id, revision=branch)
         _stage(Path(folder), Path(staged), config, repo_id, api)
+        if tags:
+            card = ModelCard.load(Path(staged) / CARD, ignore_metadata_errors=True)
+            card.data.tags = [*dict.fromkeys([*(card.data.tags or []), *tags])]
+            card.save(Path(staged) / CARD)
         names = sorted(path.name for path in Path(staged).iterdir())
         if CARD in there and not is_ours(api.hf_hub_download(repo_id, CARD, revision=branch)):
             names.remove(CARD)
@@ -105,6 +115,7 @@ def check_repository(
 
 def push_model(model: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
     """`push_folder` of the active adapter, with the results of the run if it comes unchanged from a run's folder."""
+    kwargs.pop("max_shard_size", None)  # PEFT's; an adapter of this package is one file
     name = model.active_adapter
     config = model.peft_config[name]
     run = config.folder  # the saving sets another
@@ -133,7 +144,7 @@ def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: 
     for name in FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, staged / name)
-    content = json.loads((staged / CONFIG).read_text())
+    content = read_json(staged / CONFIG)
     base, tokenizer = content["base_model_name_or_path"], content.get("tokenizer_name_or_path")
     if tokenizer not in (None, base) and not public_name(tokenizer):
         raise ValueError(
@@ -143,14 +154,14 @@ def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: 
     content["base_model_name_or_path"] = base if base == TOY_NAME else public_name(base)
     if tokenizer is not None:
         content["tokenizer_name_or_path"] = public_name(tokenizer)
-    _write_json(staged / CONFIG, content)
+    write_json(staged / CONFIG, content)
     results = None
     if (staged / "results.json").exists():
         results = read_json(staged / "results.json")
         results["dataset"] = dataset_title(results)
         if not is_toy_clip(config.base_model_name_or_path):
             results["base_model"] = public_name(results.get("base_model")) or LOCAL
-        _write_json(staged / "results.json", results)
+        write_json(staged / "results.json", results)
     if not (staged / CARD).exists() or is_ours(staged / CARD):
         base = _licence(api, public_name(config.base_model_name_or_path), ModelCard)
         data = _licence(api, public_name(hub_dataset(results or {})), DatasetCard)
@@ -166,10 +177,6 @@ def _licence(api: HfApi, name: str | None, kind: type[ModelCard] | type[DatasetC
         return kind.load(path, ignore_metadata_errors=True).data.get("license")
     except (HTTPError, OSError, ValueError):
         return None
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 # What is there ------------------------------------------------------------------------------------------------------

@@ -44,5 +44,5 @@ def base_and_revision(name_or_path: str | os.PathLike[str]) -> tuple[str, str | 
         config = read_config(folder)
         base, revision = config.base_model_name_or_path, config.revision
     if not base:
-        raise ValueError(f"{os.fspath(name_or_path)!r} does not tell its base model; name it by `model`.")
+        raise ValueError(f"{os.fspath(name_or_path)!r} does not name its base model; pass `base_model`, or --model.")
     return base, revision

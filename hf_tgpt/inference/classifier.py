@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..adapters.learner import PromptLearner
 from ..adapters.tower_classifier import AdaptedModel
 from ..data.images import ImageTransform
 from ..encoders.loading import check_device, load_clip, load_image_processor
@@ -78,10 +77,9 @@ class Classifier:
     def __init__(self, model: AdaptedModel, transform: ImageTransform):
         self.model, self.transform = model.eval(), transform
         self._class_names = tuple(model.class_names)
-        # The model among other classes than its own, by their names: those that were asked about last.
-        self._among: OrderedDict[tuple[str, ...], tuple[PromptLearner, Callable[..., ImageClassifierOutput]]] = (
-            OrderedDict()
-        )
+        # What answers about classes, by their names, of those that were asked about last; beside it the learner and the
+        # config that it was made of, which `set_adapter` and `set_class_names` replace.
+        self._among: OrderedDict[tuple[str, ...], tuple[Any, Any, Callable[..., ImageClassifierOutput]]] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -191,12 +189,13 @@ class Classifier:
         Raises ValueError for bad names, and for classes that a method with fixed ones does not know.
         """
         key, learner = tuple(class_names), self.model.learner
+        config = None if learner is None else learner.config
         with self._lock:
-            asker, classify = self._among.get(key, (None, None))
-            if classify is None or asker is not learner:  # another adapter may have become the active one
-                classify = for_classes(self.model, class_names)
-            self._among[key] = learner, classify
+            answer = self._among.get(key)
+            if answer is None or answer[0] is not learner or answer[1] is not config:
+                answer = learner, config, for_classes(self.model, class_names)
+            self._among[key] = answer
             self._among.move_to_end(key)
             if len(self._among) > _LISTS:
                 self._among.popitem(last=False)
-        return classify
+        return answer[2]

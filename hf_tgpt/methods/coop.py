@@ -121,17 +121,18 @@ class CoOp(OpenPromptLearner):
         packing = packing or self.pack(encoder, input_ids, ends)
         words = nn.functional.embedding(input_ids, encoder.words())  # (s, t, d_t)
         sentences = replace_words(words, prompts, encoder.prefix)  # (s, t, d_t): BOS, prompts, name, full stop, EOS
-        order = self.order(input_ids, ends)  # (s, t)
+        order = self.order(encoder, input_ids, ends)  # (s, t)
         return encode_text(encoder, sentences.take_along_dim(order[..., None], dim=1), ends, packing=packing)  # (s, d)
 
-    def shared_length(self, input_ids: torch.Tensor, ends: torch.Tensor) -> int:
-        order = self.order(input_ids, ends)  # (s, t)
-        learned = (order > 0) & (order <= self.config.prompt_length)
+    def shared_length(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> int:
+        order = self.order(encoder, input_ids, ends)  # (s, t)
+        learned = (order >= encoder.prefix) & (order < encoder.prefix + self.config.prompt_length)
         # Prompts go by their number, which no word has; where each class has its own, nothing but BOS is shared.
-        words = input_ids.take_along_dim(order, dim=1).where(~learned, -order)  # (s, t)
-        return min(1, common_length(words, ends)) if self.config.class_specific else common_length(words, ends)
+        words = input_ids.take_along_dim(order, dim=1).where(~learned, -1 - order)  # (s, t)
+        length = common_length(words, ends)
+        return min(encoder.prefix, length) if self.config.class_specific else length
 
-    def order(self, input_ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    def order(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """The token that belongs at each place: ids (s, t), ends (s,) -> (s, t).
 
         The name is what stands between the learned tokens and the full stop, or EOS where there is none.
@@ -140,10 +141,11 @@ class CoOp(OpenPromptLearner):
         before = {"end": n, "middle": n // 2, "front": 0}[self.config.class_position]  # prompts before the name
         last = ends[:, None] - 1  # (s, 1)
         stops = (input_ids.gather(1, last) == self.full_stop).long()  # (s, 1)
-        length = (last - stops - n).clamp(min=0)  # (s, 1), tokens of the name
+        start = encoder.prefix
+        length = (last + 1 - start - stops - n).clamp(min=0)  # (s, 1), tokens of the name
         place = torch.arange(input_ids.shape[1], device=input_ids.device)  # (t,)
-        name = (place > before) & (place <= before + length)  # (s, t)
-        prompts_after = (place > before + length) & (place <= n + length)  # (s, t)
+        name = (place >= start + before) & (place < start + before + length)  # (s, t)
+        prompts_after = (place >= start + before + length) & (place < start + n + length)  # (s, t)
         return place + name * (n - before) - prompts_after * length  # (s, t)
 
     def read_texts(self, encoder: DualEncoder, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

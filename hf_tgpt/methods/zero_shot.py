@@ -27,6 +27,9 @@ def check_sentences(templates: Any) -> None:
     """Raises ValueError unless these are templates, or sentences by class."""
     if not isinstance(templates, dict):
         check_templates(templates)
+    elif not all(isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)
+                 for texts in templates.values()):  # fmt: skip
+        raise ValueError("`templates`: give every class a list of sentences.")
 
 
 @checked

@@ -86,7 +86,7 @@ def tokenize(
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text without BOS and EOS."""
-    return tokenizer(text)["input_ids"][1:-1]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def class_sentences(
@@ -103,7 +103,7 @@ def class_sentences(
     """
     check_class_names(names)
     context = encoder.shape()["context_length"]
-    room = context - 4  # BOS, one token of a name, full stop, EOS
+    room = context - encoder.prefix - 3  # one token of a name, full stop, EOS
     if prompt_length > room:
         raise ValueError(
             f"`prompt_length`={prompt_length}: the text tower's context of {context} leaves room for {room}."
@@ -113,7 +113,8 @@ def class_sentences(
     ids, ends = tokenize(tokenizer, [f"{name}." for name in names], encoder, names, prompt_length)
     # By id: a tokenizer may make more than one token of a placeholder's letter.
     placeholder = ids.new_tensor(word_ids(tokenizer, PLACEHOLDER)[:1]).expand(len(ids), prompt_length)
-    return torch.cat([ids[:, :1], placeholder, ids[:, 1:]], dim=1), ends + prompt_length
+    before, after = ids[:, : encoder.prefix], ids[:, encoder.prefix :]
+    return torch.cat([before, placeholder, after], dim=1), ends + prompt_length
 
 
 def initial_prompts(

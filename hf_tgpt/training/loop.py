@@ -47,7 +47,7 @@ BEST = "best_adapter.safetensors"  # in the run's folder
 
 @dataclass
 class Progress:
-    """What a resumed run has to know of the past; Accelerate saves it with each checkpoint."""
+    """What a resumed run has to know of the past; a checkpoint's states.json holds it."""
 
     step: int = 0
     skipped: int = 0  # in a row, up to here

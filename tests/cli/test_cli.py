@@ -126,7 +126,7 @@ def test_files_that_are_no_pictures_are_skipped_counted_and_listed(adapters, tmp
         (["evaluate", "--adapter", "{maple}", "--output", "{base}"], "is a folder; name a file"),
         (["evaluate", "--adapter", "{maple}", "--picture", "change.jpg"], "does not end with .png"),
         (["describe", "--model", "m", "--dataset", "d", "--output", "o", "--device", "abacus"], "`device`='abacus'"),
-        (["info", "runs/deep/mistyped"], "runs/deep/mistyped (no folder here), and no id of a repository"),
+        (["info", "runs/deep/mistyped"], "runs/deep/mistyped (no folder here) is no id of a repository"),
         (["info", "./missing"], "There is no adapter in './missing'"),
         (["info", "{empty}"], "There is no adapter in"),
         (["export", "{maple}", "{empty}/model"], "ends with .onnx"),

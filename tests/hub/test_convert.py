@@ -113,7 +113,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
         ("coop_ctx4_csc", dict(class_names=["a", "b"]), "2 names but the checkpoint was trained on 5 classes"),
         ("tgpt_cat8_con12", dict(class_names=["a", "b"]), "2 names but the checkpoint was trained on 5 classes"),
         ("coop_ctx4", dict(method="tgpt"), "has no tensor of a released tgpt checkpoint"),
-        ("coop_ctx4", dict(method="mutual_prompt"), "has no tensor of a released mutual_prompt checkpoint"),
+        ("coop_ctx4", dict(method="mutual_prompt"), "`method`=.mutual_prompt. has no released checkpoints"),
         ("coop_ctx4", dict(class_names=[]), "pass a list with the name of every class"),
     ],
 )

@@ -177,6 +177,15 @@ def test_a_repository_with_other_content_is_left_alone(run, hub):
         assert hub.repositories["me/gpt"].files() == files
 
 
+def test_tags_go_on_the_card(run, adapt, hub):
+    push_folder(run, "me/birds", tags=["ornithology"])
+    assert "ornithology" in ModelCard(hub.repositories["me/birds"].files()["README.md"].decode()).data.tags
+    adapt(METHODS["coop"]).push_to_hub("me/cats", tags=["cats"], max_shard_size="5GB")  # as PEFT's own takes them
+    tags = ModelCard(hub.repositories["me/cats"].files()["README.md"].decode()).data.tags
+    assert "cats" in tags
+    assert len(tags) > 1
+
+
 def test_a_card_that_somebody_wrote_there_stays(run, hub):
     hub.repositories["me/birds"] = Repository(files={"README.md": b"---\nlicense: mit\n---\n# My birds\n"})
     push_folder(run, "me/birds")
@@ -263,7 +272,7 @@ def test_the_base_models_commit_is_noted_and_found_again(clip_folders, hub, tmp_
     CLIPModel(clip.config).save_pretrained(tmp_path / "next")
     weights = (tmp_path / "next" / "model.safetensors").read_bytes()
     hub.repositories["tiny/clip"].commit("main", hub.repositories["tiny/clip"].files() | {"model.safetensors": weights})
-    again = load_adapter(load_base_model("me/cats"), "me/cats")
+    again = load_adapter(load_base_model("me/cats", revision="main", token="hf_writer"), "me/cats")
     assert torch.equal(again(pixels(model)).logits, model(pixels(model)).logits)
     with pytest.warns(UserWarning, match=f"trained on a CLIP with other weights, tiny/clip at {first}"):
         load_adapter(load_clip("tiny/clip"), "me/cats")

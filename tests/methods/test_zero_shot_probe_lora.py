@@ -126,6 +126,16 @@ def test_a_linear_probe_without_pictures_says_so(load_clip):
 def test_bad_templates_are_named(load_clip):
     with pytest.raises(ValueError, match="`templates`"):
         make_classifier("lora", load_clip(), CLASS_NAMES, templates=["a photo"])
+    for texts in (["a cat", 3], [], "a cat"):
+        with pytest.raises(ValueError, match="`templates`"):
+            make_classifier("zero_shot", load_clip(), ["cat"], templates={"cat": texts})
+
+
+def test_what_loading_lora_cannot_take_is_refused(load_clip, tmp_path):
+    make_classifier("lora", load_clip(), CLASS_NAMES).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match="`is_trainable` is no argument for what lies in"):
+        load_trained(load_clip(), tmp_path / "lora", is_trainable=True)
+    assert load_trained(load_clip(), tmp_path, subfolder="lora").class_names == CLASS_NAMES
 
 
 def test_a_damaged_note_is_named(tmp_path, load_clip):

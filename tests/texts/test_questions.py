@@ -117,6 +117,10 @@ def test_a_classifier_asks_the_adapter_that_is_active(adapt):
     assert classifier(PICTURES[0], None, class_names=OTHERS) != first
     model.set_adapter("default")
     assert classifier(PICTURES[0], None, class_names=OTHERS) == first
+    own = classifier(PICTURES[0], None)
+    model.set_class_names(OTHERS)
+    assert classifier(PICTURES[0], None) == own  # of the classes that it came with
+    assert classifier(PICTURES[0], None, class_names=OTHERS) == first
 
 
 # Threads --------------------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_ends_the_run_with_its_last_checkpoint(clip_folders,
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "could not be written" in errors
-    assert f"{last.name} is whole. Make room or mend the rights, and go on with --resume." in errors
+    assert f"{last.name} is whole. Make room or correct the folder's permissions, and go on with --resume." in errors
     readable(tmp_path / "run")
     assert find_checkpoint(tmp_path / "run") == last
 
@@ -201,7 +201,9 @@ def test_rights_that_are_lost_on_the_way_lose_nothing_that_was_saved(clip_folder
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "put_in_place", refuse)
-        with pytest.raises(OSError, match=r"Permission denied.*checkpoint-8 is whole\. Make room or mend the rights"):
+        with pytest.raises(
+            OSError, match=r"Permission denied.*checkpoint-8 is whole\. Make room or correct the folder's permissions"
+        ):
             train_in(tmp_path / "run", clip_folders["plain"])
     readable(tmp_path / "run")
     resumed, _ = train_in(tmp_path / "run", clip_folders["plain"], True)

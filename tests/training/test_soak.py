@@ -1,6 +1,7 @@
 """Long runs: memory and open files stay as they are, and what is written on the way is whole.
 
-In the suite for seconds; `HF_TGPT_SOAK=3600 pytest -s tests/test_soak.py` is the campaign, and prints what it measured.
+In the suite for seconds; `HF_TGPT_SOAK=3600 pytest -s tests/training/test_soak.py` is the campaign, and prints what it
+measured.
 """
 
 import os

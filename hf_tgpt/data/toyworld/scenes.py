@@ -42,7 +42,7 @@ DOMAINS = ("photo", "line_drawing", "negative", "fog")
 IMAGE_SIZE = 64
 _SUPERSAMPLING = 4
 _MAX_TILT = math.radians(20)
-_SHAPE_NAMES, _COLOUR_NAMES, _BACKGROUND_NAMES = tuple(SHAPES), tuple(COLOURS), tuple(BACKGROUNDS)
+_COLOUR_NAMES, _BACKGROUND_NAMES = tuple(COLOURS), tuple(BACKGROUNDS)
 
 
 @dataclass(frozen=True)

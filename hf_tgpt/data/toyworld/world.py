@@ -3,7 +3,7 @@
 It exists so that every capability of this package can be run, tested and compared without a download. It is a toy:
 its accuracies say that the code works and how methods differ on it, never how good a method is on photographs.
 
-`load_toyworld` gives a few-shot task over the scenes of `toyscenes.py` as a Hugging Face `DatasetDict`; a domain other
+`load_toyworld` gives a few-shot task over the scenes of `scenes.py` as a Hugging Face `DatasetDict`; a domain other
 than "photo" draws the same scenes in a way that the shipped toy CLIP has never seen.
 """
 

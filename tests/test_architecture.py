@@ -83,7 +83,8 @@ def test_importing_the_package_waits_for_no_library():
 
 
 @pytest.mark.parametrize(
-    "first", ["import hf_tgpt, peft", "import peft, hf_tgpt", "from peft import PeftModel\nimport hf_tgpt"]
+    "first",
+    ["import peft, hf_tgpt", "import hf_tgpt\nfrom importlib.util import find_spec\nfind_spec('peft')\nimport peft"],
 )
 def test_peft_knows_the_methods_in_whichever_order_it_is_imported(first):
     code = f"{first}\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\nprint('MAPLE' in known)"

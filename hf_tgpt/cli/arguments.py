@@ -221,7 +221,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Adds to each help text the default that holds here, where the text does not tell it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS) or "(default:" in (action.help or ""):
+        silent = any(action.default is value for value in (None, False, argparse.SUPPRESS)) or action.default == []
+        if silent or "(default:" in (action.help or ""):
             return action.help
         return f"{action.help} (here: %(default)s)"
 

@@ -82,6 +82,12 @@ class Classifier:
         self._among: OrderedDict[tuple[str, ...], tuple[Any, Any, Callable[..., ImageClassifierOutput]]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "transform": self.transform, "_class_names": self._class_names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _among=OrderedDict(), _lock=threading.Lock())
+
     @property
     def class_names(self) -> list[str]:
         """The classes that the model came with."""

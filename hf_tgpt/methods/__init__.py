@@ -18,16 +18,6 @@ from .mutual import MutualPromptConfig as MutualPromptConfig
 from .tgpt import TGPTConfig as TGPTConfig
 from .zero_shot import ZeroShotConfig as ZeroShotConfig
 
-for _entry_point in entry_points(group="hf_tgpt.methods"):
-    try:
-        _entry_point.load()
-    except Exception as error:  # whatever is wrong with it, the other methods work
-        warnings.warn(
-            f"The method {_entry_point.name!r} of the package {getattr(_entry_point.dist, 'name', '?')!r} cannot be "
-            f"used ({type(error).__name__}: {error}); update or uninstall that package.",
-            stacklevel=2,
-        )
-
 
 def available_methods() -> dict[str, type[PromptConfig]]:
     """All methods by their names: {"maple": MaPLeConfig, ...}."""
@@ -45,3 +35,15 @@ def method_name(method: str) -> str:
 def config_class(method: str) -> type[PromptConfig]:
     """The config of a method by its name. Raises ValueError for an unknown one."""
     return available_methods()[method_name(method)]
+
+
+# At last, so that such a module may import what is above.
+for _entry_point in entry_points(group="hf_tgpt.methods"):
+    try:
+        _entry_point.load()
+    except Exception as error:  # whatever is wrong with it, the other methods work
+        warnings.warn(
+            f"The method {_entry_point.name!r} of the package {getattr(_entry_point.dist, 'name', '?')!r} cannot be "
+            f"used ({type(error).__name__}: {error}); update or uninstall that package.",
+            stacklevel=2,
+        )

@@ -93,4 +93,6 @@ def zero_shot_beside(model: Any, class_names: Sequence[str], **fields: Any) -> T
     """
     encoder = model.untuned_encoder() if hasattr(model, "untuned_encoder") else encoder_of(model)
     config = ZeroShotConfig(class_names=list(class_names), **fields)
-    return TowerClassifier(encoder.model, ZeroShot(config, encoder)).eval()
+    classifier = TowerClassifier(encoder.model, ZeroShot(config, encoder).eval())
+    classifier.training = False  # not eval(), which would reach the model that may be in training
+    return classifier

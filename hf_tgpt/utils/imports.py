@@ -29,16 +29,19 @@ class _Watch(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        sys.meta_path.remove(self)  # or it would find itself
+        try:
+            spec = find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)  # whoever only asks whether there is such a package does not import it
         if spec is not None and spec.loader is not None:
-            spec.loader = _CallingBack(spec.loader, self.then)
+            spec.loader = _CallingBack(spec.loader, self)
         return spec
 
 
 class _CallingBack(Loader):
-    def __init__(self, loader: Loader, then: Callable[[], None]):
-        self.loader, self.then = loader, then
+    def __init__(self, loader: Loader, watch: _Watch):
+        self.loader, self.watch = loader, watch
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -46,5 +49,7 @@ class _CallingBack(Loader):
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None  # it has just been found
         module.__spec__.loader = module.__loader__ = self.loader  # as if nobody had been waiting
+        if self.watch in sys.meta_path:
+            sys.meta_path.remove(self.watch)
         self.loader.exec_module(module)
-        self.then()
+        self.watch.then()

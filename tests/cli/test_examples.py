@@ -252,8 +252,11 @@ import contextlib, io, runpy, subprocess, sys
 def run(command, **_):
     assert command[:2] == ["accelerate", "launch"]
     sys.argv = [str(word) for word in command[2:]]
-    with contextlib.redirect_stdout(io.StringIO()):
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        return subprocess.CompletedProcess(command, 1, stderr=str(stop))
     return subprocess.CompletedProcess(command, 0)
 subprocess.run, sys.argv = run, sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -105,6 +106,19 @@ def test_a_method_with_fixed_classes_refuses_other_texts(adapt, load_clip):
     open_model = adapt(METHODS["maple"])
     with pytest.raises(ValueError, match=r"`class_texts` belong to model\(pixel_values"):
         open_model(input_ids=torch.ones(1, 4, dtype=torch.long), pixel_values=pixels(model), class_texts=texts)
+
+
+def test_a_classifier_may_be_copied_and_sent_to_another_process(model):
+    classifier = classifier_of(model)
+    expected = {guess["label"]: pytest.approx(guess["score"], abs=1e-5) for guess in classifier(PICTURES[0], None)}
+    for copied in (copy.deepcopy(classifier), pickle.loads(pickle.dumps(classifier))):
+        assert {guess["label"]: guess["score"] for guess in copied(PICTURES[0], None)} == expected
+
+
+def test_zero_shot_beside_a_model_in_training_leaves_it_in_training(adapt):
+    model = adapt(METHODS["tgpt"]).train()
+    zero_shot_beside(model, CLASS_NAMES)
+    assert all(module.training for module in model.modules())
 
 
 def test_a_classifier_asks_the_adapter_that_is_active(adapt):

@@ -151,7 +151,7 @@ class _Unpacked(nn.Module):
 
     def __init__(self, learner: ImageConditionedLearner, encoder: DualEncoder, class_texts: ClassTexts):
         super().__init__()
-        self.model, self.encoder, self.learner = encoder.model, encoder, learner
+        self.model, self.encoder, self.learner, self.texts = encoder.model, encoder, learner, class_texts
         self.ids = nn.Buffer(class_texts.ids)  # (c, t)
         self.words = nn.Buffer(encoder.words()[class_texts.ids])  # (c, t, d_t)
         self.ends = nn.Buffer(class_texts.ends)  # (c,)
@@ -165,4 +165,4 @@ class _Unpacked(nn.Module):
         texts = encode_text(encoder, words, self.ends.repeat(count), {0: prompts.flatten(0, 1)})
         text_features = unit(texts).unflatten(0, (count, classes))  # (b, c, d)
         adapted = learner.adapt_image(encoder, pixel_values, plain, text_features, (self.ids, self.ends))
-        return encoder.scale(torch.einsum("bd,bcd->bc", adapted, text_features))
+        return learner.logits(encoder, Forward(self.texts, pixel_values, adapted, text_features, None))

@@ -25,9 +25,12 @@ class Packing:
     mask: torch.Tensor  # (r, 1, l, l), whether a place sees another
     row: torch.Tensor  # (s,), where a sentence's EOS lies
     place: torch.Tensor  # (s,)
+    shared: int  # places of the common beginning
 
     def to(self, device: torch.device) -> Packing:
-        return Packing(*(part.to(device, non_blocking=True) for part in vars(self).values()))
+        """The same on a device."""
+        *tensors, shared = vars(self).values()
+        return Packing(*(tensor.to(device, non_blocking=True) for tensor in tensors), shared)
 
     def with_room(self, start: int, count: int) -> torch.Tensor:
         """The mask (r, 1, l + count, l + count) with `count` places more, from `start` within the common beginning.
@@ -89,4 +92,4 @@ def pack(ends: torch.Tensor, shared: int, context: int, groups: torch.Tensor | N
     places = torch.arange(width)
     sees = (segment[:, :, None] == segment[:, None, :]) | (places < shared)  # (r, l, l)
     mask = sees & (places <= places[:, None])
-    return Packing(sentence, position, mask[:, None], row, start + own - 1).to(ends.device)
+    return Packing(sentence, position, mask[:, None], row, start + own - 1, shared).to(ends.device)

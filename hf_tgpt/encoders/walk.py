@@ -45,14 +45,19 @@ def encode_text(
     those of later layers replace them.
 
     `packing` says which leading tokens the sentences have in common, the prompts among them; without one, each sentence
-    is computed by itself, as it is where a later layer has prompts of its own for each sentence.
+    is computed by itself, as it is where prompts of a later layer are not the same for all or reach beyond the common
+    beginning. Raises ValueError for prompts of a layer that there is not, and for too many.
     """
     prompts, start = dict(prompts or {}), encoder.prefix
+    _check_prompts(prompts, len(encoder.text_layers()), insert, embeddings.shape[1] - start)
     embeddings = embeddings.to(encoder.words().dtype)
     if 0 in prompts and not insert:
         embeddings = _put(embeddings, prompts.pop(0), start)
-    if packing is None or not encoder.text_takes_masks() or any(part.ndim == 3 for part in prompts.values()):
+    if packing is not None and not (
+        encoder.text_takes_masks() and _are_common(prompts, packing.shared - start, insert)
+    ):
         packing = None
+    if packing is None:
         rows, places = torch.arange(embeddings.shape[0], device=embeddings.device), ends
         hidden = encoder.enter_text(embeddings)  # (s, t, d_t)
         mask = encoder.text_mask(hidden)
@@ -138,9 +143,11 @@ def image_tokens(
     """Pictures (b, 3, h, w) -> the last layer's hidden states (b, p + n, d_v), before any norm.
 
     The first prompts are appended behind the patches, or with `behind_class_token` inserted between class token and
-    patches; those of later layers replace them. Raises ValueError if the picture's size is not the model's.
+    patches; those of later layers replace them. Raises ValueError if the picture's size is not the model's, for prompts
+    of a layer that there is not, and for layers with prompts of different numbers.
     """
     prompts = prompts or {}
+    _check_prompts(prompts, len(encoder.image_layers()), insert=True)
     hidden, insert = encoder.enter_image(pixel_values, **kwargs), True  # (b, p, d_v)
     for i, layer in enumerate(encoder.image_layers()):
         if i in prompts:
@@ -163,6 +170,22 @@ def split_tokens(
         return torch.cat([tokens[:, :1], tokens[:, 1 + count :]], dim=1), tokens[:, 1 : 1 + count]
     places = tokens.shape[1] - count
     return tokens[:, :places], tokens[:, places:]
+
+
+def _check_prompts(prompts: Prompts, layers: int, insert: bool, words: int = 0) -> None:
+    """Raises ValueError for prompts that have no place: in a tower of so many layers, among so many words to replace."""
+    lengths = {layer: part.shape[-2] for layer, part in prompts.items()}
+    if unknown := [layer for layer in lengths if not 0 <= layer < layers]:
+        raise ValueError(f"`prompts` are for layer {unknown[0]} of a tower with layers 0 to {layers - 1}; choose one.")
+    if insert and len(set(lengths.values())) > 1:
+        raise ValueError(f"`prompts` by layer are {lengths}; those that replace inserted ones must be as many.")
+    if not insert and lengths and max(lengths.values()) > words:
+        raise ValueError(f"`prompts` are {max(lengths.values())} in place of {words} tokens; use longer sentences.")
+
+
+def _are_common(prompts: Prompts, room: int, insert: bool) -> bool:
+    """Whether prompts lie in the first `room` words, which all sentences have in common, and are the same for all."""
+    return all(part.ndim == 2 and (insert or part.shape[0] <= room) for part in prompts.values())
 
 
 def _put(hidden: torch.Tensor, prompts: torch.Tensor, start: int, insert: bool = False) -> torch.Tensor:

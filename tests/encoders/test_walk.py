@@ -108,6 +108,32 @@ def test_text_prompts_replaced_or_inserted_at_chosen_layers(model, layers, inser
         torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)
 
 
+def test_sentences_that_begin_alike_for_less_than_the_prompts_are_not_packed(model):
+    encoder, ids = encoder_of(model), token_ids(model, ["cat.", "forest at night.", "a blue striped square"])
+    ends, prompts = encoder.ends(ids), prompts_for("text", (1,), encoder.shape()["text_width"])
+    packing = pack(ends, common_length(ids, ends), encoder.shape()["context_length"])  # BOS alone
+    found = encode_text(encoder, encoder.words()[ids], ends, prompts, packing)
+    torch.testing.assert_close(found, text_reference(model, ids, prompts, False), atol=1e-10, rtol=1e-10)
+
+
+def test_prompts_without_a_place_are_refused(load_clip):
+    model = load_clip()
+    encoder, ids = encoder_of(model), token_ids(model, SENTENCES)
+    words, ends, few, many = encoder.words()[ids], encoder.ends(ids), torch.zeros(2, 32), torch.zeros(40, 32)
+    with pytest.raises(ValueError, match="`prompts` are for layer 2 of a tower with layers 0 to 1; choose one"):
+        encode_text(encoder, words, ends, {2: few})
+    with pytest.raises(ValueError, match="`prompts` are 40 in place of"):
+        encode_text(encoder, words, ends, {1: many})
+    for encode in (
+        lambda: encode_text(encoder, words, ends, {0: few, 1: few[:1]}, insert=True),
+        lambda: encode_image(encoder, pixels(model), {0: torch.zeros(2, 48), 1: torch.zeros(1, 48)}),
+    ):
+        with pytest.raises(ValueError, match=r"`prompts` by layer are \{0: 2, 1: 1\}; .* must be as many"):
+            encode()
+    with pytest.raises(ValueError, match="layer 7 of a tower with layers 0 to 2"):
+        encode_image(encoder, pixels(model), {7: torch.zeros(2, 48)})
+
+
 @pytest.mark.parametrize("layers", TEXT_PLACES.values(), ids=list(TEXT_PLACES))
 def test_each_sentence_may_have_text_prompts_of_its_own(model, layers):
     encoder, ids = encoder_of(model), token_ids(model, SENTENCES)

@@ -308,10 +308,10 @@ def checkpoint(part):
         accelerator.prepare(model, optimizer)
 
         def load():
-            with adapter_checkpoints(accelerator, trained_weights(model), {}, schedule=schedule):
+            with adapter_checkpoints(accelerator, trained_weights(model), schedule=schedule):
                 load_checkpoint(accelerator, folder)
 
-        with adapter_checkpoints(accelerator, trained_weights(model), {}, schedule=schedule):
+        with adapter_checkpoints(accelerator, trained_weights(model), schedule=schedule):
             save_checkpoint(accelerator, folder, 1)
         return folder / "checkpoint-1" / part, load
 

@@ -33,7 +33,7 @@ class Stage:
     """A part of a training, with weights, optimizer and schedule of its own.
 
     `share` of the steps, `trains` the name of a learner's weight in it (None: all), and `changes` to the fields of the
-    training's config, such as {"learning_rate": 1e-3}.
+    training's config that an optimizer, its schedule and a step are made of, such as {"learning_rate": 1e-3}.
     """
 
     share: float = 1.0
@@ -50,6 +50,8 @@ class PromptLearner(nn.Module):
     uses_captions: bool = False
     # Whether its loss is a mean over tokens, so that `forward` takes `tokens_per_image`.
     counts_tokens: ClassVar[bool] = False
+    # Whether what the last epoch leaves is the result, such as an average of all, whichever epoch validates best.
+    last_epoch_is_result: ClassVar[bool] = False
     # The release's tensor names -> ours. Names that are missing here are left out on conversion.
     original_names: ClassVar[dict[str, str]] = {}
     # What `forward` gives. Its entries beside loss and logits are no predictions.
@@ -169,7 +171,9 @@ class PromptLearner(nn.Module):
         """A hook after an epoch, counted from 0, before it is validated and saved."""
 
     def training_state(self) -> dict[str, torch.Tensor]:
-        """Tensors beside the weights that a resumed training must find as they were; they are filled in place."""
+        """Tensors beside the weights that training changes: a resumed run finds them as they were, and the best epoch
+        keeps its own. They are filled in place.
+        """
         return {}
 
     # What other programs ask ------------------------------------------------------------------------------------------

@@ -62,20 +62,20 @@ def load_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
     saved = load_file(path)
     if weights.keys() != saved.keys():
         odd = sorted(weights.keys() ^ saved.keys())[0]
-        raise ValueError(f"{str(path)!r} does not hold the weights that this model trains: {odd!r} is in one alone.")
+        raise ValueError(
+            f"{str(path)!r} does not hold the weights that this model trains: {odd!r} is in one alone. A run that "
+            "another version of hf-tgpt began goes on with that version."
+        )
     for name, value in saved.items():
         weights[name].copy_(value)
 
 
 @contextmanager
-def adapter_checkpoints(
-    accelerator: Accelerator, weights: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], **states: Any
-) -> Iterator[None]:
-    """Within, Accelerate's checkpoints hold the trained weights alone, a method's own `tensors` and `states`.
+def adapter_checkpoints(accelerator: Accelerator, tensors: dict[str, torch.Tensor], **states: Any) -> Iterator[None]:
+    """Within, Accelerate's checkpoints hold these tensors alone, which are filled in place, and `states`.
 
     The frozen base model would be written anew each time. `states` are objects with a `state_dict` of plain values.
     """
-    tensors = weights | {f"training_state.{name}": value for name, value in tensors.items()}
 
     def save(models: list[nn.Module], state_dicts: list[dict[str, torch.Tensor]], folder: str) -> None:
         state_dicts.clear()
@@ -133,8 +133,8 @@ def load_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
         accelerator.load_state(newest)
     except Exception as error:  # torch, safetensors and Accelerate have errors of their own for a damaged file
         raise ValueError(
-            f"{str(newest)!r} cannot be read ({type(error).__name__}: {error}); remove it, and resume from the one "
-            "before or start anew."
+            f"{str(newest)!r} cannot be read ({type(error).__name__}: {error}); move it elsewhere, and resume from the "
+            "one before or start anew."
         ) from error
 
 

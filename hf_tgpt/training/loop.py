@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
-import re
 import signal
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -22,7 +20,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters.learner import PromptLearner, Stage
-from ..adapters.prompted import SLOT
 from ..adapters.tower_classifier import AdaptedModel
 from ..data import Collator, FewShotImages
 from ..encoders import encoder_of
@@ -41,6 +38,7 @@ from .checkpoint import (
 from .config import TrainingConfig, make_optimizer, rate
 from .features import CachedImages, encode_views
 from .interruption import EXIT_CODES, Interruption, interruptions
+from .stages import Span, plan
 
 BEST = "best_adapter.safetensors"  # in the run's folder
 
@@ -84,10 +82,15 @@ class Run:
     interruption: Interruption
     bar: tqdm
 
-    def hook(self, name: str, *args: Any) -> None:
-        """Calls a hook of the learner that takes an encoder."""
-        if self.learner is not None:
-            getattr(self.learner, name)(encoder_of(self.model.get_base_model()), *args)
+    @property
+    def picks_best(self) -> bool:
+        """Whether the weights end up at the best epoch, and not at the last."""
+        return self.validation is not None and not (self.learner is not None and self.learner.last_epoch_is_result)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that training changes, by name: the weights, and the state that the method keeps beside them."""
+        state = {} if self.learner is None else self.learner.training_state()
+        return self.weights | {f"training_state.{name}": value for name, value in state.items()}
 
 
 def train(
@@ -104,24 +107,29 @@ def train(
 
     `model` may be any module that answers model(pixel_values, labels) with a loss and logits and has `class_names` and
     `uses_captions`; the hooks are those of its `learner`, where it has one. With a `validation` loader (prepared by the
-    accelerator) the weights end up at the epoch of the best accuracy, otherwise at the last. `tokenizer` is needed
-    where the method reads captions. Checkpoints go to `output_dir/checkpoint-STEP`; with `resume` the run goes on from
-    the newest exactly as if it had never stopped.
+    accelerator) the weights end up at the epoch of the best accuracy, of the last stage where a method has several,
+    else at the last epoch. `tokenizer` is needed where the method reads captions. Checkpoints go to
+    `output_dir/checkpoint-STEP`; with `resume` the run goes on from the newest exactly as if it had never stopped.
 
-    A model that has nothing to train (zero-shot) stays as it is and has no history.
+    A method without steps (zero-shot, or one that `fit` is all of) has no history.
 
-    Raises ValueError before the first step if labels, class names, batch size, checkpoint or Accelerate's engine (FSDP)
-    do not fit, FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint cannot be written.
-    SIGTERM and Ctrl-C end the program (SystemExit, 128 + the signal's number) after a checkpoint where they found it.
+    Raises ValueError before the first step if labels, class names, batch size, stages, checkpoint or Accelerate's
+    engine (FSDP) do not fit, FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint
+    cannot be written. SIGTERM and Ctrl-C end the program (SystemExit, 128 + the signal's number) after a checkpoint
+    where they found it.
+
+    Example:
+        >>> history = train(model, images, TrainingConfig(epochs=5), Accelerator(), "runs/mine")
     """
     check_engine(accelerator, config.gradient_accumulation_steps)
     accelerator.gradient_accumulation_steps = 1  # train_epoch itself computes a batch in parts
     check_labels(images.dataset, model.class_names)
     learner, weights = getattr(model, "learner", None), trained_weights(model)
-    if not weights and learner is not None and not learner.config.trains:
-        return []
-    if not weights:
+    if not weights and (learner is None or learner.config.trains):
         raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to go on with it.")
+    if not weights:
+        _fit(model, learner, images)
+        return []
     sampler = EpochSampler(len(images), config.seed)
     collate = Collator()
     if model.uses_captions and "caption" in images.dataset.column_names:
@@ -131,7 +139,7 @@ def train(
     loader = train_loader(images, sampler, config, accelerator, collate)
     steps_per_epoch = len(loader) // accelerator.num_processes
     steps = config.max_steps or config.epochs * steps_per_epoch
-    spans = stage_spans([Stage()] if learner is None else learner.stages(), steps)
+    spans = plan([Stage()] if learner is None else learner.stages(), steps, weights, config)
 
     checkpoint = find_checkpoint(output_dir) if resume else None
     done = 0 if checkpoint is None else step_of(checkpoint)
@@ -141,58 +149,51 @@ def train(
             model, learner, weights, images, sampler, loader, validation, config, accelerator, Path(output_dir),
             steps_per_epoch, steps, Progress(), interruption, bar,
         )  # fmt: skip
-        if checkpoint is None and learner is not None and type(learner).fit is not PromptLearner.fit:
-            run.hook("fit", *encode_views(model, images))
+        if checkpoint is None:
+            _fit(model, learner, images)
         # A run goes on in the stage that its checkpoint was saved in.
-        current = next((number for number, (_, first, last) in enumerate(spans) if first < done <= last), 0)
-        for number in range(current, len(spans)):
-            resumed = checkpoint is not None and number == current
-            if not resumed:
-                run.hook("begin_stage", number)
-            train_stage(run, *spans[number], resumed)
+        current = next((number for number, span in enumerate(spans) if span.first < done <= span.last), 0)
+        try:
+            for number in range(current, len(spans)):
+                resumed = checkpoint is not None and number == current
+                if not resumed:
+                    run.progress.best_accuracy = -1.0  # an earlier stage is not what the last one is to end with
+                    if learner is not None:
+                        learner.begin_stage(encoder_of(model.get_base_model()), number)
+                train_stage(run, spans[number], resumed)
+        finally:
+            for weight in weights.values():
+                weight.requires_grad_(True)
         bar.close()
 
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    if validation is not None:
-        load_weights(weights, run.output_dir / BEST)
+    if run.picks_best:
+        load_weights(run.tensors(), run.output_dir / BEST)
     model.eval()
     return run.progress.history
 
 
-def stage_spans(stages: list[Stage], steps: int) -> list[tuple[Stage, int, int]]:
-    """Each stage with the steps before it and up to its end, of so many in all.
-
-    Raises ValueError for shares that do not add up to 1, and where there are too few steps for every stage to have one.
-    """
-    shares = [stage.share for stage in stages]
-    ends = [round(steps * sum(shares[: i + 1])) for i in range(len(stages))]
-    spans = list(zip(stages, [0, *ends], ends, strict=False))
-    if abs(sum(shares) - 1) > 1e-6 or any(first >= last for _, first, last in spans):
-        raise ValueError(
-            f"`stages` have shares {shares} of {steps} steps; the shares must add up to 1 and give each stage a step."
-        )
-    return spans
+def _fit(model: AdaptedModel, learner: PromptLearner | None, images: FewShotImages | CachedImages) -> None:
+    """Calls the hook of a method that has one."""
+    if learner is not None and type(learner).fit is not PromptLearner.fit:
+        learner.fit(encoder_of(model.get_base_model()), *encode_views(model, images))
 
 
-def train_stage(run: Run, stage: Stage, first: int, last: int, resumed: bool) -> None:
-    """Trains from after step `first` to step `last` with the stage's weights, optimizer and schedule.
+def train_stage(run: Run, span: Span, resumed: bool) -> None:
+    """Trains a stage with its own weights, optimizer and schedule.
 
     Ends the program, after a checkpoint, where that was asked for by a signal.
     """
-    accelerator, progress, config = run.accelerator, run.progress, run.config
-    stage_config = dataclasses.replace(config, **stage.changes)
+    accelerator, progress, last = run.accelerator, run.progress, span.last
     for name, weight in run.weights.items():
-        weight.requires_grad_(stage.trains is None or stage.trains(own_name(name)))
-    optimizer = make_optimizer(run.model, stage_config)
+        weight.requires_grad_(name in span.trained)
+    optimizer = make_optimizer(run.model, span.config)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(step, last - first, run.steps_per_epoch, stage_config)
+        optimizer, lambda step: rate(step, last - span.first, run.steps_per_epoch, span.config)
     )
     accelerator.free_memory()  # of an earlier training or stage with this accelerator
     wrapped, optimizer, loader = accelerator.prepare(run.model, optimizer, run.loader)
-    tensors = {} if run.learner is None else run.learner.training_state()
     # The schedule is not prepared: Accelerate would step it once for each process.
-    with adapter_checkpoints(accelerator, run.weights, tensors, progress=progress, schedule=schedule):
+    with adapter_checkpoints(accelerator, run.tensors(), progress=progress, schedule=schedule):
         if resumed:
             load_checkpoint(accelerator, run.output_dir)
         while progress.step < last:
@@ -202,7 +203,7 @@ def train_stage(run: Run, stage: Stage, first: int, last: int, resumed: bool) ->
             run.sampler.set_epoch(epoch)  # and with several processes it does not reach it
             run.images.set_epoch(epoch)
             row = train_epoch(
-                run, wrapped, batches, min(last, (epoch + 1) * run.steps_per_epoch), optimizer, schedule, stage_config
+                run, wrapped, batches, min(last, (epoch + 1) * run.steps_per_epoch), optimizer, schedule, span.config
             )
             if row is not None:
                 _end_epoch(run, wrapped, epoch, row)
@@ -224,9 +225,9 @@ def _end_epoch(run: Run, wrapped: nn.Module, epoch: int, row: dict[str, float]) 
         accuracy = evaluate(wrapped, run.validation, accelerator, "validating")["accuracy"]
         row["validation_accuracy"] = accuracy
         run.bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{accuracy:.3f}")
-        if accuracy > progress.best_accuracy:
+        if run.picks_best and accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_step = accuracy, progress.step
-            save_weights(accelerator, run.weights, run.output_dir / BEST)
+            save_weights(accelerator, run.tensors(), run.output_dir / BEST)
     progress.history.append(row)
     accelerator.log({name: value for name, value in row.items() if name != "step"}, step=progress.step)
     if config.save_every and (last or (epoch + 1) % config.save_every == 0):
@@ -318,11 +319,6 @@ def _not_finite(run: Run, config: TrainingConfig, schedule: torch.optim.lr_sched
     if config.non_finite == "stop" or run.progress.skipped + 1 >= run.steps_per_epoch:
         raise FloatingPointError(f"{where}; lower `learning_rate` or set `max_grad_norm`.")
     run.accelerator.print(f"{where}; the step is skipped.")
-
-
-def own_name(name: str) -> str:
-    """A weight's name within its learner, of that in the whole model."""
-    return re.sub(rf"^.*\b{re.escape(SLOT)}\.learners\.[^.]+\.", "", name)
 
 
 def all_finite(finite: bool, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> bool:

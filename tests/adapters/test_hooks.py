@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from transformers import CLIPImageProcessorPil
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_tgpt import CoOpConfig, IVLPConfig
 from hf_tgpt.adapters.config import PromptConfig
@@ -23,11 +24,12 @@ from hf_tgpt.adapters.registry import register
 from hf_tgpt.data import FewShotImages, ImageTransform
 from hf_tgpt.encoders import encoder_of
 from hf_tgpt.encoders.walk import encode_image, encode_words, unit
-from hf_tgpt.evaluation.accuracy import for_classes
+from hf_tgpt.evaluation.accuracy import evaluation_loader, for_classes
 from hf_tgpt.methods.coop import CoOp
 from hf_tgpt.methods.linear_probe import LinearProbe, LinearProbeConfig
 from hf_tgpt.training.config import TrainingConfig
-from hf_tgpt.training.loop import stage_spans, train
+from hf_tgpt.training.loop import train
+from hf_tgpt.training.stages import plan
 from hf_tgpt.utils.fields import checked, documented
 
 LABELS = torch.tensor([0, 3, 1])
@@ -318,12 +320,107 @@ def test_stages_train_their_own_weights_one_after_the_other(load_clip, tmp_path)
         assert torch.equal(resumed.learner.head.weight, model.learner.head.weight), step
 
 
-def test_stages_that_do_not_fill_the_training_are_refused():
-    with pytest.raises(ValueError, match="the shares must add up to 1"):
-        stage_spans([Stage(0.5), Stage(0.4)], 10)
-    with pytest.raises(ValueError, match="give each stage a step"):
-        stage_spans([Stage(0.9), Stage(0.1)], 1)
-    assert [span[1:] for span in stage_spans([Stage(0.6), Stage(0.4)], 10)] == [(0, 6), (6, 10)]
+@pytest.mark.parametrize(
+    ("stages", "steps", "message"),
+    [
+        ([Stage(0.5), Stage(0.4)], 10, "the shares must add up to 1"),
+        ([Stage(0.9), Stage(0.1)], 1, "give each stage a step"),
+        ([Stage(0.5), Stage(0.5, lambda name: name == "haed")], 4, r"`stages\[1\].trains` takes none of \['head'\]"),
+        ([Stage(changes={"batch_size": 2})], 4, r"`stages\[0\].changes` has 'batch_size'; what a stage may change is"),
+        ([Stage(changes={"learning_rate": -1.0})], 4, "`learning_rate`=-1.0: choose a number above 0"),
+    ],
+)
+def test_stages_that_cannot_be_trained_are_refused_before_the_first_step(stages, steps, message):
+    with pytest.raises(ValueError, match=message):
+        plan(stages, steps, ["base_model.model.prompts.learners.default.head"], TrainingConfig())
+
+
+def test_a_training_that_fails_leaves_all_weights_trainable(load_clip, tmp_path, monkeypatch):
+    model = get_peft_model(load_clip(), staged([])(class_names=CLASS_NAMES))
+    monkeypatch.setattr("hf_tgpt.training.loop.train_epoch", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(model, tmp_path)
+    assert all(parameter.requires_grad for parameter in model.learner.parameters())
+
+
+def validated(model, folder, **options):
+    """Trains with a validation that cannot tell one epoch from another: the first would be the best."""
+    accelerator = Accelerator(cpu=True)
+    with torch.no_grad():
+        model.learner.head.bias[0] = 1.0  # always the answer, at so small a rate
+    loader = evaluation_loader(images_of(model.get_base_model()), accelerator)
+    options = {"batch_size": 4, "epochs": 2, "optimizer": "sgd", "learning_rate": 1e-6} | options
+    train(model, images_of(model.get_base_model()), TrainingConfig(**options), accelerator, folder, validation=loader)
+
+
+def test_the_best_epoch_is_one_of_the_last_stage(load_clip, tmp_path):
+    begun = []
+
+    def stages(self):
+        return [Stage(0.5, lambda name: name == "head.bias"), Stage(0.5, lambda name: name == "head.weight")]
+
+    def begin_stage(self, encoder, stage):
+        begun.append(self.head.weight.clone())
+
+    config = define("LastStage", LinearProbeConfig, LinearProbe, stages=stages, begin_stage=begin_stage)
+    model = get_peft_model(load_clip(), config(class_names=CLASS_NAMES))
+    validated(model, tmp_path)
+    assert not torch.equal(model.learner.head.weight, begun[1])
+
+
+def test_the_best_epoch_has_the_state_that_it_had(load_clip, tmp_path):
+    config = averaging()
+    model = get_peft_model(load_clip(), config(class_names=CLASS_NAMES))
+    seen = []
+
+    def note(module, args):
+        if not module.training:
+            seen.append(module.total.clone())
+
+    model.learner.register_forward_pre_hook(note)
+    validated(model, tmp_path)
+    assert torch.equal(model.learner.total, seen[0])  # of the first epoch, as its weights are
+
+
+def test_a_method_may_end_with_what_its_last_epoch_leaves(load_clip, tmp_path):
+    left = []
+
+    def end_of_epoch(self, epoch, epochs):
+        if epoch == epochs - 1:
+            with torch.no_grad():
+                self.head.bias.fill_(7)
+        left.append(self.head.weight.clone())
+
+    config = define("Last", LinearProbeConfig, LinearProbe, end_of_epoch=end_of_epoch, last_epoch_is_result=True)
+    model = get_peft_model(load_clip(), config(class_names=CLASS_NAMES))
+    validated(model, tmp_path)
+    assert model.learner.head.bias.eq(7).all()
+    assert torch.equal(model.learner.head.weight, left[-1])
+
+
+def test_a_method_that_is_fitted_and_not_trained_keeps_what_it_was_fitted_to(load_clip, tmp_path):
+    def init(self, config, encoder):
+        PromptLearner.__init__(self, config, encoder)
+        self.means = torch.nn.Buffer(torch.zeros(len(config.class_names), encoder.shape()["projection_width"]))
+
+    def fit(self, encoder, image_states, labels):
+        for label in range(len(self.means)):
+            self.means[label] = unit(image_states[labels == label]).mean(0)
+
+    def forward(self, encoder, pixel_values, labels=None, class_texts=None, image_states=None, **kwargs):
+        states = encode_image(encoder, pixel_values) if image_states is None else image_states
+        return ImageClassifierOutput(logits=100 * unit(states) @ self.means.T)
+
+    config = define(
+        "Means", LinearProbeConfig, LinearProbe, __init__=init, fit=fit, forward=forward, linear_head=lambda *_: None
+    )
+    config.trains = False
+    model = get_peft_model(load_clip(), config(class_names=CLASS_NAMES))
+    assert train(model, images_of(load_clip()), TrainingConfig(), Accelerator(cpu=True), tmp_path / "run") == []
+    assert model.learner.means.any(dim=1).all()
+    model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(load_clip(), tmp_path / "adapter")
+    assert torch.equal(again.learner.means, model.learner.means)
 
 
 def test_hooks_are_empty_by_default(load_clip):

@@ -60,7 +60,9 @@ def tokenize(
     of another kind than the model's.
     """
     context = encoder.shape()["context_length"]
-    rows = tokenizer(list(sentences), truncation=truncate, max_length=context if truncate else None)["input_ids"]
+    rows = tokenizer(list(sentences), verbose=not truncate)["input_ids"]
+    if truncate:  # not by the tokenizer, which keeps its setting for whoever asks it next, in other threads too
+        rows = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
     for i, row in enumerate(rows):
         culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
         if tokenizer.eos_token and tokenizer.eos_token in sentences[i]:

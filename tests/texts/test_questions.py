@@ -14,12 +14,14 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from hf_tgpt.data import ImageTransform
+from hf_tgpt.encoders import encoder_of
 from hf_tgpt.evaluation.accuracy import for_classes
 from hf_tgpt.inference.classifier import Classifier
 from hf_tgpt.inference.demo import Demonstration
 from hf_tgpt.inference.explain import image_attention
 from hf_tgpt.inference.onnx import export_onnx
 from hf_tgpt.methods.zero_shot import zero_shot_beside
+from hf_tgpt.texts.sentences import load_tokenizer, tokenize
 
 OTHERS = ["zigzag texture", "forest", "cat tree"]
 OPEN = [name for name, method in METHODS.items() if method.open]
@@ -106,6 +108,16 @@ def test_a_method_with_fixed_classes_refuses_other_texts(adapt, load_clip):
     open_model = adapt(METHODS["maple"])
     with pytest.raises(ValueError, match=r"`class_texts` belong to model\(pixel_values"):
         open_model(input_ids=torch.ones(1, 4, dtype=torch.long), pixel_values=pixels(model), class_texts=texts)
+
+
+def test_cutting_sentences_leaves_the_tokenizer_that_all_share_as_it_is(load_clip):
+    encoder = encoder_of(load_clip())
+    tokenizer = load_tokenizer(encoder)
+    ids, ends = tokenize(tokenizer, ["cat " * 100, "a cat"], encoder, truncate=True)
+    context = encoder.shape()["context_length"]
+    assert ids.shape == (2, context)
+    assert ends.tolist() == [context - 1, 3]
+    assert tokenizer.backend_tokenizer.truncation is None
 
 
 def test_a_classifier_may_be_copied_and_sent_to_another_process(model):

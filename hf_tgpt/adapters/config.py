@@ -49,6 +49,8 @@ class PromptConfig(PeftConfig):
     kind: ClassVar[str] = "prompt-learning"
     # Whether there is anything to train.
     trains: ClassVar[bool] = True
+    # Whether it asks about each data set by that one's own templates, as zero-shot does.
+    follows_data: ClassVar[bool] = False
     # Fields that are read in every forward, so that they may change on a trained adapter.
     changeable: ClassVar[tuple[str, ...]] = ()
     # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.
@@ -72,16 +74,13 @@ class PromptConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         self.require("task_type", self.task_type is None, "PEFT's task types are for language models; leave it out.")
-        for name in ("base_model_name_or_path", "tokenizer_name_or_path"):
-            if isinstance(path := getattr(self, name, None), os.PathLike):
-                setattr(self, name, os.fspath(path))
-        base: str | None = self.base_model_name_or_path
+        base: Any = self.base_model_name_or_path
+        base = os.fspath(base) if isinstance(base, os.PathLike) else base
         self.require("base_model_name_or_path", isinstance(base, str | None), "choose a value of type str.")
         self.require("revision", isinstance(self.revision, str | None), "name a branch, tag or commit.")
         super().__post_init__()
         self.peft_type = PromptMethod(self.method)
         self.base_model_name_or_path: str | None = name_here(base)
-        self.class_names = list(self.class_names)
 
     @property
     def takes_new_classes(self) -> bool:
@@ -161,11 +160,12 @@ def change_config(model: PeftModel, fields: dict[str, str]) -> dict[str, str]:
     """Sets fields of the active adapter's config, written as JSON or as bare words, such as {"wise_ft": "0.5"}.
 
     Returns what they were, written the same way. Raises ValueError for a model without such a config, a field that
-    may not change and a value that it cannot have; then nothing is changed.
+    may not change and a value that it cannot have; then nothing is changed. Nor is another model that was made with
+    the same config.
     """
-    if not isinstance(model, PeftModel):
-        raise ValueError("`change`: only a prompt method's adapter has a config to change.")
-    config = model.peft_config[model.active_adapter]
+    if not isinstance(model, PeftModel) or getattr(model, "learner", None) is None:
+        raise ValueError("`change`: only an active adapter of a prompt method has a config to change.")
+    config = model.learner.config
     changed = copy.copy(config)
     for name, text in fields.items():
         if name not in config.changeable:
@@ -180,7 +180,5 @@ def change_config(model: PeftModel, fields: dict[str, str]) -> dict[str, str]:
             value = text
         setattr(changed, name, value)
     changed.__post_init__()  # what fields must be to each other
-    before = {name: json.dumps(getattr(config, name)) for name in fields}
-    for name in fields:
-        setattr(config, name, getattr(changed, name))
-    return before
+    model.learner.config = model.peft_config[model.active_adapter] = changed
+    return {name: json.dumps(getattr(config, name)) for name in fields}

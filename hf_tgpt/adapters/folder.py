@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
@@ -26,6 +27,11 @@ def read_method(folder: str | os.PathLike[str]) -> Any:
 def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
     """The config in an adapter's folder, ours or PEFT's. Raises ValueError if it is missing or damaged."""
     method = read_method(folder)
+    if isinstance(method, str) and method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ValueError(
+            f"{os.fspath(folder)!r} holds an adapter of the method {method!r}, which no package that is installed here "
+            "has; install the one that it comes from."
+        )
     try:
         return PeftConfig.from_pretrained(os.fspath(folder))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         _write(args.output, results | {"accuracy": None, "refused": str(error)}, accelerator)
         raise SystemExit(str(error)) from None
     plain = zero_shot_beside(trained, names, **data.zero_shot_templates(names, args.templates))
-    if not trained.learner.config.trains:  # it asks about each data set in that one's words
+    if trained.learner.config.follows_data:  # it asks about each data set in that one's words
         model = plain
     zero_shot = evaluate(plain, test, accelerator, "zero-shot")
     if changes:

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 6. The method, trained.
     kind = config_class(args.method)
-    model = kind(class_names=names, **(args.method_config | ({} if kind.trains else templates))).build(clip)
+    model = kind(class_names=names, **(args.method_config | (templates if kind.follows_data else {}))).build(clip)
     train_images: FewShotImages | CachedImages = images
     if run.cache_features is not None:
         with accelerator.main_process_first():

@@ -41,6 +41,7 @@ class LoRAConfig(ZeroShotConfig):
     loader: ClassVar = "hf_tgpt.load_trained"
     kind: ClassVar = "lora"
     trains: ClassVar = True
+    follows_data: ClassVar = False
     r: int = documented(
         2, "Rank of the updates. Default: CLIP-LoRA's (Zanella and Ben Ayed, CVPR workshops 2024).", at_least(1)
     )

@@ -41,6 +41,7 @@ class ZeroShotConfig(PromptConfig):
     """
 
     trains: ClassVar = False
+    follows_data: ClassVar = True
     templates: list[str] | dict[str, list[str]] = documented(
         ["a photo of a {}."],
         "Sentences with {} for the class name, averaged after encoding. In Python also {class: [sentences about it]}.",

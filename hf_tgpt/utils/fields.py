@@ -5,10 +5,12 @@ field keeps its value where a new one is refused.
 """
 
 import dataclasses
+import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
@@ -124,8 +126,16 @@ def _remedy(field: dataclasses.Field, value: Any, error: Exception) -> str:
 
 
 def _converted(value: Any, kind: Any) -> Any:
-    """A whole number where a float is meant, and a tuple where a list is, as JSON and Python users write them."""
+    """What Python users and JSON write for a field: a whole number for a float, any sequence or array for a list, a
+    number of numpy's, a path for a name.
+    """
     kinds = {typing.get_origin(part) or part for part in (*typing.get_args(kind), kind)}
+    if isinstance(value, np.generic):
+        value = value.item()
     if type(value) is int and float in kinds and int not in kinds:
         return float(value)
-    return list(value) if isinstance(value, tuple) and list in kinds else value
+    if isinstance(value, os.PathLike) and str in kinds:
+        return os.fspath(value)
+    if list in kinds and isinstance(value, Iterable) and not isinstance(value, str | bytes | list | Mapping):
+        return value.tolist() if hasattr(value, "tolist") else list(value)
+    return value

@@ -6,6 +6,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, pixels
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from hf_tgpt import MaPLeConfig, TGPTConfig, config_class, load_adapter, load_clip
+from hf_tgpt.training import TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,19 @@ from hf_tgpt import MaPLeConfig, TGPTConfig, config_class, load_adapter, load_cl
 def test_class_names_must_be_distinct_names(method, class_names, message):
     with pytest.raises(ValueError, match=message):
         method.config(class_names=class_names)
+
+
+@pytest.mark.parametrize("names", [np.array(["cat", "dog"]), {"cat": 1, "dog": 2}.keys(), ("cat", "dog")])
+def test_class_names_may_be_any_sequence(names):
+    assert MaPLeConfig(class_names=names, tokenizer_name_or_path=Path("here")).to_dict()["class_names"] == [
+        "cat",
+        "dog",
+    ]
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = TrainingConfig(seed=np.int64(3), learning_rate=np.float32(0.5))
+    assert (type(config.seed), type(config.learning_rate)) == (int, float)
 
 
 def test_a_class_name_with_the_token_that_ends_sentences_is_named(reader, load_clip):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -163,6 +164,14 @@ def test_info_tells_what_is_in_an_adapter(name, open_list, adapters, capsys):
     assert run("info", adapters[name]) == 0
     words = capsys.readouterr().out
     assert f" 4, {facts['class_list']} list: cat, red circle" in words
+
+
+def test_an_adapter_of_a_package_that_is_missing_is_not_called_damaged(adapters, tmp_path, capsys):
+    folder = shutil.copytree(adapters["coop"], tmp_path / "foreign")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "GDA"}))
+    assert run("info", folder) == 1
+    assert "the method 'GDA', which no package that is installed here has" in capsys.readouterr().err
 
 
 def test_convert_makes_a_folder_that_loads(tmp_path, capsys):

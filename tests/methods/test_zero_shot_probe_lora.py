@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from conftest import CLASS_NAMES, METHODS, make_classifier, pixels, shake
 from datasets import ClassLabel, Dataset, Features
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, CLIPModel
 
 from hf_tgpt import load_trained
@@ -129,6 +129,17 @@ def test_bad_templates_are_named(load_clip):
     for texts in (["a cat", 3], [], "a cat"):
         with pytest.raises(ValueError, match="`templates`"):
             make_classifier("zero_shot", load_clip(), ["cat"], templates={"cat": texts})
+
+
+def test_a_changed_config_is_one_models_own(load_clip, adapt, tmp_path):
+    adapt(METHODS["tgpt"]).save_pretrained(tmp_path)
+    config = PeftConfig.from_pretrained(tmp_path)
+    first, second = (PeftModel.from_pretrained(load_clip(), tmp_path, config=config) for _ in range(2))
+    before = second(pixels(second)).logits
+    change_config(first, {"wise_ft": "1.0"})
+    assert second.learner.config.wise_ft == config.wise_ft == 0
+    assert torch.equal(second(pixels(second)).logits, before)
+    assert first.peft_config["default"].wise_ft == first.learner.config.wise_ft == 1
 
 
 def test_what_loading_lora_cannot_take_is_refused(load_clip, tmp_path):

@@ -11,7 +11,8 @@ Letters: s sentences, t tokens, r rows, l places in a row.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -29,8 +30,12 @@ class Packing:
 
     def to(self, device: torch.device) -> Packing:
         """The same on a device."""
-        *tensors, shared = vars(self).values()
-        return Packing(*(tensor.to(device, non_blocking=True) for tensor in tensors), shared)
+        moved: dict[str, Any] = {
+            name: part.to(device, non_blocking=True)
+            for name, part in vars(self).items()
+            if isinstance(part, torch.Tensor)
+        }
+        return replace(self, **moved)
 
     def with_room(self, start: int, count: int) -> torch.Tensor:
         """The mask (r, 1, l + count, l + count) with `count` places more, from `start` within the common beginning.

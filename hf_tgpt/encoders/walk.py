@@ -173,7 +173,7 @@ def split_tokens(
 
 
 def _check_prompts(prompts: Prompts, layers: int, insert: bool, words: int = 0) -> None:
-    """Raises ValueError for prompts that have no place: in a tower of so many layers, among so many words to replace."""
+    """Raises ValueError for prompts without a place in a tower of so many layers, among so many words to replace."""
     lengths = {layer: part.shape[-2] for layer, part in prompts.items()}
     if unknown := [layer for layer in lengths if not 0 <= layer < layers]:
         raise ValueError(f"`prompts` are for layer {unknown[0]} of a tower with layers 0 to {layers - 1}; choose one.")

@@ -15,6 +15,7 @@ from .readers.captions import attach_captions as attach_captions
 from .readers.captions import read_class_descriptions as read_class_descriptions
 from .readers.coop import load_coop_split as load_coop_split
 from .readers.coop import select_draw as select_draw
+from .remarks import DataWarning as DataWarning
 from .sources import class_names as class_names
 from .sources import load_splits as load_splits
 from .toyworld.world import load_toyworld as load_toyworld

@@ -1,0 +1,21 @@
+"""What is odd about somebody's data and does not stop the work."""
+
+from __future__ import annotations
+
+import warnings
+
+
+class DataWarning(UserWarning):
+    """One thing that is odd about pictures, classes or tables: what was seen, what is done with it, and the remedy.
+
+    A category of its own, so that a program can list all of them before the work starts, or refuse to go on:
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", DataWarning)
+    """
+
+
+def remark(text: str) -> None:
+    """Warns of something odd in the data, in one sentence or two for people; `text` names the place and the remedy."""
+    warnings.warn(text, DataWarning, stacklevel=3)

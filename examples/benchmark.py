@@ -281,18 +281,18 @@ def compare(rows):
 
 def table(rows):
     """The rows in Markdown, for people."""
-    header = ["method", "classes", "batch", "path", "s/step", "images/s", "peak MB", "time / reference", "time / floor",
-              "memory / reference"]  # fmt: skip
+    header = ["method", "classes", "batch", "path", "s/step", "images/s", "MB above the model", "MB in all",
+              "time / reference", "memory / reference", "time / floor"]  # fmt: skip
     lines = []
     for row in rows:
         cells = [row["method"], row["classes"], row["batch"], row["path"]]
         if row["status"] == "ok":
             cells += [f"{row['seconds_per_step']:.3g}", f"{row['images_per_second']:.3g}"]
-            cells += [f"{row['peak_bytes_above_model'] / 1e6:.0f}"]
-            ratios = (row[name] for name in ("ratio_to_reference", "ratio_to_floor", "memory_ratio_to_reference"))
+            cells += [f"{row[name] / 1e6:.0f}" for name in ("peak_bytes_above_model", "peak_bytes")]
+            ratios = (row[name] for name in ("ratio_to_reference", "memory_ratio_to_reference", "ratio_to_floor"))
             cells += ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         else:
-            cells += [row["status"], *[""] * 5]
+            cells += [row["status"], *[""] * 6]
         lines.append(cells)
     devices = sorted({row["device"] for row in rows if "device" in row})
     about = f"{rows[0]['model']}, {rows[0]['mode']}, {', '.join(devices)}"

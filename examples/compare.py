@@ -185,12 +185,12 @@ if len(args.datasets) > 1:
 
 
 def summarised(runs: list[dict]) -> dict[str, tuple[float, float]]:
-    found = {
+    percentages = {
         column: [100 * run[name] for run in runs if run.get(name) is not None] for column, name in measures.items()
     }
     return {
         column: (statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-        for column, values in found.items()
+        for column, values in percentages.items()
         if values
     }
 

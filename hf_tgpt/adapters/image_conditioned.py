@@ -96,10 +96,10 @@ class ImageConditionedLearner(OpenPromptLearner):
         on_cpu = pair_ends.cpu(), of_image.cpu()  # once, where `pack` needs them
 
         def encode(part: slice) -> torch.Tensor:
-            words = nn.functional.embedding(input_ids[of_class[part]], encoder.words())  # (m, t, d_t)
+            embeddings = nn.functional.embedding(input_ids[of_class[part]], encoder.words())  # (m, t, d_t)
             # A row holds sentences of one image, since its prompts are among what they share.
             packing = pack(on_cpu[0][part], shared, context, on_cpu[1][part]).to(ends.device) if shared else None
-            return encode_text(encoder, words, pair_ends[part], {0: prompts[of_image[part]]}, packing)
+            return encode_text(encoder, embeddings, pair_ends[part], {0: prompts[of_image[part]]}, packing)
 
         parts = chunks(on_cpu[0], shared, self.config.text_chunk_size, chunk_tokens(encoder))
         return unit(in_chunks(encode, parts, [prompts, *encoder.text_parameters()]))
@@ -153,16 +153,16 @@ class _Unpacked(nn.Module):
         super().__init__()
         self.model, self.encoder, self.learner, self.texts = encoder.model, encoder, learner, class_texts
         self.ids = nn.Buffer(class_texts.ids)  # (c, t)
-        self.words = nn.Buffer(encoder.words()[class_texts.ids])  # (c, t, d_t)
+        self.embeddings = nn.Buffer(encoder.words()[class_texts.ids])  # (c, t, d_t)
         self.ends = nn.Buffer(class_texts.ends)  # (c,)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(b, 3, h, w) -> logits (b, c)."""
-        encoder, learner, count, classes = self.encoder, self.learner, pixel_values.shape[0], self.words.shape[0]
+        encoder, learner, count, classes = self.encoder, self.learner, pixel_values.shape[0], self.embeddings.shape[0]
         plain = unit(encode_image(encoder, pixel_values))  # (b, d)
         prompts = learner.prompts(plain)[:, None].expand(-1, classes, -1, -1)  # (b, c, n, d_t)
-        words = self.words[None].expand(count, -1, -1, -1).flatten(0, 1)  # (b * c, t, d_t)
-        texts = encode_text(encoder, words, self.ends.repeat(count), {0: prompts.flatten(0, 1)})
+        embeddings = self.embeddings[None].expand(count, -1, -1, -1).flatten(0, 1)  # (b * c, t, d_t)
+        texts = encode_text(encoder, embeddings, self.ends.repeat(count), {0: prompts.flatten(0, 1)})
         text_features = unit(texts).unflatten(0, (count, classes))  # (b, c, d)
         adapted = learner.adapt_image(encoder, pixel_values, plain, text_features, (self.ids, self.ends))
         return learner.logits(encoder, Forward(self.texts, pixel_values, adapted, text_features, None))

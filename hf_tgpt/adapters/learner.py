@@ -42,7 +42,10 @@ class Stage:
 
 
 class PromptLearner(nn.Module):
-    """Base of all methods. `forward` classifies; a method may also answer the model's own call."""
+    """Base of all methods. `forward` classifies; a method may also answer the model's own call.
+
+    PEFT trains and saves every nn.Parameter of it; a tensor that is to be saved and not trained is an nn.Buffer.
+    """
 
     # The paper, as BibTeX; printed on the model card.
     citation: ClassVar[str]

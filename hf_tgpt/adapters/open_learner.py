@@ -138,9 +138,9 @@ class OpenPromptLearner(PromptLearner):
 
     def shared_length(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> int:
         """How many leading tokens all sentences have in common once prompts are in. To override if not after BOS."""
-        words = input_ids.clone()
-        words[:, encoder.prefix : encoder.prefix + self.prompt_length] = 0
-        return common_length(words, ends)
+        unlearned = input_ids.clone()
+        unlearned[:, encoder.prefix : encoder.prefix + self.prompt_length] = 0
+        return common_length(unlearned, ends)
 
     # Forward ----------------------------------------------------------------------------------------------------------
 

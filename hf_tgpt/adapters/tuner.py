@@ -92,12 +92,12 @@ class PromptTuner(BaseTuner):
         """PEFT's, after a check that the file holds exactly this adapter: PEFT itself only warns of missing weights."""
         slot = next(module for module in model.modules() if isinstance(module, PromptSlot))
         expected = {name: tuple(value.shape) for name, value in slot.learners[adapter_name].state_dict().items()}
-        found = {key.split(f"{SLOT}.{cls.prefix}.")[-1]: tuple(value.shape) for key, value in state_dict.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
+        saved = {key.split(f"{SLOT}.{cls.prefix}.")[-1]: tuple(value.shape) for key, value in state_dict.items()}
+        for name in sorted(expected.keys() | saved.keys()):
+            if expected.get(name) != saved.get(name):
                 raise ValueError(
                     f"The adapter's weights do not fit {config.method} on this CLIP: {name!r} has shape "
-                    f"{found.get(name, 'none (missing)')} in the file and {expected.get(name, 'none (unknown)')} in "
+                    f"{saved.get(name, 'none (missing)')} in the file and {expected.get(name, 'none (unknown)')} in "
                     "the model. Load it on the base model it was trained on, or save it again if the file is damaged."
                 )
         for key, value in state_dict.items():

@@ -170,18 +170,18 @@ def _checked(logits: Logits, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]
     classes = len(logits[0])
     for row, width in enumerate(map(len, logits)):
         if width != classes:
-            found = f"{width} values and row 0 has {classes}"
-            raise ValueError(f"`predictions` (logits) row {row} has {found}; score all against the same classes.")
+            problem = f"{width} values and row 0 has {classes}"
+            raise ValueError(f"`predictions` (logits) row {row} has {problem}; score all against the same classes.")
     scores, answers = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     for row, column in np.argwhere(~np.isfinite(scores))[:1]:
-        found = f"{scores[row, column]} for class {column}"
-        raise ValueError(f"`predictions` (logits) row {row} has {found}; look for divergence or half precision.")
+        problem = f"{scores[row, column]} for class {column}"
+        raise ValueError(f"`predictions` (logits) row {row} has {problem}; look for divergence or half precision.")
     if answers.shape != (len(scores),) or answers.dtype.kind not in "iu":
-        found = f"shape {answers.shape} and type {answers.dtype}"
-        raise ValueError(f"`references` (labels) has {found}; pass one integer for each of {len(scores)} images.")
+        problem = f"shape {answers.shape} and type {answers.dtype}"
+        raise ValueError(f"`references` (labels) has {problem}; pass one integer for each of {len(scores)} images.")
     for row in np.flatnonzero((answers < 0) | (answers >= classes))[:1]:
-        found = f"{answers[row]} but there are {classes} classes"
-        raise ValueError(f"`references` (labels) row {row} is {found}; number the labels 0 to {classes - 1}.")
+        problem = f"{answers[row]} but there are {classes} classes"
+        raise ValueError(f"`references` (labels) row {row} is {problem}; number the labels 0 to {classes - 1}.")
     return scores, answers.astype(np.int64)
 
 

@@ -112,10 +112,10 @@ def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], tab
     figure = Figure(figsize=(9, 1 + len(rows) * (0.25 + 0.13 * len(measures))), layout="constrained")
     axes = figure.subplots()
     for i, measure in enumerate(measures):
-        found = [(place, *row[measure]) for place, row in enumerate(rows.values()) if measure in row]
-        if not found:
+        bars = [(place, *row[measure]) for place, row in enumerate(rows.values()) if measure in row]
+        if not bars:
             continue
-        places, means, deviations = zip(*found, strict=True)
+        places, means, deviations = zip(*bars, strict=True)
         axes.barh([place + i * height for place in places], means, height, xerr=deviations, label=measure, capsize=2)
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], rows)
     axes.invert_yaxis()

@@ -48,14 +48,14 @@ def published_beside(
     trained_on, tested = (_name(name) for name in (run["dataset"], dataset))
     # "base" and "new" are numbers of a training on the base classes, all others of one on all classes.
     same_half = (run["classes"] == "base") == (classes in ("base", "new"))
-    found = [
+    matches = [
         row
         for row in rows
         if same_half
         and (row["trained_on"], row["dataset"], row["classes"]) == (trained_on, tested, classes)
         and row["shots"] == run["shots"]
     ]
-    if not found:
+    if not matches:
         near = {(row["trained_on"], row["dataset"]): f"{row['dataset']} after {row['trained_on']}" for row in rows}
         known = [text for pair, text in near.items() if tested in pair or trained_on in pair] or list(near.values())
         raise ValueError(
@@ -63,7 +63,7 @@ def published_beside(
             f"on {trained_on}, {run['classes']} classes, with {run['shots']} shots; there are some for "
             f"{', '.join(known[:12])}."
         )
-    return found
+    return matches
 
 
 def _name(dataset: str) -> str:

@@ -105,8 +105,8 @@ def _recipe(recipe: dict[str, Any]) -> str:
 
 
 def _licences(base: str | list[str] | None, data: str | list[str] | None) -> dict[str, str]:
-    found = {"the base model": base, "the data": data}
-    return {of: ", ".join([name] if isinstance(name, str) else name) for of, name in found.items() if name}
+    licences = {"the base model": base, "the data": data}
+    return {of: ", ".join([name] if isinstance(name, str) else name) for of, name in licences.items() if name}
 
 
 def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
@@ -118,7 +118,7 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
     title = dataset_title(results)
     if title is None:  # nothing says what was measured
         return None
-    found = [
+    metrics = [
         EvalResult(
             task_type="image-classification",
             dataset_type=hub_dataset(results) or title.replace(" ", "-"),
@@ -131,4 +131,4 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
         for key, name in measured.items()
         if results.get(key) is not None
     ]
-    return found or None
+    return metrics or None

@@ -46,9 +46,9 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str
     converted = {}
     for name, value in state_dict.items():
         name = name.removeprefix("module.")  # of DataParallel
-        found = next((names[part + name] for part in ("", *_PARTS) if part + name in names), None)
-        if found is not None:
-            converted[_PREFIX + found] = value
+        own_name = next((names[part + name] for part in ("", *_PARTS) if part + name in names), None)
+        if own_name is not None:
+            converted[_PREFIX + own_name] = value
     if not converted:
         raise ValueError(
             f"`state_dict` has no tensor of a released {method} checkpoint, such as {next(iter(names))!r}; it starts "

@@ -119,8 +119,10 @@ class CoOp(OpenPromptLearner):
         """
         prompts = self.text_prompts if prompts is None else prompts
         packing = packing or self.pack(encoder, input_ids, ends)
-        words = nn.functional.embedding(input_ids, encoder.words())  # (s, t, d_t)
-        sentences = replace_words(words, prompts, encoder.prefix)  # (s, t, d_t): BOS, prompts, name, full stop, EOS
+        embeddings = nn.functional.embedding(input_ids, encoder.words())  # (s, t, d_t)
+        sentences = replace_words(
+            embeddings, prompts, encoder.prefix
+        )  # (s, t, d_t): BOS, prompts, name, full stop, EOS
         order = self.order(encoder, input_ids, ends)  # (s, t)
         return encode_text(encoder, sentences.take_along_dim(order[..., None], dim=1), ends, packing=packing)  # (s, d)
 
@@ -128,8 +130,8 @@ class CoOp(OpenPromptLearner):
         order = self.order(encoder, input_ids, ends)  # (s, t)
         learned = (order >= encoder.prefix) & (order < encoder.prefix + self.config.prompt_length)
         # Prompts go by their number, which no word has; where each class has its own, nothing but BOS is shared.
-        words = input_ids.take_along_dim(order, dim=1).where(~learned, -1 - order)  # (s, t)
-        length = common_length(words, ends)
+        common = input_ids.take_along_dim(order, dim=1).where(~learned, -1 - order)  # (s, t)
+        length = common_length(common, ends)
         return min(encoder.prefix, length) if self.config.class_specific else length
 
     def order(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

@@ -112,9 +112,9 @@ class IVLP(OpenPromptLearner):
         self.vision_prompts = random_prompts(config, encoder, "vision")
         if len(self.text_prompts):
             tokenizer, text, length = self.tokenizer(encoder), config.initial_text, config.prompt_length
-            words = length if text is None else len(word_ids(tokenizer, text))
-            remedy = f"`initial_text`={text!r} has {words} tokens to start from; use fewer, or initial_text=None."
-            config.require("text_prompt_length", length <= words, remedy)
+            available = length if text is None else len(word_ids(tokenizer, text))
+            remedy = f"`initial_text`={text!r} has {available} tokens to start from; use fewer, or initial_text=None."
+            config.require("text_prompt_length", length <= available, remedy)
             self.text_prompts[0] = initial_prompts(tokenizer, encoder, text, length)
 
     @classmethod
@@ -132,8 +132,8 @@ class IVLP(OpenPromptLearner):
         self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, packing: Packing | None = None
     ) -> torch.Tensor:
         packing = packing or self.pack(encoder, input_ids, ends)
-        words = nn.functional.embedding(input_ids, encoder.words())  # (s, t, d_t)
-        return encode_text(encoder, words, ends, dict(enumerate(self.text_prompts)), packing)  # (s, d)
+        embeddings = nn.functional.embedding(input_ids, encoder.words())  # (s, t, d_t)
+        return encode_text(encoder, embeddings, ends, dict(enumerate(self.text_prompts)), packing)  # (s, d)
 
     def image_features(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return encode_image(encoder, pixel_values, dict(enumerate(self.vision_prompts)), **kwargs)  # (b, d)

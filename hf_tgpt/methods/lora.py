@@ -88,8 +88,8 @@ class LoRA(TowerClassifier):
         encoder = encoder_of(model)  # refuses other models, before anything is changed
         config = copy.deepcopy(config)
         config.base_model_name_or_path = encoder.model.name_or_path
-        theirs = {field.name for field in fields(LoraConfig)} & config.own_fields().keys()
-        lora = LoraConfig(**{name: getattr(config, name) for name in theirs})
+        shared = {field.name for field in fields(LoraConfig)} & config.own_fields().keys()
+        lora = LoraConfig(**{name: getattr(config, name) for name in shared})
         super().__init__(get_peft_model(model.requires_grad_(False), lora), ZeroShot(config, encoder))
 
     def get_base_model(self) -> Any:

@@ -82,8 +82,8 @@ class MaPLe(OpenPromptLearner):
         self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, packing: Packing | None = None
     ) -> torch.Tensor:
         packing = packing or self.pack(encoder, input_ids, ends)
-        words = nn.functional.embedding(input_ids, encoder.words())  # (s, t, d_t)
-        return encode_text(encoder, words, ends, dict(enumerate(self.text_prompts)), packing)  # (s, d)
+        embeddings = nn.functional.embedding(input_ids, encoder.words())  # (s, t, d_t)
+        return encode_text(encoder, embeddings, ends, dict(enumerate(self.text_prompts)), packing)  # (s, d)
 
     def image_features(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         pairs = zip(self.couplings, self.text_prompts, strict=True)

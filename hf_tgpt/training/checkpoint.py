@@ -145,8 +145,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         newest = find_checkpoint(path.parent)
-        left = f"{newest.name} is whole" if newest else "there is no checkpoint yet"
+        remaining = f"{newest.name} is whole" if newest else "there is no checkpoint yet"
         raise OSError(
-            f"{str(path)!r} could not be written ({error}); {left}. Make room or correct the folder's permissions, "
-            "and go on with --resume."
+            f"{str(path)!r} could not be written ({error}); {remaining}. Make room or correct the "
+            "folder's permissions, and go on with --resume."
         ) from error

@@ -110,9 +110,9 @@ def cache_features(
 
     wanted = _fingerprint(encoder, learner, images, views, dtype)
     path = Path(folder) / f"image_states-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}.safetensors"
-    found = _read_fingerprint(path)
-    if found != wanted:
-        if found is not None:
+    fingerprint = _read_fingerprint(path)
+    if fingerprint != wanted:
+        if fingerprint is not None:
             logger.warning("%s is damaged; it is made anew.", path)
         loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers)
         _write(path, wanted, _states_of(encoder, learner, images, loader, views), (views, len(images)), dtype)
@@ -184,13 +184,13 @@ def _write(
             text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
             file.write(len(text).to_bytes(8, "little") + text)
             for states in itertools.chain([first], batches):
-                kept = states.to("cpu", dtype)
-                if not kept.isfinite().all():
+                stored = states.to("cpu", dtype)
+                if not stored.isfinite().all():
                     raise ValueError(
                         f"`dtype`={dtype} cannot hold image states up to {states.abs().max().item():.3g}; choose "
                         "torch.float32."
                     )
-                file.write(kept.contiguous().view(torch.uint8).numpy().data)
+                file.write(stored.contiguous().view(torch.uint8).numpy().data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -38,13 +38,13 @@ class Interruption:
 @contextmanager
 def interruptions() -> Iterator[Interruption]:
     """Within, both signals are noted instead of ending the process; outside the main thread nothing changes."""
-    found = Interruption()
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield interruption
         return
-    found._before = {number: signal.signal(number, found._note) for number in EXIT_CODES}
+    interruption._before = {number: signal.signal(number, interruption._note) for number in EXIT_CODES}
     try:
-        yield found
+        yield interruption
     finally:
-        for number, handler in found._before.items():
+        for number, handler in interruption._before.items():
             signal.signal(number, handler)

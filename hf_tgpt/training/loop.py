@@ -268,10 +268,10 @@ def train_epoch(
         if interrupted or progress.step >= last_step:
             continue  # the loader is read to its end, as Accelerate needs
         finite, parts = True, split(batch, config.gradient_accumulation_steps)
-        whole = of_the_whole_batch(model, batch, len(parts), accelerator)
+        of_batch = of_the_whole_batch(model, batch, len(parts), accelerator)
         for number, part in enumerate(parts, 1):
             with accelerator.no_sync(model) if number < len(parts) else nullcontext():
-                output = model(**part, **whole)
+                output = model(**part, **of_batch)
                 accelerator.backward(output.loss / len(parts))
             loss, hits = output.loss.item(), int((output.logits.argmax(-1) == part["labels"]).sum())
             finite &= math.isfinite(loss)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+from ..adapters.registry import plain_name
 from ..utils.files import read_json, write_json
 
 _LOCK = ".lock"
@@ -42,6 +43,9 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
         before = read_json(note)
         if not isinstance(before, dict):
             raise ValueError(f"{str(note)!r} holds no JSON object; start a new run.")
+        methods = before.get("method"), settings.get("method")
+        if plain_name(str(methods[0])) == plain_name(str(methods[1])):
+            before["method"] = methods[1]  # which a run of an earlier version may spell otherwise
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(

@@ -4,6 +4,9 @@ Trainings are cut to one step and comparisons and benchmarks to their arguments;
 needs a file from elsewhere it is checked that the words are right.
 """
 
+import doctest
+import importlib
+import pkgutil
 import re
 import runpy
 import shlex
@@ -13,7 +16,10 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
+import peft
 import pytest
+import torch
+from accelerate import Accelerator
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 from peft import get_peft_model
@@ -24,6 +30,7 @@ import hf_tgpt
 from hf_tgpt import CoOpConfig, MaPLeConfig
 from hf_tgpt.cli.arguments import parse_arguments
 from hf_tgpt.cli.main import main, parser
+from hf_tgpt.data import FewShotImages, ImageTransform, load_splits
 
 # Those of hf_tgpt/recipes are in test_recipes.py, the cards' snippets in test_card.py.
 DOCUMENTS = [path for path in sorted(ROOT.rglob("*.md")) if not {"frozen", "recipes", ".git"} & set(path.parts)]
@@ -89,6 +96,41 @@ def newcomer(hub, tmp_path, monkeypatch):
 def test_a_documented_program_runs(block, newcomer):
     pictures = [Image.new("RGB", (40, 40))] * 2
     exec(compile(block, "<document>", "exec"), {"pictures": pictures})
+
+
+def examples():
+    """{module: {place: lines}} of all examples in docstrings."""
+    found = {}
+    for info in pkgutil.walk_packages(hf_tgpt.__path__, "hf_tgpt."):
+        if info.name != "hf_tgpt.__main__":
+            tests = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(info.name))
+            found[info.name] = {test.name: test.examples for test in tests if test.examples}
+    return {module: places for module, places in found.items() if places}
+
+
+@pytest.mark.parametrize("module", examples())
+def test_the_examples_in_docstrings_run(module, newcomer):
+    clip = hf_tgpt.load_clip(CLIP)
+    model = get_peft_model(hf_tgpt.load_clip(CLIP), CoOpConfig(class_names=["cat", "dog"])).eval()
+    weights = hf_tgpt.convert_to_original_state_dict(peft.get_peft_model_state_dict(model), "coop")
+    torch.save({"state_dict": weights}, "model.pth.tar-50")
+    transform = ImageTransform(32, (0.5,) * 3, (0.5,) * 3, train=True)
+    images = FewShotImages(load_splits("pictures")["train"], transform)
+    names = {"hf_tgpt": hf_tgpt, "peft": peft, "torch": torch, "Accelerator": Accelerator, "images": images}
+    names |= {"clip": clip, "model": model, "pixel_values": torch.zeros(2, 3, 32, 32)}
+    for lines in examples()[module].values():
+        scope = vars(importlib.import_module(module)) | names
+        for line in lines:
+            if line.want:
+                assert repr(eval(line.source, scope)) == line.want.strip()
+            else:
+                exec(line.source, scope)
+
+
+@pytest.mark.parametrize("name", hf_tgpt.__all__)
+def test_a_public_name_has_an_example(name):
+    value = getattr(hf_tgpt, name)
+    assert not callable(value) or ">>>" in value.__doc__
 
 
 @pytest.mark.parametrize("block", blocks("bash").values(), ids=blocks("bash"))

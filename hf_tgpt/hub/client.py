@@ -27,7 +27,14 @@ _OLD_FILES = ("reference.json", "linear_probe.safetensors")
 
 
 class HubError(OSError):
-    """The Hub cannot be reached or says no. The message tells what to do; nothing has been published."""
+    """The Hub cannot be reached or says no. The message tells what to do; nothing has been published.
+
+    Example:
+        >>> try:
+        ...     hf_tgpt.push_folder("runs/my-run", "me/my-pictures")
+        ... except hf_tgpt.HubError as error:
+        ...     print(error)
+    """
 
 
 def download(

@@ -36,7 +36,8 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str
     and its class-dependent buffers are left out. Raises ValueError for an unknown method or if nothing is recognised.
 
     Example:
-        >>> state_dict = hf_tgpt.convert_original_state_dict(checkpoint["state_dict"], "maple")
+        >>> checkpoint = torch.load("model.pth.tar-50", weights_only=True)
+        >>> state_dict = hf_tgpt.convert_original_state_dict(checkpoint["state_dict"], "coop")
         >>> peft.set_peft_model_state_dict(model, state_dict)
     """
     names = config_class(method).learner_class.original_names
@@ -58,7 +59,11 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str
 
 
 def convert_to_original_state_dict(state_dict: dict[str, torch.Tensor], method: str) -> dict[str, torch.Tensor]:
-    """An adapter's state dict, as PEFT saves it -> the release's names. Raises ValueError for a tensor without one."""
+    """An adapter's state dict, as PEFT saves it -> the release's names. Raises ValueError for a tensor without one.
+
+    Example:
+        >>> state_dict = hf_tgpt.convert_to_original_state_dict(peft.get_peft_model_state_dict(model), "coop")
+    """
     names = {_PREFIX + ours: theirs for theirs, ours in config_class(method).learner_class.original_names.items()}
     unknown = [name for name in state_dict if name not in names]
     if unknown:
@@ -83,6 +88,9 @@ def adapter_from_release(
     such as `initial_text`, `class_position` or `templates`. Lengths and depths are read from the tensors.
 
     Raises ValueError for a file that is not such a checkpoint, and where names and tensors do not go together.
+
+    Example:
+        >>> model = hf_tgpt.adapter_from_release("model.pth.tar-50", "coop", clip, ["cat", "dog"])
     """
     files = [files] if isinstance(files, str | os.PathLike) else files
     tensors = {name: value for file in files for name, value in read_checkpoint(file).items()}

@@ -74,7 +74,7 @@ def load_trained(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **
     damaged, HubError if the repository cannot be had.
 
     Example:
-        >>> model = hf_tgpt.load_trained(hf_tgpt.load_base_model("runs/lora"), "runs/lora")
+        >>> model = hf_tgpt.load_trained(hf_tgpt.load_base_model("runs/my-run"), "runs/my-run")
     """
     subfolder = kwargs.get("subfolder") or ""
     hub = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}

@@ -67,11 +67,15 @@ def load_classifier(
 
 
 class Classifier:
-    """A trained model as a function from pictures to the names of their classes.
+    """A trained model as a function from pictures to the names of their classes; `load_classifier` makes one.
 
     `model` is a PeftModel with an adapter of this package, or a `TowerClassifier` such as LoRA; `transform` makes pixel
     values of an RGB picture. Any number of threads may ask one classifier, each about classes of its own. (PEFT's
     switches, such as `disable_adapter`, act on the model, and so on the answers of all threads.)
+
+    Example:
+        >>> classifier = hf_tgpt.load_classifier("runs/my-run")
+        >>> classifier("cat.jpg", top_k=1, class_names=["a cat asleep", "a cat awake"])
     """
 
     def __init__(self, model: AdaptedModel, transform: ImageTransform):

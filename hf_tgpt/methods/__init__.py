@@ -20,7 +20,12 @@ from .zero_shot import ZeroShotConfig as ZeroShotConfig
 
 
 def available_methods() -> dict[str, type[PromptConfig]]:
-    """All methods by their names: {"maple": MaPLeConfig, ...}."""
+    """All methods by their names: {"maple": MaPLeConfig, ...}.
+
+    Example:
+        >>> "maple" in available_methods()
+        True
+    """
     return dict(sorted(registered_methods().items())) | {"lora": LoRAConfig}
 
 
@@ -33,7 +38,11 @@ def method_name(method: str) -> str:
 
 
 def config_class(method: str) -> type[PromptConfig]:
-    """The config of a method by its name. Raises ValueError for an unknown one."""
+    """The config of a method by its name. Raises ValueError for an unknown one.
+
+    Example:
+        >>> config = config_class("maple")(class_names=["cat", "dog"])
+    """
     return available_methods()[method_name(method)]
 
 

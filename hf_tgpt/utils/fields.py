@@ -5,6 +5,7 @@ field keeps its value where a new one is refused.
 """
 
 import dataclasses
+import inspect
 import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -107,6 +108,8 @@ def checked(cls: type[_Class]) -> type[_Class]:
             raise ValueError(remedy if remedy.startswith("`") else f"`{name}`={value!r}: {remedy}") from None
 
     made.__setattr__ = set_field
+    helps = [f"    {name}: {field.metadata['help']}" for name, field in fields.items() if "validator" in field.metadata]
+    made.__doc__ = "\n".join([inspect.getdoc(made) or "", "", "Args:", *helps])  # what help() shows
     return made
 
 

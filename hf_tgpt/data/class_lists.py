@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import numpy as np
 from datasets import DatasetDict
 
 from ..utils.files import parse_json, read_text
-from ..utils.names import check_class_names
+from ..utils.names import check_class_names, composed
 from .fewshot import read_labels, replace_labels
+
+# Unicode's spaces, "_", dashes, brackets and quotes.
+_SEPARATORS = ("Zs", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf")
 
 
 def clean_class_name(name: str) -> str:
@@ -33,8 +37,15 @@ def clean_class_names(names: list[str]) -> list[str]:
 
 
 def normalized_name(name: str) -> str:
-    """What "polka-dotted", "Polka_dotted" and "polka dotted" have in common: the letters and digits, in lower case."""
-    return "".join(character for character in name.casefold() if character.isalnum())
+    """What "polka-dotted", "Polka_dotted" and "polka dotted" have in common: all but case, spaces, dashes and the like.
+
+    Other signs stay, so that "C", "C++" and "C#" are three names.
+    """
+    return "".join(
+        character
+        for character in composed(name).casefold()
+        if unicodedata.category(character) not in _SEPARATORS and character not in "'\".,:;/\\\t\n"
+    )
 
 
 def read_class_names(file: str | os.PathLike[str]) -> list[str] | dict[str, str]:

@@ -16,7 +16,7 @@ from .fewshot import split_each_class
 from .readers.captions import caption_folder
 from .readers.columns import check_captions, find_columns, is_labelled, label_names, to_canonical
 from .readers.coop import load_coop_split, select_draw
-from .readers.folders import SPLIT_NAMES, load_folder, subfolders
+from .readers.folders import load_folder, split_of, subfolders
 from .readers.tables import TABLE_SUFFIXES, class_list, find_tables, load_tables
 from .toyworld.world import load_toyworld
 
@@ -142,7 +142,7 @@ def _read(
 
 def _coop_split_file(folder: Path) -> Path | None:
     """The split file of a folder that has no other sign of its splits."""
-    if not folder.is_dir() or any(inner.name.lower() == "train" for inner in subfolders(folder)):
+    if not folder.is_dir() or any(split_of(inner.name) == "train" for inner in subfolders(folder)):
         return None
     found = sorted(folder.glob("split_zhou_*.json"))
     if len(found) > 1:
@@ -158,13 +158,13 @@ def _load_coop(split_file: str | os.PathLike[str], folder: Path | None, source: 
     # A file that is not where the user stands is looked for beside the pictures.
     file = Path(split_file).expanduser()
     file = file if file.is_file() or not (folder / file).is_file() else folder / file
-    splits = {SPLIT_NAMES[split]: data for split, data in load_coop_split(file, folder).items()}
+    splits = {split_of(split) or split: data for split, data in load_coop_split(file, folder).items()}
     return caption_folder(splits, folder)
 
 
 def _tables_of(folder: Path) -> dict[str, list[Path]]:
     """The files with a folder's data, if it is not one of class folders."""
-    train = next((inner for inner in subfolders(folder) if inner.name.lower() == "train"), None)
+    train = next((inner for inner in subfolders(folder) if split_of(inner.name) == "train"), None)
     return {} if train is not None and subfolders(train) else find_tables(folder)
 
 
@@ -181,7 +181,10 @@ def _load_from_hub(hub_id: str, source: str) -> dict[str, Dataset]:
         ) from error
     if len(loaded) == 1:
         return {"train": next(iter(loaded.values()))}
-    splits = {SPLIT_NAMES[split]: loaded[split] for split in loaded if split in SPLIT_NAMES}
+    splits: dict[str, Dataset] = {}
+    for name in loaded:
+        if (split := split_of(name)) and (split not in splits or name == split):
+            splits[split] = loaded[name]
     if "train" not in splits:
         raise ValueError(f"`source`={source!r} has no split 'train', only {', '.join(loaded)}; use another dataset.")
     return splits

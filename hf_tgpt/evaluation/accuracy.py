@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..adapters.tower_classifier import AdaptedModel
 from ..data import Collator, FewShotImages
+from ..utils.names import composed
 from .metrics import classification_metrics
 
 
@@ -35,15 +36,15 @@ def for_classes(model: AdaptedModel, class_names: Sequence[str]) -> Callable[...
         return model
     if model.takes_new_classes:
         return partial(model, class_texts=model.texts_for(class_names))
-    known = {name: column for column, name in enumerate(model.class_names)}
-    unknown = [name for name in class_names if name not in known]
+    known = {composed(name): column for column, name in enumerate(model.class_names)}
+    unknown = [name for name in class_names if composed(name) not in known]
     if unknown:
         raise UnknownClasses(
             f"The model knows {len(known)} classes, fixed when it was trained, but not {unknown[0]!r} "
             f"({len(unknown)} of {len(class_names)} are unknown); use a method that classifies by text, "
             "or train on these classes."
         )
-    columns = [known[name] for name in class_names]
+    columns = [known[composed(name)] for name in class_names]
 
     def classify(pixel_values: torch.Tensor) -> ImageClassifierOutput:
         output = model(pixel_values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,11 @@ def public_name(name: str | None) -> str | None:
     return name if name and name.count("/") == 1 and not os.path.exists(name) and ":" not in name else None
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's NFC: macOS writes "é" in file names as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def check_class_names(class_names: Sequence[str] | None) -> None:
     """Raises ValueError unless these are distinct, non-empty names."""
     if isinstance(class_names, str) or class_names is None or len(class_names) == 0:
@@ -46,7 +52,7 @@ def check_class_names(class_names: Sequence[str] | None) -> None:
             raise ValueError(f"`class_names[{label}]`={name!r} is not a name; give every class a word or more.")
     first_label: dict[str, int] = {}
     for label, name in enumerate(class_names):
-        text = " ".join(name.lower().split())  # CLIP's tokenizer sees no case and no spaces
+        text = " ".join(composed(name).lower().split())  # CLIP's tokenizer sees no case and no spaces
         if text in first_label:
             raise ValueError(
                 f"`class_names` holds {name!r} twice, as labels {first_label[text]} and {label}; two classes of one "

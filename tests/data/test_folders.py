@@ -110,7 +110,7 @@ def test_sixty_thousand_images_of_twenty_thousand_classes_are_indexed_in_little_
     index = folders.image_index(tmp_path)
     assert len(index) == classes * per_class
     assert pa.total_allocated_bytes() - pool < 2_000_000  # the paths lie in a file
-    monkeypatch.setattr(folders, "_load_class_folders", lambda folder: index)
+    monkeypatch.setattr(folders, "_load_class_folders", lambda *args: index)
     (tmp_path / "0").mkdir()
     monkeypatch.setattr("hf_tgpt.data.sources.warn_of_duplicates", lambda *_: None)
     splits = load_splits(tmp_path)

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_tgpt.data import class_names, decode_image, load_splits, load_toyworld, sources
+from hf_tgpt.data import DataWarning, class_names, decode_image, load_splits, load_toyworld, sources
 
 SHARED_DATA = Path(os.environ.get("HF_TGPT_DATA", ROOT.parent / "shared" / "data"))
 # The pictures made here are alike in all splits.
@@ -108,7 +108,9 @@ def test_images_are_found_by_suffix_at_any_depth_and_hidden_ones_are_not(tmp_pat
                 path = tmp_path / split / name / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-    train = load_splits(tmp_path)["train"]
+    left_out = r": left out are 2 \.md5, 2 \.txt"
+    with pytest.warns(DataWarning, match=f"train{left_out}"), pytest.warns(DataWarning, match=f"test{left_out}"):
+        train = load_splits(tmp_path)["train"]
     assert files(train, tmp_path) == [f"train/{name}/{file}" for name in ("ant", "big_cat") for file in taken]
 
 
@@ -119,7 +121,8 @@ def test_other_things_at_the_top_are_ignored(tmp_path):
     for name in ("MANIFEST.json", ".DS_Store", "cover.png"):
         (tmp_path / name).touch()
     write_images(tmp_path / "train" / ".ipynb_checkpoints")
-    assert sizes(load_splits(tmp_path)) == {"train": 4, "test": 4}
+    with pytest.warns(DataWarning, match="beside the folders of its splits, these are left out: docs"):
+        assert sizes(load_splits(tmp_path)) == {"train": 4, "test": 4}
 
 
 def test_classes_are_those_of_train_even_if_test_lacks_one(tmp_path):
@@ -159,8 +162,14 @@ def test_folders_without_classes_or_images_are_refused(tmp_path):
     for split in ("train", "test"):
         write_images(tmp_path / "unsorted" / split)
     refuses(tmp_path / "unsorted", "has no class folders")
-    (write_splits(tmp_path / "split") / "test" / "hollow").mkdir()
+    (write_splits(tmp_path / "split") / "train" / "hollow").mkdir()
     refuses(tmp_path / "split", "hollow has no images")
+
+
+def test_a_test_folder_without_a_picture_is_left_out_with_a_remark(tmp_path):
+    (write_splits(tmp_path, ("train", "test")) / "test" / "hollow").mkdir()
+    with pytest.warns(DataWarning, match="1 class folders without a picture are left out: hollow"):
+        assert sizes(load_splits(tmp_path)) == {"train": 4, "test": 4}
 
 
 def test_class_names_that_would_become_the_same_are_refused(tmp_path):

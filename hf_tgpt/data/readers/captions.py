@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, Image, Value
 
 from ...utils.files import parse_json, read_json, read_text
+from ...utils.names import composed
 from ..class_lists import normalized_name
 from .coop import match_images
 
@@ -81,6 +82,8 @@ def read_class_descriptions(file: str | os.PathLike[str], class_names: list[str]
     try:
         content = read_json(file)
         given = {normalized_name(name): [_sentence(text) for text in texts] for name, texts in content.items()}
+        if len(given) < len(content):
+            raise ValueError("it has two lists of sentences for one class")
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} is no JSON object of {{class: [sentences]}} ({error}); correct it.") from error
     missing = [name for name in class_names if not given.get(normalized_name(name))]
@@ -151,7 +154,8 @@ def image_key(record: dict, root: str | os.PathLike[str] | None = None) -> str:
 
 def _find_captions(dataset: Dataset, captions: dict[str, tuple[str, str | None]], file: Path) -> dict[int, str]:
     """The description of each row that has one. Raises ValueError if none has."""
-    keys = [image_key(record) for record in undecoded_images(dataset)]
+    keys = [composed(image_key(record)) for record in undecoded_images(dataset)]
+    captions = {composed(name): caption for name, caption in captions.items()}
     names = dataset.features["label"].names
     exact = set(keys)
     # A name that is a key says which images it means: one, or all that are equal.

@@ -15,6 +15,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from ...utils.files import read_json
+from ...utils.names import composed
 from ..class_lists import normalized_name
 from .folders import image_index
 
@@ -118,12 +119,13 @@ def match_images(
     Raises ValueError where several fit equally well.
     """
     keys: dict[str, list[int]] = defaultdict(list)
-    parts = [Path(path).parts for path, _ in wanted]
+    parts = [Path(composed(path)).parts for path, _ in wanted]
     for position, part in enumerate(parts):
         for key in {part[-1], "_".join(part[-2:])} if part else ():
             keys[key].append(position)
     best: list[tuple[tuple[int, bool], list[int]]] = [((0, False), []) for _ in wanted]
-    for row, file in enumerate(files):
+    root = composed(root)
+    for row, file in enumerate(map(composed, files)):
         name = os.path.basename(file)
         for position in keys.get(name, ()):
             part, class_name = parts[position], wanted[position][1]

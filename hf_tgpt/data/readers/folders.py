@@ -11,27 +11,41 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from ...utils.files import read_json
+from ...utils.names import composed
+from ..remarks import remark
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-# The name that a split gets here, and the names that it goes by elsewhere.
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "validation": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".avif",
+    ".jp2", ".ppm", ".pgm",
+)  # fmt: skip
+# The names that a split goes by, without words such as "set" and "images" after them.
+_SPLIT_NAMES = {
+    "train": ("train", "training", "trn"),
+    "validation": ("val", "valid", "validation", "validate", "validating", "dev", "development", "eval", "evaluation"),
+    "test": ("test", "testing", "tst", "holdout", "heldout"),
 }
+_SPLIT_WORDS = r"(set|sets|split|data|images|imgs|pictures|pics)*$"
+# Folders that systems and programs leave among pictures; in lower case.
+_SYSTEM_FOLDERS = {
+    "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "__macosx",
+    "__pycache__", "system volume information",
+}  # fmt: skip
+_BY_PRODUCTS = ("thumbs.db", "desktop.ini")
+_INDEX_VERSION = 2
+_RUN_FILES = ("run.json", "adapter_config.json")  # a folder with one of these is the output of a training
 _FEATURES = Features({"image": Image(), "label": Value("string")})
 _BATCH = 10_000
 # A folder that changes within its file system's clock tick after it was listed has the same time stamp as before; the
@@ -39,14 +53,35 @@ _BATCH = 10_000
 _CLOCK_TICK = 2.0
 
 
+def split_of(name: str) -> str | None:
+    """The split that a folder, file or column's value is called after: "Testing" and "test_set" are "test"."""
+    word = re.sub(_SPLIT_WORDS, "", re.sub(r"[\W_]", "", name.casefold()))
+    return next((split for split, names in _SPLIT_NAMES.items() if word in names), None)
+
+
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether a file counts as a picture: by its suffix or, where it has none, by its first bytes."""
+    return os.path.isfile(path) and _looks_like_a_picture(path)
+
+
+def _looks_like_a_picture(path: str | os.PathLike[str]) -> bool:
+    if suffix := os.path.splitext(path)[1]:
+        return suffix.lower() in IMAGE_SUFFIXES
+    try:
+        with PILImage.open(path):
+            return True
+    except Exception:  # Pillow raises nearly anything
+        return False
+
+
 def load_folder(root: Path) -> dict[str, Dataset]:
-    """The splits of a folder with the columns `image` (a path) and `label` (the class folder's name).
+    """The splits of a folder with the columns `image` (a path) and `label` (the class folder's name in Unicode's NFC).
 
     A folder without splits is one split, train. Raises ValueError for a folder that is laid out otherwise.
     """
     split_folders: dict[str, Path] = {}
     for folder in subfolders(root):
-        split = SPLIT_NAMES.get(folder.name.lower())
+        split = split_of(folder.name)
         if split is None or not subfolders(folder):  # a class may be called "train": it has images, not class folders
             continue
         if split in split_folders:
@@ -54,7 +89,7 @@ def load_folder(root: Path) -> dict[str, Dataset]:
                 f"{root} has two {split} folders, {split_folders[split].name} and {folder.name}; keep one."
             )
         split_folders[split] = folder
-    if not split_folders and all(folder.name.lower() in SPLIT_NAMES for folder in subfolders(root)):
+    if not split_folders and all(split_of(folder.name) for folder in subfolders(root)):
         raise ValueError(f"{root} has no class folders; put the images of each class into a folder of its own.")
     if split_folders and "train" not in split_folders:
         raise ValueError(
@@ -65,11 +100,14 @@ def load_folder(root: Path) -> dict[str, Dataset]:
             f"{root} has a train folder but neither a test nor a val folder with class folders; add one, or pass the "
             "train folder itself to have it split."
         )
-    split_folders = split_folders or {"train": root}
-    return {split: _load_class_folders(folder) for split, folder in split_folders.items()}
+    if not split_folders:
+        return {"train": _load_class_folders(root, "train")}
+    if others := [folder.name for folder in subfolders(root) if folder not in split_folders.values()]:
+        remark(f"{root}: beside the folders of its splits, these are left out: {', '.join(others[:10])}.")
+    return {split: _load_class_folders(folder, split) for split, folder in split_folders.items()}
 
 
-def _load_class_folders(folder: Path) -> Dataset:
+def _load_class_folders(folder: Path, split: str) -> Dataset:
     index = image_index(folder)
     separator = re.escape(os.sep)
     in_train = f"(?i)^{re.escape(str(folder))}{separator}[^{separator}]+{separator}train{separator}"
@@ -80,50 +118,105 @@ def _load_class_folders(folder: Path) -> Dataset:
             raise ValueError(
                 f"{folder / name} has splits of its own, so it is no class; pass one such folder as `source`."
             )
-    found = set(index.unique("label"))
-    for class_folder in subfolders(folder):
-        if class_folder.name not in found:
-            raise ValueError(
-                f"{class_folder} has no images ({', '.join(IMAGE_SUFFIXES)}); add some or remove the folder."
-            )
-    if "" in found:  # pictures beside the class folders
+    labels = set(index.unique("label"))
+    empty = [class_folder for class_folder in subfolders(folder) if composed(class_folder.name) not in labels]
+    if empty and split == "train":
+        raise ValueError(f"{empty[0]} has no images ({', '.join(IMAGE_SUFFIXES)}); add some or remove the folder.")
+    if empty:
+        names = ", ".join(class_folder.name for class_folder in empty[:10])
+        remark(f"{folder}: {len(empty)} class folders without a picture are left out: {names}.")
+    _judge_inner_folders(folder)
+    if left_out := _read_record(folder)["left_out"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+        remark(f"{folder}: left out are {kinds}; save pictures of other kinds as JPEG or PNG to have them read.")
+    if "" in labels:  # pictures beside the class folders
         loose = index.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False) == ""
         index = index.select((~loose).nonzero()[0])
     return index
 
 
+def _judge_inner_folders(folder: Path) -> None:
+    """Remarks that folders within class folders are no classes of their own.
+
+    Raises ValueError where several of them hold the same folders: these are splits, by whatever name.
+    """
+    inner: dict[str, list[str]] = {}
+    for path in _read_record(folder)["folders"]:
+        if len(parts := Path(os.path.relpath(path, folder)).parts) == 2:
+            inner.setdefault(parts[0], []).append(parts[1])
+    with_same: dict[tuple[str, ...], list[str]] = {}
+    for outer, names in inner.items():
+        with_same.setdefault(tuple(sorted(composed(name).casefold() for name in names)), []).append(outer)
+    for classes, outer_names in with_same.items():
+        if len(classes) > 1 and len(outer_names) > 1:
+            raise ValueError(
+                f"{folder}: {', '.join(outer_names[:5])} hold the same folders ({', '.join(classes[:5])}), so they "
+                "look like splits and not like classes. If they are splits, call them train, val and test; if they are "
+                "classes, put their pictures into them without folders."
+            )
+    if len({name for names in inner.values() for name in names}) > 1:
+        examples = "; ".join(f"{outer}: {', '.join(names[:3])}" for outer, names in list(inner.items())[:3])
+        remark(
+            f"{folder}: {len(inner)} class folders hold folders themselves ({examples}), whose pictures count as the "
+            "outer folder's class. If the inner folders are the classes, move them up beside each other."
+        )
+
+
 def subfolders(parent: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones."""
+    """The folders in a folder, sorted, without hidden ones, those of systems and the output of trainings."""
     with os.scandir(parent) as listing:  # which knows folders from files without a look at each
-        return sorted(Path(entry.path) for entry in listing if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(Path(entry.path) for entry in listing if entry.is_dir() and not _is_no_data(entry))
+
+
+def _is_no_data(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder or file is not the user's own: hidden, a system's, or the output of a training."""
+    if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS:
+        return True
+    if not entry.is_dir():
+        return False
+    places = [Path(entry.path)]
+    if entry.name == "runs":
+        places += Path(entry.path).iterdir()
+    return any((place / name).is_file() for place in places for name in _RUN_FILES)
 
 
 def image_index(root: Path) -> Dataset:
     """All images below a folder, sorted: `image` (the absolute path) and `label` (the first folder's name, or "").
 
-    No image is opened. Hidden files and folders are left out, such as the "._*.jpg" that macOS leaves behind. The index
-    comes from the cache unless a folder below `root` has changed since.
+    No image is opened. Hidden files and folders are left out, such as the "._*.jpg" that macOS leaves behind, and so
+    are those of systems. The index comes from the cache unless a folder below `root` has changed since.
     """
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tgpt"
-    name = hashlib.sha256(str(root).encode()).hexdigest()[:24]
-    index, record = cache / f"{name}.arrow", cache / f"{name}.json"
+    index, record = _cache_files(root)
     if not _is_current(index, record):
-        cache.mkdir(parents=True, exist_ok=True)
+        index.parent.mkdir(parents=True, exist_ok=True)
         started = time.time()
         folders: dict[str, int] = {}
+        left_out: Counter[str] = Counter()
         # Written beside and moved, so that another process reads either the old index or the new one.
         draft = index.with_suffix(f".{os.getpid()}")
         schema = _FEATURES.arrow_schema
         with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for batch in _batches(_walk(str(root), folders), f"indexing {root}"):
+            for batch in _batches(_walk(str(root), folders, left_out), f"indexing {root}"):
                 paths = pa.array([path for path, _ in batch], pa.string())
                 images = pa.StructArray.from_arrays([pa.nulls(len(batch), pa.binary()), paths], ["bytes", "path"])
                 labels = pa.array([label for _, label in batch], pa.string())
                 writer.write_batch(pa.record_batch([images, labels], schema=schema))
         os.replace(draft, index)
-        draft.write_text(json.dumps({"started": started, "bytes": index.stat().st_size, "folders": folders}))
+        about = {"started": started, "bytes": index.stat().st_size, "folders": folders, "left_out": left_out}
+        draft.write_text(json.dumps(about))
         os.replace(draft, record)
     return Dataset.from_file(str(index))
+
+
+def _cache_files(root: Path) -> tuple[Path, Path]:
+    """Where a folder's index is kept, and the record of what it was made of."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tgpt"
+    name = hashlib.sha256(f"{root} {_INDEX_VERSION}".encode(errors="surrogateescape")).hexdigest()[:24]
+    return cache / f"{name}.arrow", cache / f"{name}.json"
+
+
+def _read_record(root: Path) -> dict[str, Any]:
+    return read_json(_cache_files(root)[1])
 
 
 def _is_current(index: Path, record: Path) -> bool:
@@ -147,16 +240,24 @@ def _is_current(index: Path, record: Path) -> bool:
         return False
 
 
-def _walk(folder: str, folders: dict[str, int], label: str | None = None) -> Iterator[tuple[str, str]]:
-    """Paths and labels of the images below a folder; notes in `folders` when each one last changed."""
+def _walk(
+    folder: str, folders: dict[str, int], left_out: Counter[str], label: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """Paths and labels of the images below a folder.
+
+    Notes in `folders` when each one last changed, and in `left_out` how many files of a kind are no images.
+    """
     folders[folder] = os.stat(folder).st_mtime_ns
     with os.scandir(folder) as listing:
-        entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        entries = sorted((entry for entry in listing if not _is_no_data(entry)), key=lambda entry: entry.name)
     for entry in entries:
         if entry.is_dir(follow_symlinks=label is None):  # a class may be a link to a folder; deeper, links may go round
-            yield from _walk(entry.path, folders, entry.name if label is None else label)
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+            inner_label = composed(entry.name) if label is None else label
+            yield from _walk(entry.path, folders, left_out, inner_label)
+        elif entry.is_file() and _looks_like_a_picture(entry.path):
             yield entry.path, label or ""
+        elif label is not None and entry.name.lower() not in _BY_PRODUCTS:
+            left_out[os.path.splitext(entry.name)[1].lower() or "without suffix"] += 1
 
 
 def _batches(rows: Iterator[tuple[str, str]], description: str) -> Iterator[list[tuple[str, str]]]:

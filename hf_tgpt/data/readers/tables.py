@@ -12,7 +12,7 @@ from datasets import Dataset, Image, load_dataset
 
 from ...utils.files import parse_json
 from .columns import STRINGS
-from .folders import SPLIT_NAMES
+from .folders import split_of, subfolders
 
 # What `datasets` calls the readers.
 _READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
@@ -27,17 +27,16 @@ def find_tables(root: Path) -> dict[str, list[Path]]:
     Found are "train.csv", "train-00000-of-00002.parquet" and "data/train-0001.tar", and archives "train/0.tar".
     """
     found: dict[str, list[Path]] = {}
-    for folder in (root, root / "data", *(root / split for split in SPLIT_NAMES)):
-        if not folder.is_dir():
-            continue
+    for folder in (root, *(inner for inner in subfolders(root) if inner.name == "data" or split_of(inner.name))):
         for file in sorted(folder.iterdir()):
             if file.suffix.lower() not in TABLE_SUFFIXES or not file.is_file():
                 continue
             first_word = file.stem.lower().replace("-", "_").replace(".", "_").split("_")[0]
-            split = SPLIT_NAMES.get(first_word) or SPLIT_NAMES.get(folder.name.lower())
+            split = split_of(first_word) or split_of(folder.name)
             if split:
                 found.setdefault(split, []).append(file)
-    return found if "train" in found else {}
+    in_order = {split: found[split] for split in ("train", "validation", "test") if split in found}
+    return in_order if "train" in found else {}
 
 
 def load_tables(files: dict[str, list[Path]], image_column: str | None = None) -> dict[str, Dataset]:

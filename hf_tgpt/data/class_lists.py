@@ -14,6 +14,7 @@ from datasets import DatasetDict
 from ..utils.files import parse_json, read_text
 from ..utils.names import check_class_names, composed
 from .fewshot import read_labels, replace_labels
+from .remarks import remark
 
 # Unicode's spaces, "_", dashes, brackets and quotes.
 _SEPARATORS = ("Zs", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf")
@@ -84,9 +85,10 @@ def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> Da
 
     With a mapping, a class is found by either of its names in any spelling, and the labels follow the mapping's order;
     classes that the data lack are left out. A list in which all classes of the data occur is such a mapping, from each
-    name to itself; any other list renames the labels in their order.
+    name to itself; any other list renames the labels in their order, with a remark that says which becomes which.
 
-    Raises ValueError for a list of another length, or a class that the mapping does not name.
+    Raises ValueError for a list of another length, for one that holds a class of the data in another one's place, and
+    for a class that the mapping does not name.
     """
     first = next(iter(splits.values()))
     names = first.features["label"].names
@@ -100,7 +102,8 @@ def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> Da
                 f"`class_names` has {len(given)} names but the data have {len(names)} classes "
                 f"({', '.join(names[:3])}, ...); give one for each, in the order of the labels."
             )
-        return _relabelled(splits, np.arange(len(names)), given)
+        _check_places(names, given)
+        return rename_by_position(splits, given)
     places: dict[str, int] = {}
     for place, (key, name) in enumerate(given.items()):
         places[normalized_name(key)] = places[normalized_name(name)] = place
@@ -117,6 +120,31 @@ def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> Da
     order, new_label = np.unique(found, return_inverse=True)
     words = list(given.values())
     return _relabelled(splits, new_label, [words[place] for place in order])
+
+
+def rename_by_position(splits: DatasetDict, names: list[str]) -> DatasetDict:
+    """The splits with a new name for each label, in the order of the labels."""
+    return _relabelled(splits, np.arange(len(names)), names)
+
+
+def _check_places(names: list[str], given: list[str]) -> None:
+    """Remarks which class of the data gets which name of a list. Raises ValueError if it looks like another's name."""
+    pairs = list(zip(names, given, strict=True))
+    shown = ", ".join(f"{old!r} -> {new!r}" for old, new in pairs[:10]) + (", ..." if len(pairs) > 10 else "")
+    places = {_stem(name): place for place, name in enumerate(names)}
+    for place, (old, new) in enumerate(pairs):
+        other = places.get(_stem(new), place)
+        if other != place and _stem(old) != _stem(new):
+            raise ValueError(
+                f"`class_names` would rename by position, {shown}, but {new!r} looks like the data's class "
+                f"{names[other]!r}. Put the names into the order of the data's classes, or say which is which: a JSON "
+                f'object {{"{old}": "its new name", ...}}.'
+            )
+    remark(f"The classes are renamed in the order of their labels: {shown}.")
+
+
+def _stem(name: str) -> str:
+    return normalized_name(name).removesuffix("s")
 
 
 def _relabelled(splits: DatasetDict, new_label: np.ndarray, names: list[str]) -> DatasetDict:

@@ -10,7 +10,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from .benchmarks import Benchmark, find_benchmark, nearest_benchmarks
-from .class_lists import clean_class_names, normalized_name, read_class_names, rename_classes
+from .class_lists import clean_class_names, normalized_name, read_class_names, rename_by_position, rename_classes
 from .duplicates import warn_of_duplicates
 from .fewshot import split_each_class
 from .readers.captions import caption_folder
@@ -200,7 +200,7 @@ def _name_as_catalogue(splits: DatasetDict, benchmark: Benchmark) -> DatasetDict
         and not {normalized_name(name) for name in found}
         <= {normalized_name(name) for pair in given.items() for name in pair}
     ):
-        return rename_classes(splits, list(given.values()))
+        return rename_by_position(splits, list(given.values()))
     try:
         return rename_classes(splits, given)
     except ValueError as error:
@@ -208,4 +208,4 @@ def _name_as_catalogue(splits: DatasetDict, benchmark: Benchmark) -> DatasetDict
             f"the class names of {benchmark.title} in the data are not the catalogue's and are kept: {error}",
             stacklevel=3,
         )
-        return rename_classes(splits, clean_class_names(found))
+        return rename_by_position(splits, clean_class_names(found))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import datasets
@@ -9,10 +10,12 @@ import pytest
 from conftest import ROOT
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from hf_tgpt.data import BENCHMARKS, class_names, load_splits
-from hf_tgpt.data.class_lists import clean_class_name, normalized_name, read_class_names
+from hf_tgpt.data import BENCHMARKS, DataWarning, class_names, load_splits
+from hf_tgpt.data.class_lists import clean_class_name, normalized_name, read_class_names, rename_classes
 from hf_tgpt.utils.names import check_class_names
 
 SHARED_DATA = Path(os.environ.get("HF_TGPT_DATA", ROOT.parent / "shared" / "data"))
@@ -199,10 +202,53 @@ def pictures(tmp_path):
 )
 def test_a_file_renames_and_orders_the_classes(tmp_path, pictures, file, text, names, label_of_cat):
     (tmp_path / file).write_text(text)
-    splits = load_splits(pictures, class_names_file=tmp_path / file)
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", DataWarning)
+        splits = load_splits(pictures, class_names_file=tmp_path / file)
+    renamed_by_position = text in ("small ant\nhoney bee\nhouse cat\n", '["a", "b", "c"]')
+    assert ["'ant' -> " in str(remark.message) for remark in remarks] == [True] * renamed_by_position
     assert class_names(splits["test"]) == names
     cats = [row for row in splits["train"] if row["label"] == label_of_cat]
     assert {row["image"].getpixel((0, 0))[1] for row in cats} == {2}
+
+
+@pytest.mark.parametrize("names", ["cat, ants, bee", "bees, cats, ants", "bee, x, y", "ants, cat, bees", "Cats, x, y"])
+def test_a_list_that_names_a_class_in_anothers_place_is_refused(tmp_path, pictures, names):
+    (tmp_path / "names.txt").write_text("\n".join(names.split(", ")))
+    with pytest.raises(ValueError, match=r"would rename by position, 'ant' -> .* looks like the data's class"):
+        load_splits(pictures, class_names_file=tmp_path / "names.txt")
+
+
+def test_folders_with_numbers_for_names_are_renamed_in_the_order_of_the_numbers(tmp_path):
+    for number in range(12):
+        write_images(tmp_path / "pictures" / str(number), 3, number)
+    (tmp_path / "names.txt").write_text("\n".join(f"sign {number}" for number in range(12)))
+    with pytest.warns(DataWarning, match="'1' -> 'sign 1', '2' -> 'sign 2'"):
+        splits = load_splits(tmp_path / "pictures", class_names_file=tmp_path / "names.txt")
+    for row in splits["train"]:
+        assert row["image"].getpixel((0, 0))[1] == row["label"]
+
+
+@settings(max_examples=int(os.environ.get("HF_TGPT_NAMES", 50)))
+@given(st.permutations(["ant", "bee", "cat", "C", "C++", "🐝", "été"]), st.data())
+def test_a_list_of_names_gives_every_class_its_own_name_or_is_refused(names, data):
+    """A class whose name, or its plural, stands in the list keeps it; whatever the order."""
+    given_names = [
+        data.draw(st.sampled_from([name, name + "s", name.upper(), f"new {i}"]))
+        for i, name in enumerate(data.draw(st.permutations(names)))
+    ]
+    own = names[:4]
+    labels = ClassLabel(names=own)
+    splits = DatasetDict(train=Dataset.from_dict({"label": [0, 1, 2, 3]}, features=Features(label=labels)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        try:
+            renamed = rename_classes(splits, given_names[: data.draw(st.sampled_from([4, 7]))])["train"]
+        except ValueError:
+            return
+    names_now = [renamed.features["label"].names[label] for label in renamed["label"]]
+    for before, now in zip(own, names_now, strict=True):
+        assert now.startswith("new ") or now.lower() in (before.lower(), before.lower() + "s")
 
 
 def test_coops_list_of_synsets_is_read(tmp_path):
@@ -228,4 +274,5 @@ def test_a_file_of_names_that_does_not_fit_is_refused(tmp_path, pictures, text, 
 
 def test_spellings_are_alike_up_to_case_and_punctuation():
     assert normalized_name("Polka_dotted") == normalized_name("polka-dotted") == normalized_name("polka dotted")
+    assert len({normalized_name(name) for name in ("C", "C++", "C#", "🐝", "🐜")}) == 5
     assert normalized_name("737-300") != normalized_name("737-200")

@@ -67,7 +67,9 @@ def label_names(dataset: Dataset, column: str, numbered: list[str] | None) -> li
             f"`label_column`={column!r} holds {feature}, which name no classes; choose class labels or strings, or "
             "list the names of the numbers as `class_names_file`."
         )
-    return sorted(name for name in dataset.unique(column) if name is not None)
+    names = [name for name in dataset.unique(column) if name is not None]
+    numbers = all(name.isdecimal() for name in names)  # folders 0 to 10, which a list of names counts through
+    return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 
 
 def is_labelled(dataset: Dataset, column: str) -> bool:

@@ -35,7 +35,9 @@ def find_tables(root: Path) -> dict[str, list[Path]]:
             split = split_of(first_word) or split_of(folder.name)
             if split:
                 found.setdefault(split, []).append(file)
-    in_order = {split: found[split] for split in ("train", "validation", "test") if split in found}
+    in_order: dict[str, list[Path]] = {
+        split: found[split] for split in ("train", "validation", "test") if split in found
+    }
     return in_order if "train" in found else {}
 
 

@@ -65,12 +65,12 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
 def _to_eight_bits(image: PILImage.Image) -> PILImage.Image:
     """Scales wide pixels instead of clipping them as Pillow's own conversion would.
 
-    Integers are taken as 16 bits, floats as 0..1 or else 0..255; values outside are stretched from their own range.
+    Integers are taken as 8 bits if these hold them all, else as 16, and floats as 0..1 or else 0..255; values outside
+    are stretched from their own range.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    low, high = 0.0, 65535.0
-    if image.mode == "F":
-        high = 1.0 if values.max() <= 1 else 255.0
+    ranges = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
+    low, high = 0.0, next((high for high in ranges if values.max() <= high), ranges[-1])
     if values.min() < low or values.max() > high:
         low, high = values.min(), values.max()
     scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255

@@ -89,6 +89,12 @@ def test_cmyk_is_converted():
     assert max(green, blue) < 15
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_wide_pixels_that_hold_eight_bits_are_as_bright_as_they_say(mode):
+    image = Image.fromarray(np.array([[0, 100, 255]], dtype=np.uint16)).convert(mode)
+    assert np.asarray(decode_image(encoded(image, "TIFF"))).tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
 def test_sixteen_bits_are_scaled_not_clipped(mode):
     image = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))

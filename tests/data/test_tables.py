@@ -1,8 +1,11 @@
 """CSV, TSV, JSONL, Parquet and tar files load as folders do, and what is wrong with them is named."""
 
+import csv
 import io
 import json
+import os
 import tarfile
+import warnings
 
 import datasets
 import pyarrow as pa
@@ -10,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from hf_tgpt.data import class_names, load_splits
+from hf_tgpt.data import DataWarning, class_names, load_splits
+from hf_tgpt.data.readers.text_tables import read_delimited
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +211,150 @@ def test_strings_of_a_parquet_file_that_are_no_utf_8_are_refused_by_its_name(tmp
     pq.write_table(pa.table({"image": paths, "label": ["cat", "dog"] * 2}), tmp_path / "all.parquet")
     with pytest.raises(ValueError, match=r"all\.parquet could not be read .*UTF"):
         load_splits(tmp_path / "all.parquet")
+
+
+# As people write them -------------------------------------------------------------------------------------------------
+
+MESSY = {
+    "semicolons": "image;label\nimages/0.png;ant\nimages/1.png;big_cat\n",
+    "tabs": "image\tlabel\nimages/0.png\tant\nimages/1.png\tbig_cat\n",
+    "spaces": "image, label\nimages/0.png, ant\nimages/1.png, big_cat \n",
+    "capitals": "Image,LABEL\nimages/0.png,ant\nimages/1.png,big_cat\n",
+    "trailing commas": "image,label,\nimages/0.png,ant,\nimages/1.png,big_cat,\n",
+    "blank lines": "\nimage,label\n\nimages/0.png,ant\nimages/1.png,big_cat\n,\n\n",
+    "quotes": '"image","label"\n"images/0.png","ant"\n"images/1.png","big_cat"\n',
+    "Windows paths": "image,label\nimages\\0.png,ant\nimages\\1.png,big_cat\n",
+    "Windows lines": "image,label\r\nimages/0.png,ant\r\nimages/1.png,big_cat\r\n",
+}
+
+
+@pytest.mark.parametrize(("kind", "encoding"), [*((kind, "utf-8-sig") for kind in MESSY), ("semicolons", "utf-16")])
+def test_tables_of_spreadsheets_are_read(tmp_path, kind, encoding):
+    write_pictures(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_bytes(MESSY[kind].encode(encoding))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same pictures in both splits
+        check(load_splits(tmp_path), train=[0, 1], test=[0, 1])
+
+
+def test_a_table_in_a_code_page_is_read_with_a_remark(tmp_path):
+    write_pictures(tmp_path)
+    lines = "".join(f"images/{n}.png;{('Käfer', 'Grille')[n % 2]}\n" for n in range(8))
+    (tmp_path / "all.csv").write_bytes(f"image;label\n{lines}".encode("cp1252"))
+    with pytest.warns(DataWarning, match="is no UTF-8 and is read as Windows-1252"):
+        assert class_names(load_splits(tmp_path / "all.csv")["train"]) == ["Grille", "Käfer"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("words", [("None", "null"), ("nan", "NA"), ("True", "false"), ("007", "7"), ("1.0", "1e5")])
+def test_class_names_are_taken_as_they_are_written(tmp_path, words, suffix):
+    write_pictures(tmp_path)
+    records = [{"image": f"images/{n}.png", "label": words[n % 2]} for n in range(8)]
+    write_table(tmp_path / f"all{suffix}", records)
+    assert class_names(load_splits(tmp_path / f"all{suffix}")["train"]) == sorted(words)
+
+
+@pytest.mark.parametrize(
+    ("folder", "suffix"),
+    [
+        *((folder, ".csv") for folder in ("data[12]", "a*b", "what?", "{x,y}", "**")),
+        ("data[12]", ".jsonl"), ("data[12]", ".parquet"), ("a*b", ".tar"), ("[!a]", ".tar"),
+    ],
+)  # fmt: skip
+def test_a_path_is_no_pattern(tmp_path, folder, suffix):
+    for name, first in {folder: 0, "data1": 4, "ab": 4, "whatx": 4, "x": 4}.items():
+        write_pictures(tmp_path / name)
+        table = tmp_path / name / f"all{suffix}"
+        if suffix == ".tar":
+            write_tar(table, range(first, first + 4))
+            (tmp_path / name / "classnames.txt").write_text("ant\nbig cat\n")
+        elif suffix == ".parquet":
+            pictures = [{"bytes": png(n), "path": None} for n in range(first, first + 4)]
+            labels = {"label": ["ant", "big_cat"] * 2}
+            Dataset.from_dict({"image": pictures} | labels).cast_column("image", ImageFeature()).to_parquet(table)
+        else:
+            write_table(table, rows(range(first, first + 4)))
+    with pytest.raises(ValueError, match="has 2 images but a split"):  # of the four that were named
+        load_splits(tmp_path / folder / f"all{suffix}")
+    for split in ("train", "test"):
+        table = tmp_path / folder / f"all{suffix}"
+        (tmp_path / folder / f"{split}{suffix}").write_bytes(table.read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check(load_splits(tmp_path / folder), train=[0, 1, 2, 3], test=[0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".tar"])
+def test_a_table_that_changed_under_its_time_stamp_is_read_anew(tmp_path, suffix):
+    write_pictures(tmp_path)
+    (tmp_path / "classnames.txt").write_text("ant\nbig cat\n")
+    for numbers in ([0, 1], [2, 3]):
+        for split, more in {"train": 0, "test": 4}.items():
+            table = tmp_path / f"{split}{suffix}"
+            if suffix == ".tar":
+                write_tar(table, [n + more for n in numbers])
+            else:
+                write_table(table, rows([n + more for n in numbers]))
+            os.utime(table, (1e9, 1e9))
+        check(load_splits(tmp_path), train=numbers, test=[n + 4 for n in numbers])
+
+
+@pytest.mark.parametrize("column", ["split", "Split", "partition"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_column_of_splits_is_used(tmp_path, column, suffix):
+    write_pictures(tmp_path)
+    splits = ["train", "Training", "val", "valid", "test", "Testing"]
+    records = [row | {column: split} for row, split in zip(rows(range(6)), splits, strict=True)]
+    write_table(tmp_path / f"all{suffix}", records)
+    loaded = load_splits(tmp_path / f"all{suffix}")
+    check(loaded, train=[0, 1], test=[4, 5])
+    assert len(loaded["validation"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,label,split\nimages/0.png,ant,A\n", "column 'split' holds 'A', which is no split"),
+        ("image,label,split\nimages/0.png,ant,test\n", "column 'split' has no row of the split 'train'"),
+        ("image,label\n", "holds no rows below a line with the names"),
+        ("", "holds no rows below a line with the names"),
+        ("image,label\nimages/0.png,ant,fly\n", "line 2: it has 3 cells and the first line 2 names"),
+        ("image,label\nimages/0.png\n", "line 2: it has 1 cells"),
+        ("image,image\na,b\n", "two columns are called 'image'"),
+        ("image,,label\nimages/0.png,x,ant\n", "column 2 has no name"),
+        ("image,label\nC:\\me\\0.png,ant\n", "; write them from the table's own folder"),
+        ("image,label\nimages/0.png,\nimages/1.png,ant\n", "`label`=None in row 0"),
+        ("image,label\n\0\0", "is no text"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_where_and_why(tmp_path, text, message):
+    write_pictures(tmp_path)
+    (tmp_path / "all.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_splits(tmp_path / "all.csv")
+
+
+CELL = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=8)
+
+
+@settings(max_examples=int(os.environ.get("HF_TGPT_TABLES", 30)), deadline=None)
+@given(
+    names=st.lists(CELL.filter(lambda name: name.strip() == name), min_size=2, max_size=4, unique=True),
+    delimiter=st.sampled_from([",", ";", "\t", "|"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    header=st.sampled_from([("image", "label"), ("Filename", "Class"), ("PATH", "category")]),
+    blank=st.sampled_from(["", "\n", "\r\n"]),
+    folder=st.sampled_from(["plain", "a[1]", "b*", "c d"]),
+)
+def test_a_table_is_read_as_it_is_written(tmp_path_factory, names, delimiter, encoding, header, blank, folder):
+    file = tmp_path_factory.mktemp("table") / folder / "all.csv"
+    file.parent.mkdir()
+    records = [(f"{number}.png", name) for number, name in enumerate(names)]
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([header, *records])
+    file.write_bytes((text.getvalue() + blank).encode(encoding))
+    columns = read_delimited(file).to_dict()
+    assert columns[header[0]] == [path for path, _ in records]
+    written = columns[header[1]]
+    assert [str(name) for name in written] == names

@@ -33,12 +33,14 @@ def find_columns(
         raise ValueError(
             f"`caption_column`={caption_column!r} holds {features[caption_column]}; choose one of strings."
         )
-    labels = labels or [name for name in _LABEL_NAMES if name in features]
+    by_name = {name.lower(): name for name in features}
+    labels = labels or [by_name[name] for name in _LABEL_NAMES if name in by_name]
     columns = {
         "image": image_column or _only_one("image", images, list(features)),
         "label": label_column or _only_one("label", labels, list(features)),
     }
-    captions = [name for name in _CAPTION_NAMES if features.get(name) in STRINGS and columns["label"] != name]
+    captions = [by_name[name] for name in _CAPTION_NAMES if name in by_name]
+    captions = [name for name in captions if features[name] in STRINGS and columns["label"] != name]
     if caption_column or captions:
         columns["caption"] = caption_column or captions[0]
     if len(set(columns.values())) < len(columns):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, concatenate_datasets, load_dataset
 
-from ...utils.files import parse_json
 from .columns import STRINGS
 from .folders import split_of, subfolders
+from .text_tables import read_delimited, read_json_lines
 
-# What `datasets` calls the readers.
-_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
-TABLE_SUFFIXES = tuple(_READERS)
+_PACKED = {".parquet": "parquet", ".tar": "webdataset"}  # what `datasets` calls the readers
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", *_PACKED)
+_SPLIT_COLUMNS = ("split", "splits", "subset", "partition")
 _PATH_COLUMNS = ("image", "file_name", "filename", "image_path", "path", "file", "filepath", "img")
 _CLASS_LISTS = ("classnames.txt", "class_names.txt", "classes.txt")  # CLIP benchmark's archives have the first
 
@@ -53,23 +56,74 @@ def load_tables(files: dict[str, list[Path]], image_column: str | None = None) -
     if len(suffixes) > 1:
         raise ValueError(f"the splits come in files of several kinds, {', '.join(sorted(suffixes))}; keep one kind.")
     suffix = suffixes.pop()
-    options = {"sep": "\t"} if suffix == ".tsv" else {}
-    listed = {split: [str(file) for file in part] for split, part in files.items()}
-    check = {".tar": _check_end, ".jsonl": _check_lines}.get(suffix, lambda file: None)
+    folder = next(iter(files.values()))[0].parent
+    loaded = _load_packed(files, suffix) if suffix in _PACKED else _load_text(files, suffix)
+    if len(loaded) == 1:
+        loaded = _by_split_column(loaded["train"])
+    return {split: _with_images(data, folder, image_column) for split, data in loaded.items()}
+
+
+def _load_text(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset]:
+    read = read_json_lines if suffix == ".jsonl" else read_delimited
+    parts = {split: [read(file) for file in part] for split, part in files.items()}
+    try:
+        return {split: concatenate_datasets(part) for split, part in parts.items()}
+    except Exception as error:  # Arrow has errors of its own for columns of several types
+        raise ValueError(
+            f"the files {_listed(files)} do not go together ({error}); give all the same columns."
+        ) from error
+
+
+def _load_packed(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset]:
+    """Files that may hold the pictures themselves, which `datasets` brings into Arrow files in its cache."""
+    content = hashlib.sha256()
     for file in (file for part in files.values() for file in part):
-        check(file)
+        if suffix == ".tar":
+            _check_end(file)
+        with file.open("rb") as stream:
+            content.update(hashlib.file_digest(stream, "sha256").digest())
     try:
         with _uncounted():
-            loaded = load_dataset(_READERS[suffix], data_files=listed, **options)
+            loaded = load_dataset(
+                _PACKED[suffix],
+                content.hexdigest()[:16],  # else what a file held under the same time stamp would come from the cache
+                data_files={split: [glob.escape(str(file)) for file in part] for split, part in files.items()},
+            )
         for part in loaded.values():
             part.data.table.validate(full=True)  # Parquet's strings may be no UTF-8
     except Exception as error:  # every reader has errors of its own, and `datasets` wraps them
         cause = error.__cause__ or error
         raise ValueError(
-            f"{', '.join(file for part in listed.values() for file in part[:3])} could not be read "
-            f"({type(cause).__name__}: {cause}); a file may be damaged or cut off: download or pack it again."
+            f"{_listed(files)} could not be read ({type(cause).__name__}: {cause}); a file may be damaged or cut off: "
+            "download or pack it again."
         ) from error
-    return {split: _with_images(data, files[split][0].parent, image_column) for split, data in loaded.items()}
+    return dict(loaded)
+
+
+def _listed(files: dict[str, list[Path]]) -> str:
+    return ", ".join(str(file) for part in files.values() for file in part[:3])
+
+
+def _by_split_column(data: Dataset) -> dict[str, Dataset]:
+    """A table's rows by the split that a column of it names. Raises ValueError for a value that names none."""
+    column = next((name for name in data.column_names if name.lower() in _SPLIT_COLUMNS), None)
+    if column is None:
+        return {"train": data}
+    values = data.select_columns(column)[:][column]
+    unknown = [value for value in dict.fromkeys(values) if not isinstance(value, str) or split_of(value) is None]
+    if unknown:
+        raise ValueError(
+            f"column {column!r} holds {unknown[0]!r}, which is no split; write train, val or test in every row, or "
+            "rename the column if it is about something else."
+        )
+    splits = [split_of(value) for value in values]
+    if "train" not in splits:
+        raise ValueError(f"column {column!r} has no row of the split 'train'; add some.")
+    return {
+        split: data.select([row for row, own in enumerate(splits) if own == split]).remove_columns(column)
+        for split in ("train", "validation", "test")
+        if split in splits
+    }
 
 
 @contextmanager
@@ -96,14 +150,6 @@ def _check_end(archive: Path) -> None:
             )
 
 
-def _check_lines(file: Path) -> None:
-    """Raises ValueError for a line that is no JSON object: of those some crash Arrow's reader, as deep nesting does."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip() and not isinstance(parse_json(line, f"{file}, line {number}"), dict):
-                raise ValueError(f"{file}, line {number}: {line[:80]!r} is no JSON object; correct it.")
-
-
 def class_list(files: dict[str, list[Path]]) -> Path | None:
     """The list of class names that lies beside the files or in the folder above."""
     folder = next(iter(files.values()))[0].parent
@@ -114,27 +160,27 @@ def class_list(files: dict[str, list[Path]]) -> Path | None:
 def _with_images(dataset: Dataset, folder: Path, image_column: str | None) -> Dataset:
     if any(isinstance(feature, Image) for feature in dataset.features.values()):
         return dataset
-    strings = [
-        name for name in ((image_column,) if image_column else _PATH_COLUMNS) if dataset.features.get(name) in STRINGS
-    ]
+    by_name = {name.lower(): name for name in dataset.column_names}
+    candidates = [image_column] if image_column else [by_name.get(name) for name in _PATH_COLUMNS]
+    strings = [name for name in candidates if name and dataset.features.get(name) in STRINGS]
     if not strings:
         return dataset  # the columns are judged where all sources' are
     column = strings[0]
-    if not any((folder / path).is_file() for path in dataset[column][:5] if path):
+    paths = dataset.select_columns(column)[:][column]
+    if os.sep == "/" and any(path and "\\" in path for path in paths):  # written on Windows
+        paths = [path and (path if (folder / path).is_file() else path.replace("\\", "/")) for path in paths]
+    if not any((folder / path).is_file() for path in paths[:5] if path):
         folder = folder.parent
-    missing = 0
-    first: list[str] = []
-    for batch in dataset.select_columns(column).iter(10_000):
-        lost = [path for path in batch[column] if not path or not os.path.isfile(folder / path)]
-        missing, first = missing + len(lost), [*first, *lost][:5]
+    missing = [path for path in paths if not path or not os.path.isfile(folder / path)]
     if missing:
+        drives = any(path and re.match(r"[A-Za-z]:[\\/]", path) for path in missing)
+        remedy = "write them from the table's own folder" if drives else "add them or correct the paths"
         raise ValueError(
-            f"column {column!r} names {missing} of {len(dataset)} images that are not in {folder}; the first are "
-            f"{', '.join(map(str, first))}; add them or correct the paths."
+            f"column {column!r} names {len(missing)} of {len(dataset)} images that are not in {folder}; the first are "
+            f"{', '.join(map(str, missing[:5]))}; {remedy}."
         )
-    root = str(folder)
-    dataset = dataset.map(
-        lambda paths: {column: [os.path.join(root, path) for path in paths]},
-        batched=True, input_columns=column, desc="reading paths",
-    )  # fmt: skip
-    return dataset.cast_column(column, Image())
+    images = [os.path.join(folder, path) for path in paths]
+    place = dataset.column_names.index(column)
+    replaced = dataset.remove_columns(column).add_column(column, images).cast_column(column, Image())
+    order = [*replaced.column_names[:place], column, *replaced.column_names[place:-1]]
+    return replaced.select_columns(order)

@@ -9,6 +9,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from ..utils.names import check_class_names
 from .config import PromptConfig
 
 WriteCard = Callable[[str | os.PathLike[str], PromptConfig], None]
@@ -36,6 +37,13 @@ def install(push: Callable[..., Any], write_card: WriteCard) -> None:
         if ours and len(args) < 3:
             # Otherwise PEFT asks the Hub about the base model's vocabulary, which prompts never change.
             kwargs.setdefault("save_embedding_layers", False)
+        for config in self.peft_config.values():
+            if isinstance(config, PromptConfig):  # before anything is written
+                check_class_names(config.class_names)
+                if not (args[0] if args else kwargs.get("safe_serialization", True)):
+                    raise ValueError(
+                        "`safe_serialization`=False would write a pickle, which is not loaded here; leave it out."
+                    )
         peft_save(self, save_directory, *args, **kwargs)
         for name, config in self.peft_config.items():
             folder = os.fspath(save_directory) if name == "default" else os.path.join(save_directory, name)

@@ -41,6 +41,9 @@ def decode_image(
         raise ValueError(
             f"cannot read {name}: {type(source).__name__} is no image; pass a PIL image, a path or {{bytes, path}}."
         )
+    if isinstance(source, str | os.PathLike) and os.path.exists(source) and not os.path.isfile(source):
+        # Opening a pipe waits for whoever writes to it.
+        raise ValueError(f"cannot read {name}: it is a folder, a pipe or a device; name a file.")
     try:
         if isinstance(source, PILImage.Image):
             return _to_rgb(source)

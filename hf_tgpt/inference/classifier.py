@@ -7,6 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, TypedDict
 
 import datasets
@@ -112,10 +113,11 @@ class Classifier:
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """The `top_k` (None: all) most probable classes of a picture, [{"label", "score"}, ...], the likeliest first.
 
-        One picture is a path, a URL, a PIL image, {"bytes", "path"}, an array (h, w) or (h, w, 1, 3 or 4) or a tensor
-        (1, 3 or 4, h, w), integers of 0..255 or floats of 0..1. A list, an array or tensor with one more dimension, or
-        a `datasets.Dataset` give a list of answers; an iterator, a generator or an IterableDataset give an iterator,
-        which reads `batch_size` pictures at a time. Rows of a data set have their picture in the column of images.
+        One picture is a path, a URL, a PIL image, the bytes of a file, an open file, {"bytes", "path"}, an array (h, w)
+        or (h, w, 1, 3 or 4) or a tensor (1, 3 or 4, h, w), integers of 0..255 or floats of 0..1. A list, an array or
+        tensor with one more dimension, or a `datasets.Dataset` give a list of answers; an iterator, a generator or an
+        IterableDataset give an iterator, which reads `batch_size` pictures at a time. Rows of a data set have their
+        picture in the column of images.
 
         `class_names` are other classes for this call, of methods whose class list is open; of others they are some of
         the classes that they know. Scores are softmax probabilities among the classes asked about.
@@ -126,8 +128,8 @@ class Classifier:
         if is_one(images):
             return next(self.stream([images], top_k, class_names=class_names))[1]
         answers = (answer for _, answer in self.stream(images, top_k, class_names=class_names, batch_size=batch_size))
-        whole = isinstance(images, list | tuple | np.ndarray | torch.Tensor | datasets.Dataset)
-        return list(answers) if whole else answers
+        at_once = isinstance(images, list | tuple | np.ndarray | torch.Tensor | datasets.Dataset)
+        return list(answers) if at_once else answers
 
     def stream(
         self,
@@ -145,8 +147,10 @@ class Classifier:
         check_class_names(self.class_names if class_names is None else class_names)
         names = list(self.class_names if class_names is None else class_names)
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}`={value}: choose 1 or more.")
+            if name == "top_k" and value is None:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}`={value!r}: choose 1 or more.")
         if self.model.learner.texts_per_image:
             batch_size = max(1, min(batch_size, _PAIRS // len(names)))
         return self._stream(rows_of(images), top_k, names, self.among(names), batch_size, skip)
@@ -160,9 +164,9 @@ class Classifier:
         batch_size: int,
         skip: Callable[[Any, ValueError], None] | None,
     ) -> Iterator[tuple[Any, Answer]]:
-        left = iter(images)
+        remaining = iter(images)
         read: list[tuple[Any, torch.Tensor]] = []
-        while batch := list(itertools.islice(left, batch_size)):
+        while batch := list(itertools.islice(remaining, batch_size)):
             for image in batch:
                 try:
                     read.append((image, self.transform(load_image(image))))

@@ -24,6 +24,12 @@ def load_image(image: Any) -> PILImage.Image:
     """
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         return _download(image)
+    if _is_open_file(image):
+        image = image.read()
+        if isinstance(image, str):
+            raise ValueError("an open file of text is no picture; open it with 'rb', or give its path.")
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_image({"bytes": bytes(image), "path": None})
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = image.movedim(0, -1) if image.ndim == 3 else image
@@ -41,7 +47,12 @@ def is_one(images: Any) -> bool:
     """Whether this is a single picture."""
     if isinstance(images, np.ndarray | torch.Tensor):
         return images.ndim <= 3
-    return isinstance(images, str | os.PathLike | PILImage.Image | dict)
+    one = str | os.PathLike | PILImage.Image | dict | bytes | bytearray | memoryview
+    return isinstance(images, one) or _is_open_file(images)
+
+
+def _is_open_file(image: Any) -> bool:
+    return callable(getattr(image, "read", None))
 
 
 def rows_of(images: Iterable[Any]) -> Iterable[Any]:

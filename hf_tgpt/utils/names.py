@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +21,12 @@ def is_toy_clip(name: str | None) -> bool:
 
 
 def name_in_files(name: str | None) -> str | None:
-    """What a file calls a base model: the toy CLIP by its name, all others as they are called here."""
-    return TOY_NAME if is_toy_clip(name) else name
+    """What a file calls a base model: the toy CLIP by its name, a folder by its whole path, which leads there from
+    wherever the file is read, and all others as they are called here.
+    """
+    if is_toy_clip(name):
+        return TOY_NAME
+    return os.path.abspath(name) if name and os.path.isdir(name) else name
 
 
 def name_here(name: _Name) -> _Name:
@@ -41,8 +45,9 @@ def composed(name: str) -> str:
 
 
 def check_class_names(class_names: Sequence[str] | None) -> None:
-    """Raises ValueError unless these are distinct, non-empty names."""
-    if isinstance(class_names, str) or class_names is None or len(class_names) == 0:
+    """Raises ValueError unless these are distinct, non-empty names in an order."""
+    no_list = isinstance(class_names, str | bytes | Mapping | Set) or not hasattr(class_names, "__len__")
+    if class_names is None or no_list or len(class_names) == 0:
         raise ValueError(
             f"`class_names`={class_names!r}: pass a list with the name of every class in the order of the labels, "
             'for example class_names=["cat", "dog"].'

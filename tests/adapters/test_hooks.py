@@ -13,6 +13,7 @@ from conftest import CLASS_NAMES, pixels
 from datasets import ClassLabel, Dataset, Features, Image
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from PIL import Image as PILImage
 from transformers import CLIPImageProcessorPil
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -461,8 +462,11 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     command = [
         sys.executable, "-m", "hf_tgpt", "train", "--method", "borrowed", "--strength", "2", "--max_steps", "1",
-        "--batch_size", "2", "--shots", "1", "--output_dir", str(tmp_path / "run"),
+        "--batch_size", "2", "--shots", "1", "--output_dir", str(tmp_path / "run"), "--dataset", str(tmp_path / "few"),
     ]  # fmt: skip
+    for place in ("train/ant", "train/bee", "test/ant", "test/bee"):
+        (tmp_path / "few" / place).mkdir(parents=True)
+        PILImage.new("RGB", (8, 8), (len(place), place.count("e"), 0)).save(tmp_path / "few" / place / "0.png")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "The method 'broken' of the package 'broken' cannot be used (ModuleNotFoundError" in done.stderr

@@ -3,6 +3,8 @@
 import http.server
 import io
 import itertools
+import os
+import re
 import shutil
 import threading
 
@@ -204,10 +206,40 @@ def test_a_stream_may_leave_out_what_cannot_be_read(classifier, tmp_path):
     assert list(classifier.stream([tmp_path / "b.png"], skip=lambda *_: None)) == []
 
 
-@pytest.mark.parametrize("options", [dict(top_k=0), dict(batch_size=0)])
-def test_counts_must_be_positive(options, classifier):
-    with pytest.raises(ValueError, match=f"`{next(iter(options))}`=0: choose 1 or more"):
-        classifier([picture(0)], **options)
+@pytest.mark.parametrize("name", ["top_k", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1, "2", 2.5, True, [1]])
+def test_counts_must_be_positive_whole_numbers(name, value, classifier):
+    with pytest.raises(ValueError, match=rf"`{name}`={re.escape(repr(value))}: choose 1 or more"):
+        classifier([picture(0)], **{name: value})
+
+
+@pytest.mark.parametrize(
+    "names", ["cat", b"cat", {"cat": "dog"}, {"cat", "dog"}, iter(["cat"]), [], ["a", "A"], [1, 2]]
+)
+def test_class_names_are_a_list_of_distinct_names(names, classifier):
+    with pytest.raises(ValueError, match="`class_names"):
+        classifier(picture(0), class_names=names)
+
+
+def test_the_bytes_of_a_picture_and_an_open_file_are_one_picture(tmp_path, classifier):
+    picture(3).save(tmp_path / "a.png")
+    expected, data = classifier(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
+    for one in (data, bytearray(data), memoryview(data), io.BytesIO(data)):
+        assert classifier(one) == expected
+    with (tmp_path / "a.png").open("rb") as file:
+        assert classifier(file) == expected
+    assert len(classifier([data, io.BytesIO(data)])) == 2
+    with pytest.raises(ValueError, match="an open file of text is no picture"):
+        classifier(io.StringIO("a.png"))
+    with pytest.raises(ValueError, match="cannot read image in memory"):
+        classifier(b"no picture")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+def test_a_pipe_is_named_and_not_waited_for(tmp_path, classifier):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ValueError, match=r"pipe\.jpg: it is a folder, a pipe or a device"):
+        classifier(tmp_path / "pipe.jpg")
 
 
 def test_image_conditioned_methods_hold_a_bounded_number_of_class_texts(save, monkeypatch):

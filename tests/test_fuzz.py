@@ -40,7 +40,7 @@ from hf_tgpt.data import FewShotImages, ImageTransform, attach_captions, decode_
 from hf_tgpt.data.class_lists import read_class_names
 from hf_tgpt.data.readers.coop import load_coop_split, select_draw
 from hf_tgpt.data.readers.folders import image_index
-from hf_tgpt.evaluation.published import FIELDS, read_published
+from hf_tgpt.evaluation.published_results import FIELDS, read_published
 from hf_tgpt.hub.convert import read_checkpoint
 from hf_tgpt.hub.run import results_of
 from hf_tgpt.training.checkpoint import adapter_checkpoints, load_checkpoint, save_checkpoint, trained_weights

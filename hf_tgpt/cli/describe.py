@@ -84,9 +84,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             inputs = processor(images=pictures, **texts, return_tensors="pt").to(args.device, dtype)
             with torch.inference_mode():
                 ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
-            asked = inputs.get("input_ids")
-            if asked is not None and ids.shape[1] >= asked.shape[1] and torch.equal(ids[:, : asked.shape[1]], asked):
-                ids = ids[:, asked.shape[1] :]  # a model that is one decoder repeats what it was given
+            prompt_ids = inputs.get("input_ids")
+            if (
+                prompt_ids is not None
+                and ids.shape[1] >= prompt_ids.shape[1]
+                and torch.equal(ids[:, : prompt_ids.shape[1]], prompt_ids)
+            ):
+                ids = ids[:, prompt_ids.shape[1] :]  # a model that is one decoder repeats what it was given
             for row, name, sent, text in zip(
                 batch, called, prompts, processor.batch_decode(ids, skip_special_tokens=True), strict=True
             ):
@@ -137,13 +141,13 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
 
 def _described(begun: Path, draft: Path, model: str) -> set[str]:
     """The images that a file describes, which goes on as `draft`; of a draft itself, a line cut off in writing goes."""
-    whole = begun.read_bytes()
+    content = begun.read_bytes()
     if begun == draft:
-        whole = whole[: whole.rfind(b"\n") + 1]
-    elif whole and not whole.endswith(b"\n"):
-        whole += b"\n"
+        content = content[: content.rfind(b"\n") + 1]
+    elif content and not content.endswith(b"\n"):
+        content += b"\n"
     described = set()
-    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         place = f"`output`={str(begun)!r}, line {number}"
         entry = parse_json(line, place)
         if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
@@ -151,7 +155,7 @@ def _described(begun: Path, draft: Path, model: str) -> set[str]:
         if entry.get("model") != model:
             raise ValueError(f"`output`={str(begun)!r} was written by {entry.get('model')!r}; choose another file.")
         described.add(entry["file_name"])
-    draft.write_bytes(whole)
+    draft.write_bytes(content)
     return described
 
 

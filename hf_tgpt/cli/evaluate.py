@@ -24,7 +24,7 @@ from ..data import FewShotImages, ImageTransform, choose_classes, class_names, l
 from ..encoders.loading import load_clip, load_image_processor
 from ..evaluation.accuracy import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
 from ..evaluation.plots import plot_classes
-from ..evaluation.published import BACKBONE, published_beside, read_published
+from ..evaluation.published_results import BACKBONE, published_beside, read_published
 from ..hub.loading import load_trained
 from ..hub.run import base_and_revision, local_folder, results_of
 from ..methods.zero_shot import zero_shot_beside

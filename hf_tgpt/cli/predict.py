@@ -55,19 +55,19 @@ def find_files(paths: list[str]) -> list[str]:
 
     Raises ValueError for a path that does not exist and where there is no file.
     """
-    found: list[str] = []
+    paths_found: list[str] = []
     for path in paths:
         if os.path.isdir(path):
             for folder, folders, files in os.walk(path):
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
-                found += [os.path.join(folder, name) for name in sorted(files) if not name.startswith(".")]
+                paths_found += [os.path.join(folder, name) for name in sorted(files) if not name.startswith(".")]
         elif os.path.exists(path) or path.startswith(URLS):
-            found.append(path)
+            paths_found.append(path)
         else:
             raise ValueError(f"{path!r} does not exist; correct the path.")
-    if not found:
+    if not paths_found:
         raise ValueError(f"There is no file in {', '.join(paths)}.")
-    return found
+    return paths_found
 
 
 @contextmanager

@@ -113,11 +113,11 @@ def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> Da
             f"`class_names` does not name {len(unknown)} of the data's {len(names)} classes "
             f"({', '.join(unknown[:5])}); add them."
         )
-    found = [places[normalized_name(name)] for name in names]
-    if len(set(found)) < len(found):
-        twins = [name for name, place in zip(names, found, strict=True) if found.count(place) > 1]
+    labels = [places[normalized_name(name)] for name in names]
+    if len(set(labels)) < len(labels):
+        twins = [name for name, place in zip(names, labels, strict=True) if labels.count(place) > 1]
         raise ValueError(f"`class_names` gives one name to several classes of the data: {', '.join(twins[:5])}.")
-    order, new_label = np.unique(found, return_inverse=True)
+    order, new_label = np.unique(labels, return_inverse=True)
     words = list(given.values())
     return _relabelled(splits, new_label, [words[place] for place in order])
 

@@ -30,8 +30,8 @@ def count_duplicates(train: Dataset, test: Dataset) -> int:
     sizes = _sizes(train), _sizes(test)
     shared = np.intersect1d(*sizes)
     shared = shared[shared > 0]
-    seen = {_digest(train[row]["image"]) for row in np.flatnonzero(np.isin(sizes[0], shared)).tolist()}
-    return sum(_digest(test[row]["image"]) in seen for row in np.flatnonzero(np.isin(sizes[1], shared)).tolist())
+    digests = {_digest(train[row]["image"]) for row in np.flatnonzero(np.isin(sizes[0], shared)).tolist()}
+    return sum(_digest(test[row]["image"]) in digests for row in np.flatnonzero(np.isin(sizes[1], shared)).tolist())
 
 
 def _sizes(undecoded: Dataset) -> np.ndarray:

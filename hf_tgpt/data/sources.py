@@ -144,10 +144,12 @@ def _coop_split_file(folder: Path) -> Path | None:
     """The split file of a folder that has no other sign of its splits."""
     if not folder.is_dir() or any(split_of(inner.name) == "train" for inner in subfolders(folder)):
         return None
-    found = sorted(folder.glob("split_zhou_*.json"))
-    if len(found) > 1:
-        raise ValueError(f"{folder} has {len(found)} split files, {found[0].name} and others; name one as `splits`.")
-    return found[0] if found else None
+    split_files = sorted(folder.glob("split_zhou_*.json"))
+    if len(split_files) > 1:
+        raise ValueError(
+            f"{folder} has {len(split_files)} split files, {split_files[0].name} and others; name one as `splits`."
+        )
+    return split_files[0] if split_files else None
 
 
 def _load_coop(split_file: str | os.PathLike[str], folder: Path | None, source: str) -> dict[str, Dataset]:

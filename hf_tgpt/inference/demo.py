@@ -84,11 +84,11 @@ class Demonstration:
 
     def attention(self, image: PILImage.Image) -> dict[str, PILImage.Image]:
         """The part of the picture that reaches the model, and under what looked at it, the mean attention over it."""
-        seen = as_seen(self.adapted, image)
+        cropped = as_seen(self.adapted, image)
         queries = query_attention(self.adapted, image)
         maps = {f"where the {name} queries look": weights.mean(0) for name, weights in queries.items()}
         maps = maps or {"where CLS looks in the last layer": image_attention(self.adapted, image).mean(0)}
-        return {"what the model sees": seen} | {title: overlay(seen, weights) for title, weights in maps.items()}
+        return {"what the model sees": cropped} | {title: overlay(cropped, weights) for title, weights in maps.items()}
 
     def _class_names(self, classes: str) -> list[str]:
         names = [line.strip() for line in classes.splitlines() if line.strip()]
@@ -105,8 +105,8 @@ class Demonstration:
     def _sentence(self) -> str:
         if isinstance(self.templates, dict):
             return "sentences about it"
-        more = f" and {len(self.templates) - 1} more" if len(self.templates) > 1 else ""
-        return f"“{self.templates[0]}”{more}"
+        others = f" and {len(self.templates) - 1} more" if len(self.templates) > 1 else ""
+        return f"“{self.templates[0]}”{others}"
 
 
 def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:

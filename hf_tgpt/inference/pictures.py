@@ -66,8 +66,10 @@ def rows_of(images: Iterable[Any]) -> Iterable[Any]:
         return images
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(columns) != 1:
-        found = f"columns of images: {', '.join(columns) or 'none'}"
-        raise ValueError(f"`images` is a data set with {len(features)} columns and {found}; select_columns one.")
+        columns_given = f"columns of images: {', '.join(columns) or 'none'}"
+        raise ValueError(
+            f"`images` is a data set with {len(features)} columns and {columns_given}; select_columns one."
+        )
     images = images.select_columns(columns).cast_column(columns[0], datasets.Image(decode=False))
     return (row[columns[0]] for row in images)
 

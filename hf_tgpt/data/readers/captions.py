@@ -56,13 +56,13 @@ def attach_captions(
                 choices = of_class[names[label]]
                 sentences[row] = choices[np.random.default_rng([seed, row]).integers(len(choices))]
         else:
-            word, found = DESCRIPTIONS, _find_captions(dataset, read_captions(file), file)
-            for row, sentence in found.items():
+            word, described = DESCRIPTIONS, _find_captions(dataset, read_captions(file), file)
+            for row, sentence in described.items():
                 sentences[row] = sentence
-            if len(found) < len(dataset):
+            if len(described) < len(dataset):
                 warnings.warn(
-                    f"{file} describes {len(found)} of {len(dataset)} images; the other "
-                    f"{len(dataset) - len(found)} get {template!r} with the class name.",
+                    f"{file} describes {len(described)} of {len(dataset)} images; the other "
+                    f"{len(dataset) - len(described)} get {template!r} with the class name.",
                     stacklevel=2,
                 )
     if "caption" in dataset.column_names:
@@ -161,14 +161,14 @@ def _find_captions(dataset: Dataset, captions: dict[str, tuple[str, str | None]]
     # A name that is a key says which images it means: one, or all that are equal.
     wanted = [(name, class_name) for name, (_, class_name) in captions.items() if name not in exact]
     rows = match_images(wanted, file, keys, classes=[names[label] for label in dataset["label"]])
-    found = {row: captions[name][0] for (name, _), row in zip(wanted, rows, strict=True) if row is not None}
-    found |= {row: captions[key][0] for row, key in enumerate(keys) if key in captions}
-    if not found:
+    sentences = {row: captions[name][0] for (name, _), row in zip(wanted, rows, strict=True) if row is not None}
+    sentences |= {row: captions[key][0] for row, key in enumerate(keys) if key in captions}
+    if not sentences:
         raise ValueError(
             f"{file} describes none of the {len(dataset)} images: it names {next(iter(captions), 'no image')}, the "
             f"data {keys[0]}; use the descriptions of this data set."
         )
-    return found
+    return sentences
 
 
 def undecoded_images(dataset: Dataset) -> Dataset:

@@ -19,8 +19,8 @@ def find_columns(
 ) -> dict[str, str]:
     """The dataset's names for `image`, `label` and, if it has one, `caption`: as asked for, else by type and name."""
     features = dataset.features
-    asked = {"image": image_column, "label": label_column, "caption": caption_column}
-    for role, column in asked.items():
+    named = {"image": image_column, "label": label_column, "caption": caption_column}
+    for role, column in named.items():
         if column is not None and column not in features:
             raise ValueError(
                 f"`{role}_column`={column!r} is not a column of the dataset; available: {', '.join(features)}."

@@ -76,21 +76,21 @@ def select_draw(draw_file: str | os.PathLike[str], splits: DatasetDict) -> Datas
     draw_file = Path(draw_file).expanduser()
     drawn = _read_split_file(draw_file)
     chosen = dict(splits)
-    for theirs, ours in {"train": "train", "val": "validation"}.items():
-        if theirs not in drawn or ours not in splits:
+    for file_split, split in {"train": "train", "val": "validation"}.items():
+        if file_split not in drawn or split not in splits:
             continue
-        names = splits[ours].features["label"].names
-        paths = image_paths(splits[ours])
-        classes = [names[label] for label in splits[ours]["label"]]
-        wanted = [(path, name) for path, _, name in drawn[theirs]]
+        names = splits[split].features["label"].names
+        paths = image_paths(splits[split])
+        classes = [names[label] for label in splits[split]["label"]]
+        wanted = [(path, name) for path, _, name in drawn[file_split]]
         rows = match_images(wanted, draw_file, paths, classes=classes)
-        missing = [entry[0] for entry, row in zip(drawn[theirs], rows, strict=True) if row is None]
+        missing = [entry[0] for entry, row in zip(drawn[file_split], rows, strict=True) if row is None]
         if missing:
             raise ValueError(
-                f"{draw_file} draws {len(missing)} of {len(rows)} pictures that the {ours} split does not have, the "
+                f"{draw_file} draws {len(missing)} of {len(rows)} pictures that the {split} split does not have, the "
                 f"first are {', '.join(missing[:5])}; use the draw with the split that it was made from."
             )
-        chosen[ours] = splits[ours].select(rows)
+        chosen[split] = splits[split].select(rows)
     return DatasetDict(chosen)
 
 
@@ -129,13 +129,13 @@ def match_images(
         name = os.path.basename(file)
         for position in keys.get(name, ()):
             part, class_name = parts[position], wanted[position][1]
-            theirs = Path(os.path.relpath(file, root) if root else file).parts
+            folders = Path(os.path.relpath(file, root) if root else file).parts
             shared = 0
-            while shared < min(len(part), len(theirs)) and part[-1 - shared] == theirs[-1 - shared]:
+            while shared < min(len(part), len(folders)) and part[-1 - shared] == folders[-1 - shared]:
                 shared += 1
             if name != part[-1]:  # "folder_name"
                 shared = 2
-            around = [classes[row]] if classes else theirs[:-1]
+            around = [classes[row]] if classes else folders[:-1]
             right = class_name is not None and normalized_name(class_name) in map(normalized_name, around)
             if shared >= min(2, len(part)) or right:
                 score = (shared, right)
@@ -162,8 +162,8 @@ def _require_all(entries: list[_Entry], rows: list[int | None], split_file: Path
     lost = [entry for entry, row in zip(entries, rows, strict=True) if row is None]
     if not lost:
         return
-    found = {name for (_, _, name), row in zip(entries, rows, strict=True) if row is not None}
-    strangers = sorted({name for _, _, name in lost} - found)
+    classes_found = {name for (_, _, name), row in zip(entries, rows, strict=True) if row is not None}
+    strangers = sorted({name for _, _, name in lost} - classes_found)
     # Folders right above a picture that no class or folder of the split file is called after.
     known = {normalized_name(word) for path, _, name in entries for word in (name, *Path(path).parts[-2:-1])}
     paths = _strings(pa.chunked_array([c.field("path") for c in index.with_format("arrow")["image"][:].chunks]))

@@ -29,7 +29,7 @@ def find_tables(root: Path) -> dict[str, list[Path]]:
 
     Found are "train.csv", "train-00000-of-00002.parquet" and "data/train-0001.tar", and archives "train/0.tar".
     """
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for folder in (root, *(inner for inner in subfolders(root) if inner.name == "data" or split_of(inner.name))):
         for file in sorted(folder.iterdir()):
             if file.suffix.lower() not in TABLE_SUFFIXES or not file.is_file():
@@ -37,11 +37,11 @@ def find_tables(root: Path) -> dict[str, list[Path]]:
             first_word = file.stem.lower().replace("-", "_").replace(".", "_").split("_")[0]
             split = split_of(first_word) or split_of(folder.name)
             if split:
-                found.setdefault(split, []).append(file)
+                files.setdefault(split, []).append(file)
     in_order: dict[str, list[Path]] = {
-        split: found[split] for split in ("train", "validation", "test") if split in found
+        split: files[split] for split in ("train", "validation", "test") if split in files
     }
-    return in_order if "train" in found else {}
+    return in_order if "train" in files else {}
 
 
 def load_tables(files: dict[str, list[Path]], image_column: str | None = None) -> dict[str, Dataset]:

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from hf_tgpt.data import BENCHMARKS
-from hf_tgpt.evaluation.published import published_beside, read_published
+from hf_tgpt.evaluation.published_results import published_beside, read_published
 
 RECIPES = ROOT / "hf_tgpt" / "recipes"
 ROWS = read_published(RECIPES / "published.csv")

@@ -1,4 +1,7 @@
-"""torch.compile with its default backend, as a user of it has it; the matrix of methods is in test_promises.py."""
+"""torch.compile with its default backend, as a user of it has it; the matrix of methods is in test_promises.py.
+
+HF_TGPT_COMPILE=1 also compiles a training step, which takes a minute.
+"""
 
 import copy
 import os
@@ -23,14 +26,16 @@ def test_a_compiled_model_trains_and_evaluates_alike(adapt, monkeypatch, tmp_pat
     compiled = torch.compile(model)
     inputs = {"pixel_values": pixels(plain), "labels": LABELS}
     losses = []
-    for adapter, call in ((plain, plain), (model, compiled)):
+    pairs = ((plain, plain), (model, compiled)) if os.environ.get("HF_TGPT_COMPILE") else ()
+    for adapter, call in pairs:
         optimizer = torch.optim.SGD([p for p in adapter.parameters() if p.requires_grad], lr=0.1)
         adapter.train()
         losses.append(call(**inputs).loss)
         losses[-1].backward()
         optimizer.step()
         adapter.eval()
-    torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
+    if losses:
+        torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
     for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     with torch.no_grad():

@@ -108,14 +108,21 @@ def test_models_can_be_copied_and_pickled(family, method, adapt):
         assert type(twin.get_base_model()) is type(model.get_base_model())
 
 
-def test_prediction_explanation_and_export(model, family, clip_folders, tmp_path):
-    import onnxruntime
-
+def test_prediction_and_explanation(model, family, clip_folders):
     base = model.get_base_model()
     classifier = classifier_of(model, clip_folders[SHAPE_OF[family]])
     answer = classifier(PICTURE, None)
     assert {guess["label"] for guess in answer} == set(CLASS_NAMES)
     assert image_attention(classifier, PICTURE).shape[0] == base.config.vision_config.num_attention_heads
+
+
+# One of each way to export; the other methods share it, and test_export.py has them all.
+@pytest.mark.parametrize("model", ["coop", "mutual_prompt", "linear_probe", "tgpt"], indirect=True)
+def test_export(model, family, clip_folders, tmp_path):
+    import onnxruntime
+
+    base = model.get_base_model()
+    classifier = classifier_of(model, clip_folders[SHAPE_OF[family]])
     export_onnx(classifier, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"pixel_values": pixels(base).numpy()})

@@ -272,7 +272,7 @@ class TestAdapterFolder:
             ({"prompt_length": "two"}, "`prompt_length`='two': choose a value of type int"),
             ({"prompt_length": 10**12}, "`prompt_length`=1000000000000: the text tower's context of 30 leaves room"),
             ({"prompt_depth": 10**12}, "`prompt_depth`=1000000000000"),
-            ({"class_names": 7}, r"`class_names`=7: choose a value of type list\[str\]"),
+            ({"class_names": 7}, r"`class_names`=7: pass a list with the name"),
             ({"class_names": None}, "`class_names`=None"),
             ({"base_model_dimensions": [1]}, r"`base_model_dimensions`=\[1\]: choose a value of type dict"),
             ({"base_model_fingerprint": "abc"}, "`base_model_fingerprint`='abc'"),

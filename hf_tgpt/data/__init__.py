@@ -3,6 +3,7 @@
 from .benchmarks import BENCHMARKS as BENCHMARKS
 from .benchmarks import Benchmark as Benchmark
 from .benchmarks import find_benchmark as find_benchmark
+from .damage import without_damaged as without_damaged
 from .duplicates import count_duplicates as count_duplicates
 from .fewshot import choose_classes as choose_classes
 from .fewshot import sample_few_shot as sample_few_shot

@@ -14,7 +14,7 @@ from datasets import DatasetDict
 from ..utils.files import parse_json, read_text
 from ..utils.names import check_class_names, composed
 from .fewshot import read_labels, replace_labels
-from .remarks import remark
+from .remarks import count, remark
 
 # Unicode's spaces, "_", dashes, brackets and quotes.
 _SEPARATORS = ("Zs", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf")
@@ -99,32 +99,65 @@ def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> Da
     if isinstance(given, list):
         if len(given) != len(names):
             raise ValueError(
-                f"`class_names` has {len(given)} names but the data have {len(names)} classes "
+                f"`class_names_file` has {len(given)} names but the data have {len(names)} classes "
                 f"({', '.join(names[:3])}, ...); give one for each, in the order of the labels."
             )
         _check_places(names, given)
         return rename_by_position(splits, given)
-    places: dict[str, int] = {}
-    for place, (key, name) in enumerate(given.items()):
-        places[normalized_name(key)] = places[normalized_name(name)] = place
-    unknown = [name for name in names if normalized_name(name) not in places]
-    if unknown:
-        raise ValueError(
-            f"`class_names` does not name {len(unknown)} of the data's {len(names)} classes "
-            f"({', '.join(unknown[:5])}); add them."
-        )
+    places = _places(names, given)
     labels = [places[normalized_name(name)] for name in names]
     if len(set(labels)) < len(labels):
         twins = [name for name, place in zip(names, labels, strict=True) if labels.count(place) > 1]
-        raise ValueError(f"`class_names` gives one name to several classes of the data: {', '.join(twins[:5])}.")
+        raise ValueError(f"`class_names_file` gives one name to several classes of the data: {', '.join(twins[:5])}.")
     order, new_label = np.unique(labels, return_inverse=True)
     words = list(given.values())
     return _relabelled(splits, new_label, [words[place] for place in order])
 
 
+def _places(names: list[str], given: dict[str, str]) -> dict[str, int]:
+    """The place in a mapping of each class of the data, by its name there or, where none has that, by its new name.
+
+    Raises ValueError for classes that are in it under neither, and for names that mean two places.
+    """
+    old = {normalized_name(key): place for place, key in enumerate(given)}
+    new = {normalized_name(name): place for place, name in enumerate(given.values())}
+    known = {normalized_name(name) for name in names}
+    for places in (old, new):  # a mapping may exchange names: {"a": "b", "b": "a"}
+        if known <= places.keys():
+            return places
+    unknown = [name for name in names if normalized_name(name) not in old.keys() | new.keys()]
+    if unknown:
+        raise ValueError(
+            f"`class_names_file` does not name {len(unknown)} of the data's {len(names)} classes "
+            f"({', '.join(unknown[:5])}); add them."
+        )
+    unclear = [name for name in known if old.get(name, new.get(name)) != new.get(name, old.get(name))]
+    if unclear:
+        raise ValueError(
+            f"`class_names_file` has {unclear[0]!r} as the old name of one class and the new name of another, and the "
+            "data have classes of both kinds; give the names that the data have on the left of each pair."
+        )
+    return new | old
+
+
 def rename_by_position(splits: DatasetDict, names: list[str]) -> DatasetDict:
     """The splits with a new name for each label, in the order of the labels."""
     return _relabelled(splits, np.arange(len(names)), names)
+
+
+def drop_empty_classes(splits: DatasetDict) -> DatasetDict:
+    """The splits without the classes that have no image in the first split, with a remark that names them."""
+    first = next(iter(splits.values()))
+    names = first.features["label"].names
+    images = np.bincount(read_labels(first), minlength=len(names))
+    if images.all():
+        return splits
+    empty = [name for name, count in zip(names, images, strict=True) if not count]
+    remark(f"{count(len(empty), 'class')} left out for want of an image that can be read: {', '.join(empty[:10])}.")
+    kept = {
+        split: data.select(np.flatnonzero(images[read_labels(data)] > 0).tolist()) for split, data in splits.items()
+    }
+    return _relabelled(DatasetDict(kept), np.cumsum(images > 0) - 1, [name for name in names if name not in empty])
 
 
 def _check_places(names: list[str], given: list[str]) -> None:
@@ -136,7 +169,7 @@ def _check_places(names: list[str], given: list[str]) -> None:
         other = places.get(_stem(new), place)
         if other != place and _stem(old) != _stem(new):
             raise ValueError(
-                f"`class_names` would rename by position, {shown}, but {new!r} looks like the data's class "
+                f"`class_names_file` would rename by position, {shown}, but {new!r} looks like the data's class "
                 f"{names[other]!r}. Put the names into the order of the data's classes, or say which is which: a JSON "
                 f'object {{"{old}": "its new name", ...}}.'
             )

@@ -1,37 +1,93 @@
-"""Images that are in the training and in the test split."""
+"""Images that are in a data set more than once: in training and test, or in two classes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Image
 
+from .remarks import count, remark
+
 # Comparing all files of a larger set would take longer than the mistake is likely.
 _LARGEST_SET = 50_000
+_EXAMPLES = 5
 
 
-def warn_of_duplicates(train: Dataset, test: Dataset) -> None:
-    """Warns, with their number, of test images that are in train too; sets beyond 50,000 images are not compared."""
-    if len(train) + len(test) <= _LARGEST_SET and (count := count_duplicates(train, test)):
-        warnings.warn(
-            f"{count} of {len(test)} test images are in the train split too: the test accuracy will be too high; "
-            "remove them from one of the two.",
-            stacklevel=3,
+def remark_on_duplicates(splits: Mapping[str, Dataset], between_classes: bool) -> None:
+    """Remarks on test images that are in train too and, if asked for, on images that are in two classes, with paths.
+
+    Sets beyond 50,000 images are not compared.
+    """
+    if sum(map(len, splits.values())) > _LARGEST_SET:
+        return
+    names = next(iter(splits.values())).features["label"].names
+    classes_of: dict[bytes, dict[str, str]] = {}  # of each image: class and where it lies there
+    in_train: set[bytes] = set()
+    repeated = []
+    for split, digest, record, label in _with_twins(splits):
+        place = record["path"] or f"an image of {split}"
+        classes_of.setdefault(digest, {}).setdefault(names[label], place)
+        if split == "train":
+            in_train.add(digest)
+        elif split == "test" and digest in in_train:
+            repeated.append(place)
+    if repeated:
+        remark(
+            f"{count(len(repeated), 'test image')} in the train split too "
+            f"({', '.join(repeated[:_EXAMPLES])}): the test accuracy will be too high; remove them from one of the two."
         )
+    twins = [places for places in classes_of.values() if len(places) > 1]
+    if twins and between_classes:
+        shown = "; ".join(
+            " and ".join(f"{place} ({name})" for name, place in places.items()) for places in twins[:_EXAMPLES]
+        )
+        remark(f"{count(len(twins), 'image')} in two classes: {shown}. Remove each from the class that it is not of.")
 
 
 def count_duplicates(train: Dataset, test: Dataset) -> int:
-    """How many test images have the bytes of a train image. Only images of equal size are read, and none is decoded."""
-    train, test = (data.select_columns("image").cast_column("image", Image(decode=False)) for data in (train, test))
-    sizes = _sizes(train), _sizes(test)
-    shared = np.intersect1d(*sizes)
-    shared = shared[shared > 0]
-    digests = {_digest(train[row]["image"]) for row in np.flatnonzero(np.isin(sizes[0], shared)).tolist()}
-    return sum(_digest(test[row]["image"]) in digests for row in np.flatnonzero(np.isin(sizes[1], shared)).tolist())
+    """How many test images have the bytes of a train image. Only images of equal size are read, and none is decoded.
+
+    Example:
+        >>> from hf_tgpt.data import count_duplicates, load_splits
+        >>> splits = load_splits("toyworld:codes")
+        >>> count_duplicates(splits["train"], splits["test"])
+        0
+    """
+    in_train: set[bytes] = set()
+    count = 0
+    for split, digest, *_ in _with_twins({"train": train, "test": test}):
+        if split == "train":
+            in_train.add(digest)
+        else:
+            count += digest in in_train
+    return count
+
+
+def digests(dataset: Dataset) -> list[str]:
+    """What stands for the content of each image of a data set: 16 hexadecimal digits, the same wherever it lies."""
+    undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
+    return [_digest(row["image"]).hex()[:16] for row in undecoded]
+
+
+def _with_twins(splits: Mapping[str, Dataset]) -> Any:
+    """Split, digest, record and label of each image whose size in bytes another image has, train before the rest."""
+    undecoded = {
+        split: splits[split].select_columns(["image", "label"]).cast_column("image", Image(decode=False))
+        for split in ("train", "validation", "test")
+        if split in splits
+    }
+    sizes = {split: _sizes(data) for split, data in undecoded.items()}
+    distinct, counts = np.unique(np.concatenate(list(sizes.values())), return_counts=True)
+    shared = distinct[(counts > 1) & (distinct > 0)]
+    for split, data in undecoded.items():
+        for row in np.flatnonzero(np.isin(sizes[split], shared)).tolist():
+            record = data[row]
+            yield split, _digest(record["image"]), record["image"], record["label"]
 
 
 def _sizes(undecoded: Dataset) -> np.ndarray:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict
 
+from .remarks import count, remark
+
 CLASSES = ("all", "base", "new")
+_FEW_TEST_IMAGES = 30
 
 
 def sample_few_shot(
@@ -45,6 +47,28 @@ def sample_few_shot(
     return dataset.select(chosen)
 
 
+def remark_on_sizes(splits: DatasetDict, shots: int) -> None:
+    """Remarks on classes that have fewer training images than `shots`, or no test image, and on a small test split."""
+    names = splits["train"].features["label"].names
+    counts = {split: np.bincount(read_labels(data), minlength=len(names)) for split, data in splits.items()}
+    if len(names) == 1:
+        remark(f"There is one class only, {names[0]!r}, so every answer will be right; give pictures of another class.")
+    short = [f"{name!r} ({count})" for name, count in zip(names, counts["train"], strict=True) if count < shots]
+    if short:
+        remark(
+            f"{count(len(short), 'class')} trained on fewer than {shots} images: {', '.join(short[:10])}"
+            + (", ..." if len(short) > 10 else ".")
+        )
+    untested = [name for name, count in zip(names, counts["test"], strict=True) if not count]
+    if untested:
+        remark(f"{count(len(untested), 'class')} not tested for want of an image: {', '.join(untested[:10])}.")
+    if (tested := len(splits["test"])) < _FEW_TEST_IMAGES:
+        remark(
+            f"The test split has {tested} image{'s' * (tested != 1)}, so that one more or less that is right changes "
+            f"the accuracy by {100 / tested:.0f} points; add images before you rely on it."
+        )
+
+
 def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Dataset, Dataset]:
     """The images of the base classes and those of the new ones, each half relabelled from 0 with its own class names.
 
@@ -71,10 +95,7 @@ def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Datas
         present = np.bincount(labels[rows] - first, minlength=last - first) > 0
         empty = [name for name, found in zip(names[first:last], present, strict=True) if not found]
         if empty:
-            warnings.warn(
-                f"{len(empty)} of the {last - first} {half} classes have no images ({', '.join(empty[:5])}).",
-                stacklevel=2,
-            )
+            remark(f"{count(len(empty), f'{half} class')} without an image: {', '.join(empty[:5])}.")
         # Relabelling comes first since it copies no pictures only while the dataset is unselected; the clipped labels
         # are those of the rows that the selection drops.
         relabelled = replace_labels(
@@ -140,18 +161,29 @@ _SHARES = {"validation": 0.2, "test": 0.3}  # and the rest to train: CoOp's for 
 
 
 def split_each_class(dataset: Dataset, seed: int) -> dict[str, Dataset]:
-    """Splits every class by the same shares, at least one image to each split; a class's cut depends on no other."""
+    """Splits every class by the same shares, at least one image to each split; a class's cut depends on no other.
+
+    Of a class with two images one is trained on and the other tested, and a single one is trained on, with a remark.
+    """
     labels = read_labels(dataset)
     rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     names = dataset.features["label"].names
+    small: list[str] = []
     for label, images in enumerate(rows_of_classes(labels, len(names))):
         if len(images) < 3:
-            raise ValueError(
-                f"class '{names[label]}' has {len(images)} image{'s' * (len(images) != 1)} but a split into train, "
-                "validation and test needs 3; add images or remove the class."
-            )
+            small.append(f"'{names[label]}' ({len(images)})")
         images = np.random.default_rng([seed, label]).permutation(images)
         validation, test = (max(1, round(share * len(images))) for share in _SHARES.values())
-        for split, part in zip(rows, np.split(images, [-validation - test, -test]), strict=True):
+        if len(images) < 3:
+            validation, test = 0, len(images) // 2
+        cuts = [len(images) - validation - test, len(images) - test]
+        for split, part in zip(rows, np.split(images, cuts), strict=True):
             rows[split] += sorted(part.tolist())
-    return {split: dataset.select(chosen) for split, chosen in rows.items()}
+    if small:
+        remark(
+            f"{count(len(small), 'class')} too small to be split into train, validation and test (3 images): "
+            f"{', '.join(small[:10])}. Two are trained and tested with, one is trained with only; add images."
+        )
+    if not rows["test"]:
+        raise ValueError("no class has 2 images, so nothing is left to test with; add images.")
+    return {split: dataset.select(chosen) for split, chosen in rows.items() if chosen}

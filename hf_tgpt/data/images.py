@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Image
 from PIL import Image as PILImage
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
 
 _CROP_TRIES = 10
 _ELONGATION = 100
+# The kinds of files of the family of HEIC, as they stand behind the fifth byte.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIC_REMEDY = 'pip install "hf-tgpt[heic]"'
+
+
+@functools.cache
+def reads_heic() -> bool:
+    """Whether HEIC, the kind of an iPhone's pictures, can be read: pillow-heif is installed, and Pillow knows it."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def decode_image(
@@ -44,13 +59,32 @@ def decode_image(
     if isinstance(source, str | os.PathLike) and os.path.exists(source) and not os.path.isfile(source):
         # Opening a pipe waits for whoever writes to it.
         raise ValueError(f"cannot read {name}: it is a folder, a pipe or a device; name a file.")
+    reads_heic()
     try:
         if isinstance(source, PILImage.Image):
             return _to_rgb(source)
         with PILImage.open(source) as image:
             return _to_rgb(image)
     except Exception as error:  # damaged files make Pillow raise nearly anything: OSError, SyntaxError, IndexError
-        raise ValueError(f"cannot read {name}: {error}; replace or remove this image.") from error
+        if not reads_heic() and _is_heic(source):
+            raise ValueError(f"cannot read {name}: it is a HEIC picture; {HEIC_REMEDY} to read such.") from error
+        raise ValueError(f"cannot read {name}: {_reason(error)}; replace or remove this image.") from error
+
+
+def _is_heic(source: Any) -> bool:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[4:8] == b"ftyp" and source.getvalue()[8:12] in _HEIC_BRANDS
+    return isinstance(source, str | os.PathLike) and os.path.isfile(source) and _is_heic(io.BytesIO(_head(source)))
+
+
+def _head(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(12)
+
+
+def _reason(error: Exception) -> str:
+    """Why a picture could not be read, without the address of an object in memory or the path, which is named."""
+    return "it is no picture of a known kind" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:

@@ -16,6 +16,12 @@ class DataWarning(UserWarning):
     """
 
 
+def count(number: int, thing: str) -> str:
+    """ "1 image is", "3 images are", "2 classes are"."""
+    many = thing + ("es" if thing.endswith("s") else "s")
+    return f"1 {thing} is" if number == 1 else f"{number} {many} are"
+
+
 def remark(text: str) -> None:
     """Warns of something odd in the data, in one sentence or two for people; `text` names the place and the remedy."""
     warnings.warn(text, DataWarning, stacklevel=3)

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict
 
 from .benchmarks import Benchmark, find_benchmark, nearest_benchmarks
-from .class_lists import clean_class_names, normalized_name, read_class_names, rename_by_position, rename_classes
-from .duplicates import warn_of_duplicates
+from .class_lists import (
+    clean_class_names,
+    drop_empty_classes,
+    normalized_name,
+    read_class_names,
+    rename_by_position,
+    rename_classes,
+)
+from .damage import without_damaged
+from .duplicates import remark_on_duplicates
 from .fewshot import split_each_class
 from .readers.captions import caption_folder
 from .readers.columns import check_captions, find_columns, is_labelled, label_names, to_canonical
 from .readers.coop import load_coop_split, select_draw
 from .readers.folders import load_folder, split_of, subfolders
 from .readers.tables import TABLE_SUFFIXES, class_list, find_tables, load_tables
+from .remarks import remark
 from .toyworld.world import load_toyworld
+
+# Decoding all of a larger set before training would take longer than most trainings.
+LARGEST_CHECK = 10_000
+_SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
 def load_splits(
@@ -26,11 +38,12 @@ def load_splits(
     image_column: str | None = None,
     label_column: str | None = None,
     caption_column: str | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     *,
     splits: str | os.PathLike[str] | None = None,
     draw: str | os.PathLike[str] | None = None,
     class_names_file: str | os.PathLike[str] | None = None,
+    skip_damaged: bool = False,
 ) -> DatasetDict:
     """The splits `train`, `test` and, where there is one, `validation`, with the columns `image`, `label`[, `caption`].
 
@@ -52,10 +65,19 @@ def load_splits(
     `label` is a ClassLabel. Names that come neither from the catalogue nor from a file of names are those of the train
     split with "_" and parentheses as spaces. Without a test split the validation split serves as test, with a warning.
     Without either, every class is split by `seed` into 50% train, 20% validation and 30% test, the proportions of CoOp
-    (Zhou et al., IJCV 2022) for datasets without a split.
+    (Zhou et al., IJCV 2022) for datasets without a split; with `seed`=None all of it is `test`.
+
+    With `skip_damaged` every image is decoded first, and those that cannot be read are left out with a `DataWarning`
+    that names them; another names those that are in two classes. Sets beyond 10,000 images are left for
+    `without_damaged` to look at, once some are chosen.
 
     Raises FileNotFoundError for a folder or file that does not exist and ValueError for data that fits none of this.
-    Warns of images that are in train and in test.
+    What is odd about the data is a `DataWarning`, such as images that are in train and in test.
+
+    Example:
+        >>> from hf_tgpt.data import load_splits
+        >>> load_splits("toyworld:codes").num_rows
+        {'train': 640, 'validation': 80, 'test': 1000}
     """
     source = os.fspath(source)
     benchmark, folder = (None, None) if Path(source).expanduser().exists() else find_benchmark(source)
@@ -87,21 +109,22 @@ def load_splits(
     if given is not None:
         loaded = loaded if given == names else rename_classes(loaded, given)
     elif benchmark is not None:
-        loaded = _name_as_catalogue(loaded, benchmark)
+        loaded = _name_as_catalogue(loaded, benchmark, from_hub=folder is None)
+    elif lost := [f"{name!r} is {word!r}" for name, word in zip(names, words, strict=True) if "(" in name]:
+        remark(f"Brackets in the names of classes become spaces: {', '.join(lost[:5])}.")
 
+    if skip_damaged and sum(loaded.num_rows.values()) <= LARGEST_CHECK:
+        loaded = drop_empty_classes(DatasetDict({split: without_damaged(data) for split, data in loaded.items()}))
     if "test" not in loaded and "validation" in loaded:
         if benchmark is None or benchmark.tested_split != "validation":
-            warnings.warn(
-                f"{source!r} has no test split: its validation split serves as test, so choose no settings by it.",
-                stacklevel=2,
-            )
+            remark(f"{source!r} has no test split: its validation split serves as test, so choose no settings by it.")
         loaded["test"] = loaded.pop("validation")
     if "test" not in loaded:
-        loaded = split_each_class(loaded["train"], seed)
+        whole = loaded["train"]
+        loaded = DatasetDict({"test": whole} if seed is None else split_each_class(whole, seed))
     loaded = DatasetDict({split: loaded[split] for split in ("train", "validation", "test") if split in loaded})
     check_captions(loaded)
-    if "train" in loaded:
-        warn_of_duplicates(loaded["train"], loaded["test"])
+    remark_on_duplicates(loaded, between_classes=skip_damaged)
     return loaded if draw is None else select_draw(draw, loaded)
 
 
@@ -134,10 +157,19 @@ def _read(
         return caption_folder(load_folder(path), path), None
     if path or place.startswith((".", "/", "~")) or place.count("/") > 1 or ":" in source:
         raise FileNotFoundError(
-            f"`source`={source!r} is not a folder or a file of a known kind; correct the path, or name a dataset on "
-            "the Hub."
+            f"`source`={source!r} {_not_data(path)}; correct the path, or name a dataset on the Hub."
         )
     return _load_from_hub(place, source), None
+
+
+def _not_data(path: Path | None) -> str:
+    """Why a path leads to no data."""
+    if path is None:
+        return "is not there"
+    kinds = ", ".join(TABLE_SUFFIXES)
+    if path.suffix.lower() in _SPREADSHEETS:
+        return f"is a spreadsheet; save its table as CSV, which can be read as {kinds} can"
+    return f"is no file of a known kind ({kinds}) and no folder"
 
 
 def _coop_split_file(folder: Path) -> Path | None:
@@ -192,12 +224,13 @@ def _load_from_hub(hub_id: str, source: str) -> dict[str, Dataset]:
     return splits
 
 
-def _name_as_catalogue(splits: DatasetDict, benchmark: Benchmark) -> DatasetDict:
+def _name_as_catalogue(splits: DatasetDict, benchmark: Benchmark, from_hub: bool) -> DatasetDict:
     """The catalogue's names and label order; the data's own, with a warning, where the two do not go together."""
     given = benchmark.names()
     found = next(iter(splits.values())).features["label"].names
     if (
         benchmark.by_position
+        and (from_hub or all(name.isdecimal() for name in found))
         and len(found) == len(given)
         and not {normalized_name(name) for name in found}
         <= {normalized_name(name) for pair in given.items() for name in pair}
@@ -206,8 +239,5 @@ def _name_as_catalogue(splits: DatasetDict, benchmark: Benchmark) -> DatasetDict
     try:
         return rename_classes(splits, given)
     except ValueError as error:
-        warnings.warn(
-            f"the class names of {benchmark.title} in the data are not the catalogue's and are kept: {error}",
-            stacklevel=3,
-        )
+        remark(f"The class names of {benchmark.title} in the data are not the catalogue's and are kept: {error}")
         return rename_by_position(splits, clean_class_names(found))

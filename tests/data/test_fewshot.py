@@ -153,11 +153,11 @@ def test_halves_of_a_few_shot_draw_are_the_draw():
 
 def test_splits_are_cut_alike_even_if_one_lacks_a_class():
     _, new_train = split_base_new(make_dataset([3, 3, 3, 3, 3]))
-    with pytest.warns(UserWarning, match="have no images") as caught:
+    with pytest.warns(UserWarning, match="without an image") as caught:
         _, new_test = split_base_new(make_dataset([0, 3, 3, 0, 3]))
     assert [str(warning.message) for warning in caught] == [
-        "1 of the 3 base classes have no images (ant).",
-        "1 of the 2 new classes have no images (dog).",
+        "1 base class is without an image: ant.",
+        "1 new class is without an image: dog.",
     ]
     assert new_train.features["label"] == new_test.features["label"]
 

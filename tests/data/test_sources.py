@@ -17,7 +17,7 @@ from hf_tgpt.data import DataWarning, class_names, decode_image, load_splits, lo
 
 SHARED_DATA = Path(os.environ.get("HF_TGPT_DATA", ROOT.parent / "shared" / "data"))
 # The pictures made here are alike in all splits.
-pytestmark = pytest.mark.filterwarnings("ignore:.*test images are in the train split too")
+pytestmark = pytest.mark.filterwarnings("ignore:.*test images? (is|are) in the train split too")
 
 
 def write_images(folder, count=1, suffix=".png"):
@@ -108,7 +108,7 @@ def test_images_are_found_by_suffix_at_any_depth_and_hidden_ones_are_not(tmp_pat
                 path = tmp_path / split / name / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-    left_out = r": left out are 2 \.md5, 2 \.txt"
+    left_out = r": left out: 2 \.md5, 2 \.txt"
     with pytest.warns(DataWarning, match=f"train{left_out}"), pytest.warns(DataWarning, match=f"test{left_out}"):
         train = load_splits(tmp_path)["train"]
     assert files(train, tmp_path) == [f"train/{name}/{file}" for name in ("ant", "big_cat") for file in taken]
@@ -162,14 +162,18 @@ def test_folders_without_classes_or_images_are_refused(tmp_path):
     for split in ("train", "test"):
         write_images(tmp_path / "unsorted" / split)
     refuses(tmp_path / "unsorted", "has no class folders")
-    (write_splits(tmp_path / "split") / "train" / "hollow").mkdir()
-    refuses(tmp_path / "split", "hollow has no images")
+    for split in ("train", "test"):
+        (tmp_path / "hollow" / split / "ant").mkdir(parents=True)
+    refuses(tmp_path / "hollow", "has no images in class folders")
 
 
-def test_a_test_folder_without_a_picture_is_left_out_with_a_remark(tmp_path):
-    (write_splits(tmp_path, ("train", "test")) / "test" / "hollow").mkdir()
-    with pytest.warns(DataWarning, match="1 class folders without a picture are left out: hollow"):
-        assert sizes(load_splits(tmp_path)) == {"train": 4, "test": 4}
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_folder_without_a_picture_is_left_out_with_a_remark(tmp_path, split):
+    (write_splits(tmp_path, ("train", "test")) / split / "hollow").mkdir()
+    with pytest.warns(DataWarning, match="1 class folder is left out for want of a picture: hollow"):
+        splits = load_splits(tmp_path)
+    assert sizes(splits) == {"train": 4, "test": 4}
+    assert class_names(splits["train"]) == ["ant", "big cat"]
 
 
 def test_class_names_that_would_become_the_same_are_refused(tmp_path):
@@ -209,7 +213,26 @@ def test_the_split_follows_the_seed(tmp_path):
 def test_a_class_too_small_to_split_is_named(tmp_path):
     write_images(tmp_path / "ant", 3)
     write_images(tmp_path / "bee", 2)
-    refuses(tmp_path, "class 'bee' has 2 images")
+    write_images(tmp_path / "cat", 1)
+    with pytest.warns(DataWarning, match=r"2 classes are too small to be split .*: 'bee' \(2\), 'cat' \(1\)\. Two are"):
+        splits = load_splits(tmp_path)
+    assert {split: data["label"][:] for split, data in splits.items()} == {
+        "train": [0, 1, 2], "validation": [0], "test": [0, 1]
+    }  # fmt: skip
+
+
+def test_a_folder_with_a_picture_for_each_class_has_nothing_to_test_with(tmp_path):
+    write_images(tmp_path / "ant", 1)
+    write_images(tmp_path / "bee", 1)
+    with pytest.warns(DataWarning, match="too small"):
+        refuses(tmp_path, "no class has 2 images, so nothing is left to test with")
+
+
+def test_without_a_seed_what_is_not_split_is_all_to_be_tested(tmp_path):
+    write_images(tmp_path / "ant", 1)
+    write_images(tmp_path / "bee", 4)
+    assert sizes(load_splits(tmp_path, seed=None)) == {"test": 5}
+    assert sizes(load_splits(write_splits(tmp_path / "split"), seed=None)) == sizes(load_splits(tmp_path / "split"))
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -282,7 +305,7 @@ def test_a_caption_column_that_is_not_there_is_named(tmp_path):
 def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(monkeypatch, tmp_path, source):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("the Hub was asked"))
-    with pytest.raises(FileNotFoundError, match=f"`source`={re.escape(repr(source))} is not a folder"):
+    with pytest.raises(FileNotFoundError, match=f"`source`={re.escape(repr(source))} is not there"):
         load_splits(source)
 
 

@@ -275,8 +275,9 @@ def test_a_path_is_no_pattern(tmp_path, folder, suffix):
             Dataset.from_dict({"image": pictures} | labels).cast_column("image", ImageFeature()).to_parquet(table)
         else:
             write_table(table, rows(range(first, first + 4)))
-    with pytest.raises(ValueError, match="has 2 images but a split"):  # of the four that were named
-        load_splits(tmp_path / folder / f"all{suffix}")
+    with pytest.warns(DataWarning, match="too small"):
+        splits = load_splits(tmp_path / folder / f"all{suffix}")
+    assert sum(splits.num_rows.values()) == 4  # the four that were named
     for split in ("train", "test"):
         table = tmp_path / folder / f"all{suffix}"
         (tmp_path / folder / f"{split}{suffix}").write_bytes(table.read_bytes())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from datasets import Dataset, Image, Value
 from ...utils.files import parse_json, read_json, read_text
 from ...utils.names import composed
 from ..class_lists import normalized_name
+from ..remarks import remark
 from .coop import match_images
 
 CAPTIONS_FILE = "captions.jsonl"
@@ -60,10 +60,9 @@ def attach_captions(
             for row, sentence in described.items():
                 sentences[row] = sentence
             if len(described) < len(dataset):
-                warnings.warn(
+                remark(
                     f"{file} describes {len(described)} of {len(dataset)} images; the other "
-                    f"{len(dataset) - len(described)} get {template!r} with the class name.",
-                    stacklevel=2,
+                    f"{len(dataset) - len(described)} get {template!r} with the class name."
                 )
     if "caption" in dataset.column_names:
         dataset = dataset.remove_columns("caption")

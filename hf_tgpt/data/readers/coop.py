@@ -6,7 +6,6 @@ Source: CoOp (Zhou et al., IJCV 2022) and its release, https://github.com/Kaiyan
 from __future__ import annotations
 
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from ...utils.files import read_json
 from ...utils.names import composed
 from ..class_lists import normalized_name
+from ..remarks import remark
 from .folders import image_index
 
 _SPLITS = ("train", "val", "test")
@@ -230,7 +230,4 @@ def _warn_of_repeated_paths(entries: dict[str, list[_Entry]], file: Path) -> Non
     train = {path for path, _, _ in entries["train"]}
     repeated = sum(path in train for path, _, _ in entries.get("test", []))
     if repeated:
-        warnings.warn(
-            f"{file} has {repeated} images both in train and in test: the test accuracy will be too high.",
-            stacklevel=3,
-        )
+        remark(f"{file} has {repeated} images both in train and in test: the test accuracy will be too high.")

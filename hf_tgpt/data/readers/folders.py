@@ -25,12 +25,14 @@ from tqdm.auto import tqdm
 
 from ...utils.files import read_json
 from ...utils.names import composed
-from ..remarks import remark
+from ..images import HEIC_REMEDY, reads_heic
+from ..remarks import count, remark
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".avif",
     ".jp2", ".ppm", ".pgm",
 )  # fmt: skip
+HEIC_SUFFIXES = (".heic", ".heif")  # where a library for them is installed
 # The names that a split goes by, without words such as "set" and "images" after them.
 _SPLIT_NAMES = {
     "train": ("train", "training", "trn"),
@@ -44,7 +46,7 @@ _SYSTEM_FOLDERS = {
     "__pycache__", "system volume information",
 }  # fmt: skip
 _BY_PRODUCTS = ("thumbs.db", "desktop.ini")
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
 _RUN_FILES = ("run.json", "adapter_config.json")  # a folder with one of these is the output of a training
 _FEATURES = Features({"image": Image(), "label": Value("string")})
 _BATCH = 10_000
@@ -65,8 +67,8 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def _looks_like_a_picture(path: str | os.PathLike[str]) -> bool:
-    if suffix := os.path.splitext(path)[1]:
-        return suffix.lower() in IMAGE_SUFFIXES
+    if suffix := os.path.splitext(path)[1].lower():
+        return suffix in IMAGE_SUFFIXES or (suffix in HEIC_SUFFIXES and reads_heic())
     try:
         with PILImage.open(path):
             return True
@@ -120,19 +122,31 @@ def _load_class_folders(folder: Path, split: str) -> Dataset:
             )
     labels = set(index.unique("label"))
     empty = [class_folder for class_folder in subfolders(folder) if composed(class_folder.name) not in labels]
-    if empty and split == "train":
-        raise ValueError(f"{empty[0]} has no images ({', '.join(IMAGE_SUFFIXES)}); add some or remove the folder.")
+    if not labels - {""}:
+        raise ValueError(
+            f"{folder} has no images in class folders ({', '.join(IMAGE_SUFFIXES)}); put those of each class into a "
+            "folder of its own."
+        )
     if empty:
-        names = ", ".join(class_folder.name for class_folder in empty[:10])
-        remark(f"{folder}: {len(empty)} class folders without a picture are left out: {names}.")
+        remark(
+            f"{folder}: {count(len(empty), 'class folder')} left out for want of a picture: "
+            f"{', '.join(class_folder.name for class_folder in empty[:10])}."
+        )
     _judge_inner_folders(folder)
     if left_out := _read_record(folder)["left_out"]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-        remark(f"{folder}: left out are {kinds}; save pictures of other kinds as JPEG or PNG to have them read.")
-    if "" in labels:  # pictures beside the class folders
+        remark(f"{folder}: {kinds_left_out(left_out)}")
+    if "" in labels:
         loose = index.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False) == ""
+        remark(f"{folder}: {count(loose.sum(), 'picture')} left out, beside the class folders and in none of them.")
         index = index.select((~loose).nonzero()[0])
     return index
+
+
+def kinds_left_out(counts: dict[str, int]) -> str:
+    """How many files of which kinds are left out because they are no pictures, and what to do about it."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    heic = "" if reads_heic() or not counts.keys() & set(HEIC_SUFFIXES) else f" ({HEIC_REMEDY} reads .heic)"
+    return f"left out: {kinds}{heic}; save pictures of other kinds as JPEG or PNG to have them read."
 
 
 def _judge_inner_folders(folder: Path) -> None:
@@ -180,6 +194,15 @@ def _is_no_data(entry: os.DirEntry[str]) -> bool:
     return any((place / name).is_file() for place in places for name in _RUN_FILES)
 
 
+def pictures_below(folder: str) -> tuple[list[str], dict[str, int]]:
+    """The pictures in a folder at any depth, in the order of their names, by the rule that holds in training.
+
+    Left out are hidden ones and the folders of systems. Beside them how many files of which kinds are no pictures.
+    """
+    left_out: Counter[str] = Counter()
+    return [path for path, _ in _walk(folder, {}, left_out, label="")], dict(left_out)
+
+
 def image_index(root: Path) -> Dataset:
     """All images below a folder, sorted: `image` (the absolute path) and `label` (the first folder's name, or "").
 
@@ -211,7 +234,7 @@ def image_index(root: Path) -> Dataset:
 def _cache_files(root: Path) -> tuple[Path, Path]:
     """Where a folder's index is kept, and the record of what it was made of."""
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tgpt"
-    name = hashlib.sha256(f"{root} {_INDEX_VERSION}".encode(errors="surrogateescape")).hexdigest()[:24]
+    name = hashlib.sha256(f"{root} {_INDEX_VERSION} {reads_heic()}".encode(errors="surrogateescape")).hexdigest()[:24]
     return cache / f"{name}.arrow", cache / f"{name}.json"
 
 
@@ -256,6 +279,8 @@ def _walk(
             yield from _walk(entry.path, folders, left_out, inner_label)
         elif entry.is_file() and _looks_like_a_picture(entry.path):
             yield entry.path, label or ""
+        elif label is not None and not entry.is_file():
+            left_out[f"{entry.name!r} (a pipe, a device or a link that leads nowhere)"] += 1
         elif label is not None and entry.name.lower() not in _BY_PRODUCTS:
             left_out[os.path.splitext(entry.name)[1].lower() or "without suffix"] += 1
 

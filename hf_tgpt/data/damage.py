@@ -1,0 +1,77 @@
+"""Images that cannot be read or that show nothing, found before anything rests on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+
+from .images import decode_image
+from .remarks import count, remark
+
+_BATCH = 64  # images that are held at a time
+_EXAMPLES = 20
+_DARKEST = 8  # of 255; a picture whose brightest value is below shows nothing
+
+
+def without_damaged(dataset: Dataset, about: str = "images") -> Dataset:
+    """The data set without the images that cannot be read, each decoded once; a remark counts and names them.
+
+    Another remark names images of one colour and nearly black ones, which stay. `about` is what the remarks call the
+    images. Raises ValueError if none can be read.
+
+    Example:
+        >>> from hf_tgpt.data import load_splits, without_damaged
+        >>> len(without_damaged(load_splits("toyworld:codes")["test"]))
+        1000
+    """
+    damaged: dict[int, str] = {}
+    blank: list[str] = []
+    for row, (record, problem, is_blank) in enumerate(_looked_at(dataset)):
+        name = record["path"] or f"row {row}"
+        if problem is not None:
+            damaged[row] = f"{name} ({problem})"
+        elif is_blank:
+            blank.append(name)
+    if damaged:
+        remark(
+            f"{count(len(damaged), 'image')} passed over, because they cannot be read, of {len(dataset)} {about}: "
+            f"{_some(list(damaged.values()))}."
+        )
+        if len(damaged) == len(dataset):
+            raise ValueError(f"none of the {len(dataset)} {about} can be read; replace them.")
+        dataset = dataset.select([row for row in range(len(dataset)) if row not in damaged])
+    if blank:
+        remark(f"{count(len(blank), 'picture')} of one colour or nearly black: {_some(blank)}.")
+    return dataset
+
+
+def _looked_at(dataset: Dataset) -> Iterator[tuple[dict[str, Any], str | None, bool]]:
+    """Each image's record, why it cannot be read if so, and whether it shows nothing; several are decoded at a time."""
+    undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for batch in undecoded.iter(_BATCH):
+            yield from pool.map(_look, batch["image"])
+
+
+def _look(record: dict[str, Any]) -> tuple[dict[str, Any], str | None, bool]:
+    try:
+        image = decode_image(record)
+    except ValueError as error:
+        return record, str(error).partition(": ")[2].rpartition(";")[0], False
+    return record, None, shows_nothing(image)
+
+
+def shows_nothing(image: PILImage.Image) -> bool:
+    """Whether an RGB image has one colour only, or is nearly black."""
+    ranges: Any = image.getextrema()
+    return all(low == high for low, high in ranges) or all(high < _DARKEST for _, high in ranges)
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _EXAMPLES
+    return ", ".join(names[:_EXAMPLES]) + (f", and {rest} more" if rest > 0 else "")

@@ -10,6 +10,7 @@ import torch
 import transformers
 from huggingface_hub import resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
+from safetensors import SafetensorError
 from transformers import AutoConfig, CLIPImageProcessorPil, PreTrainedModel
 
 from ..utils.names import name_here
@@ -17,6 +18,10 @@ from . import FAMILIES
 
 # Where a model's config notes which commit of its repository it was loaded from.
 REVISION = "_commit_hash"
+_REMEDY = (
+    "connect to the Hub (and unset HF_HUB_OFFLINE) to have it fetched, or name a folder that holds config, weights, "
+    "tokenizer and preprocessor_config.json, such as one that `hf download` wrote."
+)
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
@@ -41,7 +46,7 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
             kwargs["revision"] = resolve_revision(name, **hub)
         config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), token=kwargs.get("token"))
     except (OSError, ValueError, RevisionResolutionError) as error:
-        raise ValueError(f"`model`={name!r}: no model config could be loaded from it ({error}).") from error
+        raise ValueError(f"`model`={name!r}: no model config could be loaded from it ({error}); {_REMEDY}") from error
     family = FAMILIES.get(config.model_type)
     if family is None:
         known = ", ".join(family.model_class for family in FAMILIES.values())
@@ -56,7 +61,10 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
             model = model_class(config)
         model.name_or_path = name
         return model
-    model = model_class.from_pretrained(name, **({"dtype": torch.float32} | kwargs))
+    try:
+        model = model_class.from_pretrained(name, **({"dtype": torch.float32} | kwargs))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"`model`={name!r}: its weights could not be loaded ({error}); {_REMEDY}") from error
     if not folder.is_dir():
         setattr(model.config, REVISION, kwargs["revision"].resolved)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,13 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    with warnings.catch_warnings():  # matplotlib's own font lacks most scripts and emoji, and draws boxes for them
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, dpi=110)
 
 
 def plot_run(
@@ -39,7 +47,7 @@ def plot_run(
     lines = curve.get_lines() + loss.get_lines()
     curve.legend(lines, [line.get_label() for line in lines], loc="center right")
     _plot_changes(bars, change)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def plot_classes(
@@ -78,7 +86,7 @@ def plot_classes(
     figure.colorbar(picture, ax=matrix, label="share of the class's images", shrink=0.8)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def _largest_changes(class_names: list[str], before: dict, after: dict, most: int) -> list[tuple[float, str]]:
@@ -121,7 +129,7 @@ def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], tab
     axes.invert_yaxis()
     axes.set(xlabel="accuracy in percent", xlim=(0, 100), title=f"{title}, {shots} shots")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Table) -> None:
@@ -143,4 +151,4 @@ def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Ta
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
-    figure.savefig(path, dpi=110)
+    _save(figure, path)

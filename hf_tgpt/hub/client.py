@@ -19,8 +19,10 @@ from huggingface_hub.errors import (
 )
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+# The pictures that a run has seen, a line each: 16 hexadecimal digits of its content, and the split that it was in.
+SEEN_PICTURES = "seen_pictures.txt"
 # What a training leaves beside the adapter for people to see.
-RUN_FILES = ("results.json", "training.png", "training_log.jsonl")
+RUN_FILES = ("results.json", "training.png", "training_log.jsonl", SEEN_PICTURES)
 FILES = (CONFIG, WEIGHTS, CARD, *RUN_FILES)
 # Those of `old_formats.py`, which are read from the Hub but not pushed from here.
 _OLD_FILES = ("reference.json", "linear_probe.safetensors")

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..adapters.folder import read_config
 from ..methods.lora import NOTE
-from ..utils.files import read_json
+from ..utils.files import read_json, read_text
 from ..utils.names import name_here
-from .client import download
+from .client import SEEN_PICTURES, download
 from .old_formats import read_note
 
 
@@ -30,6 +30,24 @@ def results_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(results, dict):
         raise ValueError(f"{str(file)!r} holds no JSON object; train again, or remove it.")
     return results
+
+
+def seen_pictures(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """What a run has seen, {digest of a picture (`data.duplicates.digests`): split}; empty where no file tells.
+
+    A picture that is in several splits counts as the first of train, validation and test.
+    """
+    file = Path(folder) / SEEN_PICTURES
+    seen: dict[str, str] = {}
+    for line in read_text(file).splitlines() if file.is_file() else []:
+        digest, _, split = line.partition(" ")
+        seen.setdefault(digest, split)
+    return seen
+
+
+def is_cut_off(folder: str | os.PathLike[str]) -> bool:
+    """Whether a training in this folder did not come to its end."""
+    return (Path(folder) / "run.json").is_file() and not (Path(folder) / "results.json").is_file()
 
 
 def base_and_revision(name_or_path: str | os.PathLike[str]) -> tuple[str, str | None]:

@@ -33,7 +33,9 @@ class TrainingConfig:
     )
     epochs: int = documented(10, "Passes over the training images. Ignored with max_steps.", above(0))
     max_steps: int | None = documented(None, "Optimizer steps in all (the papers' iterations).", above(0))
-    warmup_steps: int = documented(0, "First steps, before the cosine starts.", at_least(0))
+    warmup_steps: int = documented(
+        0, "First steps, before the cosine starts. Of fewer steps in all a tenth.", at_least(0)
+    )
     warmup_epochs: int = documented(0, "The same in epochs; both add up.", at_least(0))
     warmup_learning_rate: float | None = documented(
         None, "Constant rate of the warm-up. Default: a linear rise to the peak."
@@ -61,9 +63,15 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     return torch.optim.AdamW(weights, lr=peak, eps=config.adam_epsilon, weight_decay=decay)
 
 
+def warmup_steps(steps: int, steps_per_epoch: int, config: TrainingConfig) -> int:
+    """How many of `steps` are warm-up: what the config says or, where that would be all of them, a tenth."""
+    wanted = config.warmup_steps + config.warmup_epochs * steps_per_epoch
+    return wanted if wanted < steps else steps // 10
+
+
 def rate(step: int, steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:
     """The learning rate at a step, as a share of the peak: warm-up, then half a cosine down to 0."""
-    warmup = min(config.warmup_steps + config.warmup_epochs * steps_per_epoch, steps)
+    warmup = warmup_steps(steps, steps_per_epoch, config)
     if step < warmup:
         constant = config.warmup_learning_rate
         return (step + 1) / warmup if constant is None else constant / config.learning_rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -35,11 +36,12 @@ from .checkpoint import (
     step_of,
     trained_weights,
 )
-from .config import TrainingConfig, make_optimizer, rate
+from .config import TrainingConfig, make_optimizer, rate, warmup_steps
 from .features import CachedImages, encode_views
 from .interruption import EXIT_CODES, Interruption, interruptions
 from .stages import Span, plan
 
+logger = logging.getLogger(__name__)
 BEST = "best_adapter.safetensors"  # in the run's folder
 
 
@@ -184,11 +186,16 @@ def train_stage(run: Run, span: Span, resumed: bool) -> None:
     Ends the program, after a checkpoint, where that was asked for by a signal.
     """
     accelerator, progress, last = run.accelerator, run.progress, span.last
+    steps = last - span.first
+    warmup = warmup_steps(steps, run.steps_per_epoch, span.config)
+    wanted = span.config.warmup_steps + span.config.warmup_epochs * run.steps_per_epoch
+    if accelerator.is_main_process and warmup != wanted:
+        logger.warning(f"The warm-up does not fit into {steps} steps; the first {warmup} of them are warm-up.")
     for name, weight in run.weights.items():
         weight.requires_grad_(name in span.trained)
     optimizer = make_optimizer(run.model, span.config)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(step, last - span.first, run.steps_per_epoch, span.config)
+        optimizer, lambda step: rate(step, steps, run.steps_per_epoch, span.config)
     )
     accelerator.free_memory()  # of an earlier training or stage with this accelerator
     wrapped, optimizer, loader = accelerator.prepare(run.model, optimizer, run.loader)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..adapters.tower_classifier import AdaptedModel
@@ -45,11 +46,13 @@ def summarise(
     zero_shot: dict[str, Any],
     adapted: dict[str, Any],
     captions: str,
+    remarks: list[str],
     seconds: float,
 ) -> dict[str, Any]:
     """The content of results.json: accuracies are fractions, on the test split.
 
-    `about` is what was asked for: `method`, `model` (None: the toy CLIP), `dataset`, `classes` and `shots`.
+    `about` is what was asked for, `method`, `model` (None: the toy CLIP), `dataset`, `classes` and `shots`, and
+    `training_images`, their number; `remarks` are those of `judge`.
     """
     dataset = about["dataset"]
     return {
@@ -60,11 +63,13 @@ def summarise(
         "toy": about["model"] is None or dataset.startswith("toyworld"),
         "classes": about["classes"],
         "shots": about["shots"],
+        "training_images": about["training_images"],
         "seed": config.seed,
         "recipe": _recipe(config),
         **({"captions": captions} if model.uses_captions else {}),
         "zero_shot_accuracy": zero_shot["accuracy"],
         **{name: value for name, value in adapted.items() if name != "per_class_accuracy"},
+        "remarks": remarks,
         "takes_new_classes": model.takes_new_classes,
         "trainable_parameters": sum(value.numel() for value in trained_weights(model).values()),
         "seconds": round(seconds, 1),
@@ -89,6 +94,41 @@ def _recipe(config: TrainingConfig) -> dict[str, Any]:
     apart = {"seed", "num_workers", "save_every", "evaluate_every", "epochs" if config.max_steps else "max_steps"}
     apart |= {"adam_epsilon"} if config.optimizer == "sgd" else set()
     return {name: value for name, value in asdict(config).items() if name not in apart and value is not None}
+
+
+def judge(
+    zero_shot: float,
+    adapted: dict[str, Any],
+    answers: np.ndarray,
+    history: list[dict[str, float]],
+    class_names: list[str],
+) -> list[str]:
+    """What speaks against using an adapter although its training came to an end, in sentences for people.
+
+    `zero_shot` is an accuracy, `adapted` the metrics of the adapter, `answers` (n,) are its labels for the test
+    pictures, `history` is that of its training.
+    """
+    remarks, accuracy = [], adapted["accuracy"]
+    untested = adapted["per_class_accuracy"].count(None)
+    chance = 1 / len(class_names)
+    if len(class_names) == 1:
+        remarks.append("There is one class only, so every answer is right and the accuracy says nothing.")
+    elif untested:
+        remarks.append(f"Of {len(class_names)} classes {untested} could not be tested for want of a picture.")
+    if len(class_names) - untested > 1 and len(set(answers.tolist())) == 1:
+        name = class_names[answers[0]]
+        remarks.append(f"Every test picture is taken for {name!r}: the training has failed; lower `learning_rate`.")
+    elif history and len(class_names) > 1 and history[-1]["train_accuracy"] < 1.5 * chance:
+        remarks.append(
+            f"It has not learned its own training pictures ({history[-1]['train_accuracy']:.3f} of them right in the "
+            f"last epoch, {chance:.3f} by chance): change `learning_rate`, or train for longer."
+        )
+    if accuracy < zero_shot:
+        remarks.append(
+            f"The adapter is worse than zero-shot ({accuracy:.3f} against {zero_shot:.3f}), so the model does better "
+            "without it: lower `learning_rate`, train for longer, or give more pictures."
+        )
+    return remarks
 
 
 def write_run(

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from ..adapters.registry import plain_name
+from ..data.duplicates import digests
+from ..hub.client import SEEN_PICTURES
 from ..utils.files import read_json, write_json
 
 _LOCK = ".lock"
 _NOTE = "run.json"
+_BEFORE_WORK = (_LOCK, _NOTE, SEEN_PICTURES)  # with these alone a run never got to work
 
 # Held until the process ends.
 _LOCKS: dict[Path, FileLock] = {}
+
+
+def check_output_dir(output_dir: Path, resume: bool) -> None:
+    """Raises ValueError for a path where no run can be, before anything is read or made."""
+    above = next((folder for folder in output_dir.absolute().parents if folder.exists()), None)
+    if (output_dir.exists() and not output_dir.is_dir()) or (above and not above.is_dir()):
+        raise ValueError(f"`output_dir`={str(output_dir)!r} is a file or below one; choose a folder.")
+    if resume and not (output_dir / _NOTE).exists():
+        raise ValueError(f"`resume`: {str(output_dir)!r} holds no run; start it without.")
+    if not resume and output_dir.is_dir() and any(path.name not in _BEFORE_WORK for path in output_dir.iterdir()):
+        raise ValueError(
+            f"`output_dir`={str(output_dir)!r} already holds another run or other files; choose a new folder, or "
+            "resume that run."
+        )
 
 
 def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool, accelerator: Accelerator) -> Path:
@@ -37,9 +56,8 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
             f"`output_dir`={str(output_dir)!r} is not there for process {accelerator.process_index}; the machines of a "
             "run need a folder that all of them see."
         )
+    check_output_dir(output_dir, resume)
     if resume:
-        if not note.exists():
-            raise ValueError(f"`resume`: {str(output_dir)!r} holds no run; start it without.")
         before = read_json(note)
         if not isinstance(before, dict):
             raise ValueError(f"{str(note)!r} holds no JSON object; start a new run.")
@@ -52,16 +70,17 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
                     f"`{name}`={value!r} but the run in {str(output_dir)!r} has {before.get(name)!r}; resume with the "
                     "same settings or start a new run."
                 )
-    elif any(path.name not in (_LOCK, _NOTE) for path in output_dir.iterdir()):  # a note alone: it never got to work
-        raise ValueError(
-            f"`output_dir`={str(output_dir)!r} already holds another run or other files; choose a new folder, or "
-            "resume that run."
-        )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not resume:
         write_json(note, settings)
     accelerator.wait_for_everyone()
     return output_dir
+
+
+def write_seen_pictures(output_dir: Path, chosen: Mapping[str, Dataset]) -> None:
+    """Notes the pictures of a run, by split; a path would mean nothing elsewhere, so what is noted is their content."""
+    rows = [f"{digest} {split}\n" for split, data in chosen.items() for digest in digests(data)]
+    (output_dir / SEEN_PICTURES).write_text("".join(rows))
 
 
 def lock_folder(folder: Path) -> bool:

@@ -6,6 +6,7 @@ field keeps its value where a new one is refused.
 
 import dataclasses
 import inspect
+import math
 import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -100,6 +101,8 @@ def checked(cls: type[_Class]) -> type[_Class]:
 
     def set_field(self: Any, name: str, value: Any) -> None:
         field = fields.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{name}`={value!r}: choose a finite number.")
         try:
             set_checked(self, name, value if field is None else _converted(value, field.type))
         except StrictDataclassFieldValidationError as error:

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 # The toy CLIP made by examples/pretrain_tiny_clip.py; it knows the toy world and nothing else.
 TOY_CLIP = Path(__file__).parents[1] / "assets" / "tiny-clip"
-# What files call it, because its folder is another one on every machine.
+# What files call it, because its folder is another one on every machine, and what people do.
 TOY_NAME = "hf-tgpt-toy-clip"
+TOY = "toy"
 _Name = TypeVar("_Name", str, str | None)
 
 
@@ -30,8 +31,8 @@ def name_in_files(name: str | None) -> str | None:
 
 
 def name_here(name: _Name) -> _Name:
-    """Where the base model that a file names lies on this machine."""
-    return str(TOY_CLIP) if name == TOY_NAME else name
+    """Where the base model that a file or a person names lies on this machine."""
+    return str(TOY_CLIP) if name in (TOY_NAME, TOY) else name
 
 
 def public_name(name: str | None) -> str | None:

@@ -119,13 +119,13 @@ def trained(folder: Path, dataset: str, method: list[str], classes: str, shots: 
     return results or {}
 
 
-def evaluated(folder: Path, dataset: str, classes: str, seed: int, options: dict) -> float | None:
+def evaluated(folder: Path, dataset: str, classes: str, options: dict) -> float | None:
     """The accuracy of what was trained in the folder, by evaluate.py; None if it cannot be had for these classes."""
     file = folder / f"{slug(dataset)}-{classes}.json"
     picture = file.with_suffix(".png")
     done = (results := results_of(file, dataset)) is not None and (picture.exists() or not args.class_pictures)
     if not done and (folder / "results.json").exists():
-        about = ["--dataset", dataset, "--classes", classes, "--seed", seed]
+        about = ["--dataset", dataset, "--classes", classes]
         about += ["--picture", picture] if args.class_pictures else []
         for name, value in options.items():
             about += [f"--{name}", value] if value is not None else []
@@ -149,14 +149,14 @@ for dataset in args.datasets:
                 if "few-shot" in args.protocols:
                     result = trained(folder / classes, dataset, method, classes, shots, seed)
                     if args.class_pictures:
-                        evaluated(folder / classes, dataset, classes, seed, for_any | for_same)
+                        evaluated(folder / classes, dataset, classes, for_any | for_same)
                     for other in args.test_datasets:
-                        result[other] = evaluated(folder / classes, other, classes, seed, for_any)
+                        result[other] = evaluated(folder / classes, other, classes, for_any)
                 if "base-to-new" in args.protocols:
                     base = trained(folder / "base", dataset, method, "base", shots, seed)
                     result = base | {"accuracy": None, "wise_ft_accuracy": None} | result
                     result["base"] = base.get("accuracy")
-                    result["new"] = evaluated(folder / "base", dataset, "new", seed, for_any | for_same)
+                    result["new"] = evaluated(folder / "base", dataset, "new", for_any | for_same)
                     if result["base"] is not None and result["new"] is not None:
                         result["harmonic_mean"] = statistics.harmonic_mean([result["base"], result["new"]])
                 if "seconds" in result:  # else it failed

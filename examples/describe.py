@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]  # evaluate.py there hides the library
 
-from hf_tgpt.cli.describe import main
+from hf_tgpt.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["describe", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]  # evaluate.py there hides the library
 
-from hf_tgpt.cli.train import main
+from hf_tgpt.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,5 +1,7 @@
 """Tiny random CLIPs of different shapes on disk, and one row for each method. Nothing here needs the network."""
 
+import runpy
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -212,3 +214,23 @@ def token_ids(model, sentences):
 def make_classifier(method, clip, class_names, **fields):
     """A method on a base model, to be trained."""
     return config_class(method)(class_names=class_names, **fields).build(clip)
+
+
+class Failed(Exception):
+    """What a program said on stderr before it ended with status 1."""
+
+
+@pytest.fixture
+def run_example(monkeypatch, capsys):
+    """run_example("train.py", *arguments) runs a program of examples in this process and returns what it printed."""
+
+    def run(program, *arguments):
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "examples" / program), run_name="__main__")
+        out, err = capsys.readouterr()
+        if end.value.code:
+            raise Failed(err) if end.value.code == 1 else end.value
+        return out
+
+    return run

@@ -4,6 +4,7 @@ Trainings are cut to one step and comparisons and benchmarks to their arguments;
 needs a file from elsewhere it is checked that the words are right.
 """
 
+import contextlib
 import doctest
 import importlib
 import pkgutil
@@ -29,7 +30,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 import hf_tgpt
 from hf_tgpt import CoOpConfig, MaPLeConfig
 from hf_tgpt.cli.arguments import parse_arguments
-from hf_tgpt.cli.main import main, parser
+from hf_tgpt.cli.main import main, parse
 from hf_tgpt.data import FewShotImages, ImageTransform, load_splits
 
 # Those of hf_tgpt/recipes are in test_recipes.py, the cards' snippets in test_card.py.
@@ -157,7 +158,7 @@ def check(words, monkeypatch):
     elif (program, arguments[:2]) == ("python", ["-m", "hf_tgpt"]):
         check(["hf-tgpt", *arguments[2:]], monkeypatch)
     elif program == "hf-tgpt" and arguments[0] in ("convert", "demo"):
-        parser().parse_args(arguments)
+        parse(arguments)
     elif program == "hf-tgpt":
         assert main([*arguments, *(SHORT if arguments[0] == "train" else [])]) == 0
     else:
@@ -176,7 +177,8 @@ def script(name, *arguments, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", start)
         patch.setattr(sys, "argv", [name, *arguments, *(SHORT if name == "examples/train.py" else [])])
-        runpy.run_path(str(ROOT / name), run_name="__main__")
+        with contextlib.suppress(SystemExit):
+            runpy.run_path(str(ROOT / name), run_name="__main__")
     assert bool(started) == (name in ("examples/compare.py", "examples/benchmark.py"))
     for command in started:
         if Path(command[2]).name == "train.py":

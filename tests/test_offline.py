@@ -24,7 +24,10 @@ FLOW = """
 import runpy
 def run(script, *arguments):
     sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, end.code
 import hf_tgpt
 from hf_tgpt.cli.main import main
 from hf_tgpt.data import load_splits
@@ -33,7 +36,7 @@ few = ["--max_steps", "2", "--shots", "1", "--batch_size", "2"]
 run("examples/train.py", "--method", "coop", *few, "--output_dir", f"{folder}/run")
 run("examples/evaluate.py", "--adapter", f"{folder}/run", "--output", f"{folder}/evaluation.json")
 hf_tgpt.load_adapter(hf_tgpt.load_clip(hf_tgpt.TOY_CLIP), f"{folder}/run").save_pretrained(f"{folder}/again")
-Image.new("RGB", (40, 40)).save(f"{folder}/picture.png")
+Image.new("RGB", (40, 40), "red").save(f"{folder}/picture.png")
 for command in ("info", "predict", "export"):
     more = {"predict": ["picture.png"], "export": ["exported", "--format", "transformers"]}.get(command, [])
     more = [f"{folder}/{part}" if i == 0 else part for i, part in enumerate(more)]

@@ -23,9 +23,13 @@ from ..data.fewshot import CLASSES
 from ..methods import available_methods, config_class, method_name
 from ..training.config import TrainingConfig
 from ..utils.files import read_json
+from ..utils.names import TOY
 from .options import underscored
+from .words import in_options, speak_of
 
 DEFAULT_METHOD = "tgpt"
+# What pictures are adapted with unless --model names another; the toy CLIP knows nothing of photographs.
+DEFAULT_MODEL = "openai/clip-vit-base-patch16"
 RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = {"papers": "{}.json", "toy": "toy_{}.json"}
 # What a recipe file may hold besides arguments.
@@ -33,7 +37,7 @@ _RECIPE_NOTES = ("source", "note")
 # What two runs may differ in although one resumes the other.
 _NOT_SETTINGS = {
     "config", "recipes", "output_dir", "resume", "log_with", "push_to_hub", "private", "json", "cache_dir",
-    "num_workers", "save_every", "keep_checkpoints",
+    "num_workers", "save_every", "keep_checkpoints", "strict",
 }  # fmt: skip
 
 
@@ -46,7 +50,9 @@ class DataArguments:
     """The base model and the images."""
 
     model: str | None = _option(
-        None, "a CLIP or another dual encoder: a Hub id or folder; a folder with only config files starts at random"
+        None,
+        "a CLIP or another dual encoder: a Hub id or folder; a folder with only config files starts at random "
+        f"(default: {DEFAULT_MODEL}; of the toy world {TOY}, the toy CLIP of this package)",
     )
     dataset: str = _option(
         "toyworld:codes",
@@ -92,8 +98,9 @@ class DataArguments:
 class RunArguments:
     """A training beside the fields of its configs."""
 
-    shots: int = _option(16, "training images per class")
-    allow_fewer: bool = _option(False, "accept classes with fewer images than shots")
+    shots: int = _option(16, "training images per class (default: 16, or what a class has where it has fewer)")
+    allow_fewer: bool = _option(False, "accept classes with fewer images than --shots")
+    strict: bool = _option(False, "refuse data with anything odd about them instead of listing that and training")
     descriptions: str | None = _option(
         None,
         "of the training images, for TGP-T: .jsonl as `hf-tgpt describe` writes, .txt of "
@@ -148,8 +155,9 @@ def parse_arguments(
     choice.add_argument("--config", type=Path, help="a recipe, a JSON file of arguments, or the name of one of "
                         "hf_tgpt/recipes (default: METHOD.json or toy_METHOD.json there)")  # fmt: skip
     choice.add_argument("--recipes", choices=list(RECIPES), help="which of the two: the papers' or those for a toy of "
-                        "a CLIP (default: the papers' with --model, else toy)")  # fmt: skip
+                        "a CLIP (default: toy with the toy CLIP, else the papers')")  # fmt: skip
     choice.add_argument("--model", help=argparse.SUPPRESS)
+    choice.add_argument("--dataset", default=DataArguments.dataset, help=argparse.SUPPRESS)
     first, _ = choice.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
     try:
         method, recipe_file, recipe = _chosen(first)
@@ -175,20 +183,26 @@ def parse_arguments(
             TrainingConfig(**vars(training)),
         )
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(in_options(str(error)))
+    result.data.model = _base_model(result.data.model, result.data.dataset)
+    given = {argument.partition("=")[0] for argument in arguments}
+    if "--shots" not in given and "shots" not in recipe:
+        result.run.allow_fewer = True
+    for name in ("shots", "cache_features"):
+        if (value := getattr(result.run, name)) is not None and value < 1:
+            parser.error(f"--{name}={value}: choose 1 or more.")
     benchmark, _ = find_benchmark(result.data.dataset)
     if benchmark is not None and benchmark.only_tested:
         parser.error(
-            f"`dataset`={result.data.dataset!r} has a test split only; train on another and use `hf-tgpt evaluate`."
+            f"--dataset={result.data.dataset!r} has a test split only; train on another and use `hf-tgpt evaluate`."
         )
-    given = {argument.partition("=")[0] for argument in arguments}
     if benchmark is not None and "templates" in result.method_config and not {"--templates"} & given:
         result.method_config["templates"] = recipe.get("templates", benchmark.templates)
     if result.run.push_to_hub and method not in registered_methods():
         known = ", ".join(sorted(registered_methods()))
-        parser.error(f"`push_to_hub`: {method} is PEFT's own; what can be published is one of {known}.")
+        parser.error(f"--push_to_hub: {method} is PEFT's own; what can be published is one of {known}.")
     if result.run.resume and result.run.output_dir is None:
-        parser.error("`resume` needs the run's folder; name it by --output_dir.")
+        parser.error("--resume needs the run's folder; name it by --output_dir.")
     return result
 
 
@@ -239,6 +253,7 @@ class Parser(HfArgumentParser):
 
         Ends the program for an argument that nobody takes.
         """
+        speak_of(self)
         *parts, unknown = self.parse_args_into_dataclasses(
             underscored(sys.argv[1:] if arguments is None else arguments),
             look_for_args_file=False,  # a file beside the program that happens to have its name
@@ -252,7 +267,7 @@ class Parser(HfArgumentParser):
 def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]]:
     """The method, the file of its recipe and what is in it; a method without a recipe has an empty one."""
     method = method_name(first.method or DEFAULT_METHOD)
-    kind = first.recipes or ("toy" if first.model is None else "papers")
+    kind = first.recipes or ("toy" if _base_model(first.model, first.dataset) is None else "papers")
     path = first.config or Path(RECIPES[kind].format(method))
     if not path.exists() and path.name == str(path):
         path = next((ours for ours in (RECIPES_FOLDER / path, RECIPES_FOLDER / path.name.replace("-", "_"))
@@ -261,6 +276,13 @@ def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]
         return method, None, {}
     recipe = read_recipe(path, first.method)
     return recipe.pop("method"), path, recipe
+
+
+def _base_model(model: str | None, dataset: str) -> str | None:
+    """The model that --model and --dataset mean; None is the toy CLIP."""
+    if model is None and not dataset.startswith("toyworld"):
+        return DEFAULT_MODEL
+    return None if model == TOY else model
 
 
 def _not_by_hand() -> set[str]:

@@ -24,8 +24,9 @@ from ..data import class_names, decode_image, load_splits, sample_few_shot
 from ..data.readers.captions import image_key, undecoded_images
 from ..encoders.loading import check_device
 from ..utils.files import parse_json
-from .options import add_json, underscored
-from .output import tidy_output
+from .options import add_json, positive, underscored, whole_number
+from .output import list_remarks, tidy_output
+from .words import speak_of
 
 QUESTION = "Describe the {class} in this image in one sentence."
 
@@ -36,16 +37,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     Raises ValueError for an output that another model has begun or that is something else, which stays as it is.
     """
     # 1. Arguments.
-    args = _parser(prog).parse_args(underscored(sys.argv[1:] if argv is None else argv))
+    parser = _parser(prog)
+    args = parser.parse_args(underscored(sys.argv[1:] if argv is None else argv))
+    speak_of(parser)
     check_device(args.device)
-    if args.batch_size < 1:
-        raise ValueError(f"`batch_size`={args.batch_size}: choose 1 or more.")
     tidy_output()
 
     # 2. The images, and those that an earlier call has described.
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     named = {"splits": args.splits, "draw": args.draw, "class_names_file": args.class_names_file}
-    train = load_splits(args.dataset, **columns, seed=args.seed, **named)["train"]
+    with list_remarks():
+        train = load_splits(args.dataset, **columns, seed=args.seed, skip_damaged=True, **named)["train"]
     if args.shots is not None:
         train = sample_few_shot(train, args.shots, args.seed, allow_fewer=args.allow_fewer)
     names, images = class_names(train), undecoded_images(train)
@@ -127,13 +129,13 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--class_names_file", help="the names of the classes")
     for column in ("image", "label"):
         add(f"--{column}_column", help=f"the {column} column (default: found by its type)")
-    add("--shots", type=int, help="images per class, those that training draws (default: all)")
-    add("--seed", type=int, default=0, help="the seed of that draw (default: %(default)s)")
+    add("--shots", type=positive, help="images per class, those that training draws (default: all)")
+    add("--seed", type=whole_number, default=0, help="the seed of that draw (default: %(default)s)")
     add("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
     add("--prompt", help=f"the request, {{class}} stands for the name (default: {QUESTION!r} to a chat model; none to "
         "a captioning model, which would go on from it instead of answering)")  # fmt: skip
-    add("--batch_size", type=int, default=8, help="images at a time (default: %(default)s)")
-    add("--max_new_tokens", type=int, default=60, help="longest description (default: %(default)s)")
+    add("--batch_size", type=positive, default=8, help="images at a time (default: %(default)s)")
+    add("--max_new_tokens", type=positive, default=60, help="longest description (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     add_json(parser)
     return parser

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from datasets import DatasetDict
 
 from ..adapters.config import change_config
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
@@ -31,8 +32,9 @@ from ..methods.zero_shot import zero_shot_beside
 from ..training.results import library_versions
 from ..utils.files import write_json
 from .arguments import RECIPES_FOLDER, DataArguments, Parser, parser_of
-from .options import add_json
-from .output import accuracies, markdown_table, tidy_output
+from .loaded import choose_pictures
+from .options import add_json, whole_number
+from .output import accuracies, list_remarks, markdown_table, tidy_output
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -60,14 +62,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     at = {"revision": revision} if revision else {}
     clip = load_clip(model_name, **at).to(accelerator.device).eval()
     processor = load_image_processor(model_name, revision)
-    with accelerator.main_process_first():
-        splits = choose_classes(load_splits(**data.source, seed=args.seed), data.classes)
+    with list_remarks(silent=not accelerator.is_main_process), accelerator.main_process_first():
+        splits = load_splits(**data.source, seed=None, skip_damaged=True)
+        chosen, seen = choose_pictures(splits, folder, data.dataset, args.seed)
+        splits = choose_classes(DatasetDict({"test": chosen}), data.classes)
     names = class_names(splits["test"])
     images = FewShotImages(splits["test"], ImageTransform.from_processor(processor, train=False))
     test = evaluation_loader(images, accelerator, args.num_workers)
 
     # 3. Zero-shot and the adapter on the same pictures.
-    results = {"adapter": args.adapter, "dataset": data.dataset, "classes": data.classes, "images": len(images)}
+    results = {"adapter": args.adapter, "dataset": data.dataset, "classes": data.classes, "images": len(images)} | seen
     trained = load_trained(clip, folder)
     changes = dict(change.partition("=")[::2] for change in args.change)
     unchanged = change_config(trained, changes) if changes else {}
@@ -117,8 +121,9 @@ def _parser(prog: str | None) -> Parser:
     add("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the adapter's config to change; "
         "tells how its answers agree with the unchanged adapter's")  # fmt: skip
     add("--templates", nargs="+", help="zero-shot's (default: a known data set's, or 'a photo of a {}.')")
-    add("--seed", type=int, default=0, help="of the split, where the data set comes without one")
-    add("--num_workers", type=int, default=0, help="processes that decode images")
+    add("--seed", type=whole_number, help="split data that come without a test split by this seed (default: what the "
+        "run held out, of its own pictures, and all of others)")  # fmt: skip
+    add("--num_workers", type=whole_number, default=0, help="processes that decode images")
     add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
     add("--compare_with_published", action="store_true", help="print the published accuracies of the same training and "
         "test beside this one (hf_tgpt/recipes/published.csv)")  # fmt: skip

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 from ..data import FewShotImages, class_names, load_splits
+from ..hub.run import local_folder
 from ..inference.onnx import export_onnx, onnx_accuracy, quantize_onnx
 from ..inference.plain_transformers import export_transformers
-from .loaded import class_names_of, classifier_of
-from .output import tidy_output
+from .loaded import choose_pictures, class_names_of, classifier_of
+from .output import list_remarks, tidy_output
 
 
 def main(args: argparse.Namespace) -> int:
@@ -27,7 +28,9 @@ def main(args: argparse.Namespace) -> int:
         return 0
     labels = class_names_of(args) or classifier.class_names
     if args.int8:
-        test = load_splits(args.int8)["test"]
+        with list_remarks():
+            splits = load_splits(args.int8, seed=None, skip_damaged=True)
+            test, _ = choose_pictures(splits, local_folder(args.adapter, revision=args.revision), args.int8)
         if class_names(test) != labels:
             raise ValueError(
                 f"`--int8`={args.int8!r} has other classes than the model, or another order of them; name the data "

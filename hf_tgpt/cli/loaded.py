@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+from datasets import Dataset, DatasetDict
 
 from ..data.class_lists import read_class_names
+from ..data.duplicates import digests
+from ..data.fewshot import split_each_class
+from ..data.readers.captions import undecoded_images
+from ..data.remarks import count, remark
+from ..hub.run import is_cut_off, local_folder, results_of, seen_pictures
 from ..inference.classifier import Classifier, load_classifier
+from .output import list_remarks
 
 
 def classifier_of(args: argparse.Namespace) -> Classifier:
-    """The adapter on its base model."""
+    """The adapter on its base model; one whose training was cut off is remarked on."""
+    with list_remarks():
+        remark_on_cut_off(local_folder(args.adapter, revision=args.revision))
     return load_classifier(args.adapter, args.device, base_model=args.model, revision=args.revision)
 
 
@@ -19,3 +30,43 @@ def class_names_of(args: argparse.Namespace) -> list[str] | None:
         return args.class_names
     names = read_class_names(args.class_names_file)
     return list(names.values()) if isinstance(names, dict) else names
+
+
+def remark_on_cut_off(folder: str) -> None:
+    """Remarks on the adapter of a training that did not come to its end."""
+    if is_cut_off(folder):
+        remark(f"The training in {folder} was cut off before its end; go on with `hf-tgpt train --resume`.")
+
+
+def choose_pictures(
+    splits: DatasetDict, folder: str, dataset: str, seed: int | None = None
+) -> tuple[Dataset, dict[str, Any]]:
+    """The pictures to test a run's adapter with, and the names of those that it has seen in training.
+
+    `splits` are those of `load_splits` with `seed`=None. Data with a test split have that one. Of other data it is what
+    the run held out, where these are the run's own, and all of it where they are not; `seed` cuts any. Remarks on
+    pictures that the run has seen, and where nothing can be told about that.
+    """
+    tested, seen, about = splits["test"], seen_pictures(folder), results_of(folder)
+    remark_on_cut_off(folder)
+    if "train" not in splits and seed is not None:
+        tested = split_each_class(tested, seed)["test"]
+    elif "train" not in splits and seen:
+        content = digests(tested)
+        in_training = {digest for digest, split in seen.items() if split != "test"}
+        if 2 * len(in_training.intersection(content)) >= len(in_training):
+            held_out = [row for row, digest in enumerate(content) if seen.get(digest) == "test"]
+            remark(f"These are the run's own pictures: tested are the {len(held_out)} of {len(content)} it held out.")
+            tested = tested.select(held_out)
+    elif "train" not in splits and about.get("dataset") == dataset:
+        tested = split_each_class(tested, about["seed"])["test"]
+    if not seen:
+        remark(f"{folder} does not tell which pictures it was trained on, so some of these may be among them.")
+        return tested, {}
+    paths = [record["path"] or f"row {row}" for row, record in enumerate(undecoded_images(tested))]
+    known = [path for path, digest in zip(paths, digests(tested), strict=True) if seen.get(digest, "test") != "test"]
+    if known:
+        shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+        words = count(len(known), "picture")
+        remark(f"{words} among those of the training, so the accuracy is too high: {shown}.")
+    return tested, {"seen_in_training": known}

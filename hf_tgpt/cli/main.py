@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .options import ADAPTER, add_classes, add_json, add_model, underscored
+from .options import ADAPTER, add_classes, add_json, add_model, port, positive, underscored
+from .words import in_options, speak_of
 
 _DESCRIPTION = (
     "Few-shot learning with CLIP: trains adapters from a few pictures, classifies with them, takes them elsewhere."
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     arguments = underscored(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else ""
-    args = None if command in _PARSED_BY_THEMSELVES else parser().parse_args(arguments)
+    args = None if command in _PARSED_BY_THEMSELVES else parse(arguments)
     try:  # what is imported here takes seconds
         module = import_module(f".{command if args is None else args.command}", __package__)
         if args is None:
@@ -46,12 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"hf-tgpt {command}: {error}", file=sys.stderr)
+        print(f"hf-tgpt {command}: {in_options(str(error))}", file=sys.stderr)
         return 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands but those that parse by themselves."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command that does not parse them by itself; ends the program for wrong ones."""
+    top, commands = parser()
+    args = top.parse_args(arguments)
+    speak_of(commands.choices[args.command])
+    return args
+
+
+def parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
+    """The parser of all commands but those that parse by themselves, and the commands in it."""
     top = argparse.ArgumentParser("hf-tgpt", description=_DESCRIPTION, epilog=_EXIT, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -63,18 +72,20 @@ def parser() -> argparse.ArgumentParser:
 
     predict = command("predict", "the classes of pictures, a line each")
     predict.add_argument("adapter", help=ADAPTER)
-    predict.add_argument("images", nargs="+", help="files, folders of them at any depth, or URLs")
-    predict.add_argument("--output", help="a file; one that ends with .csv is CSV, others JSON lines (default: stdout)")
+    predict.add_argument("images", nargs="*", help="files, folders of pictures at any depth, or URLs")
+    predict.add_argument("--list", metavar="FILE", help="a file that lists more of them, a line each; - is stdin")
+    predict.add_argument("--output", help="a file that ends with .csv or .jsonl; killed and called again, it is gone "
+                         "on with (default: JSON lines on stdout)")  # fmt: skip
     predict.add_argument("--format", choices=["jsonl", "csv"], help="(default: by the name of the output, or jsonl)")
-    predict.add_argument("--top_k", type=int, default=5, help="classes listed of a picture (default: %(default)s)")
+    predict.add_argument("--top_k", type=positive, default=5, help="classes listed of a picture (default: %(default)s)")
     add_classes(predict)
-    predict.add_argument("--batch_size", type=int, default=32, help="pictures at a time (default: %(default)s)")
+    predict.add_argument("--batch_size", type=positive, default=32, help="pictures at a time (default: %(default)s)")
     add_model(predict)
 
     demo = command("demo", "a web page that classifies the pictures dropped on it, beside zero-shot CLIP")
     demo.add_argument("adapter", help=ADAPTER)
     demo.add_argument("--host", default="127.0.0.1", help="the address it answers at (default: %(default)s)")
-    demo.add_argument("--port", type=int, default=7860, help="(default: %(default)s; 0: any that is free)")
+    demo.add_argument("--port", type=port, default=7860, help="(default: %(default)s; 0: any that is free)")
     add_model(demo)
 
     info = command("info", "what is in an adapter")
@@ -104,4 +115,4 @@ def parser() -> argparse.ArgumentParser:
         "--set", nargs="+", default=[], metavar="FIELD=VALUE",
         help='fields of the config that the tensors do not tell: initial_text="a photo of a", class_position=front'
     )  # fmt: skip
-    return top
+    return top, commands

@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
 
 
+# Options that mean something when nothing stands behind them.
+_MAY_BE_EMPTY = ("--prompt",)
+
+
 def underscored(arguments: Sequence[str]) -> list[str]:
-    """The arguments with "_" for every "-" in the names of options, so that both are understood."""
-    return [_underscored(argument) if argument.startswith("--") else argument for argument in arguments]
+    """The arguments with "_" for every "-" in the names of options, so that both are understood.
+
+    Ends the program for an empty argument, as a script passes one whose variable is not set.
+    """
+    spelled = [_underscored(argument) if argument.startswith("--") else argument for argument in arguments]
+    for before, argument in zip(["", *spelled], spelled, strict=False):
+        name, equals, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+        if equals and not value.strip() and name not in _MAY_BE_EMPTY:
+            place = name if name.startswith("--") else "an argument"
+            print(f"hf-tgpt: error: {place} is empty; give a value or leave it out.", file=sys.stderr)
+            raise SystemExit(2)
+    return spelled
 
 
 def _underscored(option: str) -> str:
     name, equals, value = option.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def whole_number(text: str) -> int:
+    """A type of argparse's: 0 or more, and a seed of numpy's."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: choose 0 to {2**32 - 1}")
+    return number
+
+
+def positive(text: str) -> int:
+    """A type of argparse's: 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: choose 1 or more")
+    return number
+
+
+def port(text: str) -> int:
+    """A type of argparse's: a port of TCP, 0 for any."""
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"{text}: choose 0 to {2**16 - 1}")
+    return number
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

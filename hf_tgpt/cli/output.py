@@ -4,21 +4,50 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
 import transformers
+
+from ..data import DataWarning
+from .words import in_options
 
 
 def tidy_output() -> None:
     """For programs: no bars of the libraries without a terminal, no warning that is PEFT's to mend, and all others
     without the line of code that they come from.
     """
-    warnings.formatwarning = lambda message, *place, **line: f"Note: {message}\n"
+    warnings.formatwarning = lambda message, *place, **line: f"Note: {in_options(str(message))}\n"
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
+
+
+@contextmanager
+def list_remarks(strict: bool = False, silent: bool = False) -> Iterator[None]:
+    """Collects what is odd about the data and lists it on stderr at the end, also where an error ends it.
+
+    With `strict` raises ValueError with that list, if there is anything on it. `silent`: prints nothing, as all
+    processes of a training but one.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        try:
+            yield
+        finally:
+            remarks = [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
+            remarks = [f"  - {in_options(text)}" for text in dict.fromkeys(remarks)]
+            about = f"{len(remarks)} remark{'s' * (len(remarks) != 1)}:"
+            if remarks and not silent and not strict:
+                print("\n".join([about, *remarks]), file=sys.stderr)
+    for other in caught:
+        if not issubclass(other.category, DataWarning):
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    if strict and remarks:
+        raise ValueError("\n".join([f"`strict`, and there are {about}", *remarks]))
 
 
 def markdown_table(header: list[str], rows: list[list]) -> list[str]:

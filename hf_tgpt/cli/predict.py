@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,94 +17,185 @@ from typing import TextIO
 
 from tqdm.auto import tqdm
 
+from ..data.readers.folders import kinds_left_out, pictures_below
+from ..hub.run import local_folder
 from ..inference.classifier import Answer
+from ..utils.files import parse_json, read_json, write_json
 from .loaded import class_names_of, classifier_of
 from .output import tidy_output
 
 SOME_SKIPPED = 3
 URLS = ("http://", "https://")
+_KINDS = {".csv": "csv", ".jsonl": "jsonl"}
+_SECONDS = 30  # between two lines of progress where there is no terminal
+_BYTE_ORDER_MARK = "\ufeff"  # by which Excel knows that a file is UTF-8
 
 
 def main(args: argparse.Namespace) -> int:
-    """A line for each picture that can be read; the others are counted and named on stderr."""
+    """A line for each picture; for one that cannot be read a line with the reason, and it is named on stderr."""
     tidy_output()
-    files = find_files(args.images)
-    kind = args.format or ("csv" if Path(args.output or "").suffix.lower() == ".csv" else "jsonl")
-    classifier = classifier_of(args)
-    skipped: list[tuple[str, ValueError]] = []
-    bar = tqdm(total=len(files), desc="predicting", unit=" images", disable=None)  # None: only on a terminal
-
-    def skip(image: str, error: ValueError) -> None:
-        skipped.append((image, error))
-        bar.update()
-
+    kind = _kind(args.output, args.format)
+    files = find_files([*args.images, *_listed(args.list)])
     names = class_names_of(args)
-    answers = classifier.stream(files, args.top_k, class_names=names, batch_size=args.batch_size, skip=skip)
+    classifier = classifier_of(args)
     columns = min(args.top_k, len(names or classifier.class_names))
-    with bar, _output(args.output) as file:
-        write = _csv_writer(file, columns) if kind == "csv" else _jsonl_writer(file)
+    about = {"adapter": _content(local_folder(args.adapter, revision=args.revision)), "model": args.model}
+    about |= {"kind": kind, "top_k": args.top_k, "class_names": names}
+    with _output(args.output, about) as (file, done):
+        remaining = [path for path in files if path not in done]
+        write = _csv_writer(file, columns, begun=bool(done)) if kind == "csv" else _jsonl_writer(file)
+        skipped: list[str] = []
+        progress = _Progress(len(files), len(files) - len(remaining))
+
+        def skip(image: str, error: ValueError) -> None:
+            skipped.append(str(error))
+            write(image, None, str(error))
+            progress.update()
+
+        answers = classifier.stream(remaining, args.top_k, class_names=names, batch_size=args.batch_size, skip=skip)
         for image, answer in answers:
-            write(image, answer)
-            bar.update()
+            write(image, answer, "")
+            progress.update()
+        progress.close()
     if skipped:
         print(f"{len(skipped)} of {len(files)} files could not be read and were skipped:", file=sys.stderr)
-        for _, error in skipped:
+        for error in skipped:
             print(f"  {error}", file=sys.stderr)
     return SOME_SKIPPED if skipped else 0
 
 
 def find_files(paths: list[str]) -> list[str]:
-    """All files in folders, at any depth and in the order of their names, without hidden ones; files and URLs as named.
+    """The pictures in folders, at any depth and in the order of their names; files and URLs as named, each once.
 
-    Raises ValueError for a path that does not exist and where there is no file.
+    Files in folders that are no pictures are counted on stderr. Raises ValueError for a path that does not exist and
+    where there is no picture.
     """
-    paths_found: list[str] = []
+    found: list[str] = []
     for path in paths:
         if os.path.isdir(path):
-            for folder, folders, files in os.walk(path):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
-                paths_found += [os.path.join(folder, name) for name in sorted(files) if not name.startswith(".")]
+            pictures, left_out = pictures_below(path)
+            found += pictures
+            if left_out:
+                print(f"Note: {path}: {kinds_left_out(left_out)}", file=sys.stderr)
         elif os.path.exists(path) or path.startswith(URLS):
-            paths_found.append(path)
+            found.append(path)
         else:
             raise ValueError(f"{path!r} does not exist; correct the path.")
-    if not paths_found:
-        raise ValueError(f"There is no file in {', '.join(paths)}.")
-    return paths_found
+    if not found:
+        raise ValueError(f"There is no picture in {', '.join(paths) or 'nothing'}; name files, folders or a --list.")
+    return list(dict.fromkeys(found))
+
+
+def _listed(name: str | None) -> list[str]:
+    """The lines of a file, or of standard input."""
+    if name is None:
+        return []
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`list`={name!r} cannot be read ({error}); name a text file of paths, a line each.") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _kind(output: str | None, format: str | None) -> str:
+    """How rows are written. Raises ValueError for a name that tells nothing, or something else."""
+    if output is None:
+        return format or "jsonl"
+    if os.path.isdir(output):
+        raise ValueError(f"`output`={output!r} is a folder; name a file.")
+    suffix = Path(output).suffix.lower()
+    if format is None and suffix not in _KINDS:
+        raise ValueError(
+            f"`output`={output!r} ends with neither .csv, which spreadsheets open, nor .jsonl; name such a file, or "
+            "say by `format` what to write."
+        )
+    return format or _KINDS[suffix]
+
+
+def _content(folder: str) -> str:
+    """What stands for an adapter's files, so that rows of another one are not mixed with its own."""
+    files = [file for file in sorted(Path(folder).iterdir()) if file.suffix == ".safetensors" or "config" in file.name]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:16]
 
 
 @contextmanager
-def _output(path: str | None) -> Iterator[TextIO]:
-    """stdout, or a file that has its name when it is whole."""
+def _output(path: str | None, about: dict) -> Iterator[tuple[TextIO, set[str]]]:
+    """stdout, or a file that has its name when it is whole; and the pictures that an earlier call put into the latter.
+
+    `about` is what the rows depend on: those of a call with other arguments are written anew.
+    """
     if path is None:
-        yield sys.stdout
+        yield sys.stdout, set()
         return
-    if os.path.isdir(path):
-        raise ValueError(f"`--output`={path!r} is a folder; name a file.")
     draft = Path(path).with_name(Path(path).name + ".part")
+    note = draft.with_name(draft.name + ".json")
     draft.parent.mkdir(parents=True, exist_ok=True)
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        yield file
+    done: set[str] = set()
+    try:
+        if draft.exists() and read_json(note) == about:
+            done = _whole_rows(draft, about["kind"])
+    except (OSError, ValueError):  # no note, or a damaged one
+        done = set()
+    if not done:
+        draft.write_text(_BYTE_ORDER_MARK if about["kind"] == "csv" else "", encoding="utf-8")
+    write_json(note, about)
+    with draft.open("a", encoding="utf-8", newline="") as file:
+        yield file, done
     os.replace(draft, path)
+    note.unlink()
 
 
-def _jsonl_writer(file: TextIO) -> Callable[[str, Answer], None]:
-    def write(image: str, answer: Answer) -> None:
-        row = {"image": image, **answer[0], "top_k": answer}
+def _whole_rows(draft: Path, kind: str) -> set[str]:
+    """The pictures in a file that was not finished, from which the row is removed that was cut off in writing."""
+    content = draft.read_bytes()
+    content = content[: content.rfind(b"\n") + 1]
+    text = content.decode("utf-8-sig")
+    if kind == "csv":
+        done = {row[0] for row in list(csv.reader(io.StringIO(text, newline="")))[1:]}
+    else:
+        done = {parse_json(line, str(draft))["image"] for line in text.splitlines()}
+    draft.write_bytes(content)
+    return done
+
+
+def _jsonl_writer(file: TextIO) -> Callable[[str, Answer | None, str], None]:
+    def write(image: str, answer: Answer | None, error: str) -> None:
+        row = {"image": image, "error": error} if answer is None else {"image": image, **answer[0], "top_k": answer}
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()
 
     return write
 
 
-def _csv_writer(file: TextIO, columns: int) -> Callable[[str, Answer], None]:
+def _csv_writer(file: TextIO, columns: int, begun: bool) -> Callable[[str, Answer | None, str], None]:
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(
-        ["image", "label", "score", *(f"{name}_{i}" for i in range(2, columns + 1) for name in ("label", "score"))]
-    )
+    others = [f"{name}_{i}" for i in range(2, columns + 1) for name in ("label", "score")]
+    if not begun:
+        rows.writerow(["image", "label", "score", *others, "error"])
 
-    def write(image: str, answer: Answer) -> None:
-        rows.writerow([image, *(value for part in answer for value in (part["label"], part["score"]))])
+    def write(image: str, answer: Answer | None, error: str) -> None:
+        cells = [(guess["label"], f"{guess['score']:.4f}") for guess in answer] if answer else [("", "")] * columns
+        rows.writerow([image, *(value for pair in cells for value in pair), error])
         file.flush()
 
     return write
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere, as in a log file, a line now and then."""
+
+    def __init__(self, total: int, done: int):
+        self.total, self.done, self.told = total, done, time.monotonic()
+        self.bar = tqdm(total=total, initial=done, desc="predicting", unit=" images", disable=None)
+        if done:
+            print(f"{done} of {total} pictures are in the output already.", file=sys.stderr)
+
+    def update(self) -> None:
+        self.done += 1
+        self.bar.update()
+        if self.bar.disable and time.monotonic() - self.told > _SECONDS:
+            self.told = time.monotonic()
+            print(f"{self.done} of {self.total} pictures", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()

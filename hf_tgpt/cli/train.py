@@ -30,9 +30,12 @@ from ..data import (
     class_names,
     load_splits,
     sample_few_shot,
+    without_damaged,
 )
+from ..data.fewshot import remark_on_sizes
+from ..data.sources import LARGEST_CHECK
 from ..encoders.loading import load_clip, load_image_processor
-from ..evaluation.accuracy import evaluate, evaluation_loader
+from ..evaluation.accuracy import evaluate, evaluation_loader, measure, predict
 from ..hub.loading import load_trained
 from ..hub.push import check_repository, push_folder
 from ..methods import config_class
@@ -40,11 +43,12 @@ from ..methods.zero_shot import zero_shot_beside
 from ..training.batches import check_engine
 from ..training.features import CachedImages, cache_features
 from ..training.loop import train
-from ..training.results import summarise, write_run
-from ..training.run_folder import prepare_output_dir
+from ..training.results import judge, summarise, write_run
+from ..training.run_folder import check_output_dir, prepare_output_dir, write_seen_pictures
 from ..utils.names import TOY_CLIP
 from .arguments import parse_arguments
-from .output import accuracies, tidy_output
+from .output import accuracies, list_remarks, tidy_output
+from .words import in_options
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -53,49 +57,58 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_arguments(argv, prog, __doc__)
     config, run = args.training, args.run
 
-    # 2. Processes, seed and folder.
+    # 2. Processes; a folder that nothing else is in.
     tidy_output()
     if run.log_with and run.log_with not in {str(tracker) for tracker in get_available_trackers()}:
         raise ValueError(
             f"`log_with`={run.log_with!r} is no tracker that is installed here; install it or leave it out."
         )
     output_dir = run.output_dir or Path("runs") / f"{args.method}-{datetime.now():%Y%m%d-%H%M%S}"
+    check_output_dir(output_dir, run.resume)
     accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=run.log_with, project_dir=output_dir)
     check_engine(accelerator, config.gradient_accumulation_steps)
-    output_dir = prepare_output_dir(output_dir, args.settings, run.resume, accelerator)
     say = (lambda text: None) if run.json else accelerator.print
+    start = time.perf_counter()
+
+    # 3. The images, all judged before anything is written: k per class for training, min(4, k) for validation, the
+    # whole test split.
+    with list_remarks(run.strict, silent=not accelerator.is_main_process), accelerator.main_process_first():
+        read = load_splits(**args.data.source, seed=config.seed, skip_damaged=True)
+        splits = choose_classes(read, args.data.classes)
+        remark_on_sizes(splits, run.shots)
+        chosen = {
+            split: sample_few_shot(splits[split], k, config.seed, allow_fewer=run.allow_fewer or split != "train")
+            for split, k in {"train": run.shots, "validation": min(4, run.shots)}.items()
+            if split in splits
+        } | {"test": splits["test"]}
+        captions = "descriptions" if "caption" in chosen["train"].column_names else "template"
+        if run.descriptions:
+            chosen["train"], captions = attach_captions(chosen["train"], run.descriptions, seed=config.seed)
+        if sum(read.num_rows.values()) > LARGEST_CHECK:
+            chosen = {split: without_damaged(data, f"{split} images") for split, data in chosen.items()}
+    names = class_names(chosen["train"])
+
+    # 4. The base model with its tokenizer and image processor, and the run's folder.
+    set_seed(config.seed)
+    model_name = args.data.model or str(TOY_CLIP)
+    clip = load_clip(model_name).to(accelerator.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.method_config.get("tokenizer_name_or_path") or model_name)
+    processor = load_image_processor(model_name)
+    output_dir = prepare_output_dir(output_dir, args.settings, run.resume, accelerator)
     say(f"{args.method} on {args.data.dataset} by {args.recipe or 'the defaults'} -> {output_dir}")
     if run.log_with:
         accelerator.init_trackers("hf-tgpt", {name: str(value) for name, value in args.settings.items()})
     if run.push_to_hub and accelerator.is_main_process:  # now, so that no work is lost for a wrong token
         check_repository(run.push_to_hub, private=run.private or None)
-    set_seed(config.seed)
-    start = time.perf_counter()
-
-    # 3. The base model with its tokenizer and image processor.
-    model_name = args.data.model or str(TOY_CLIP)
-    clip = load_clip(model_name).to(accelerator.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.method_config.get("tokenizer_name_or_path") or model_name)
-    processor = load_image_processor(model_name)
-
-    # 4. The images: k per class for training, min(4, k) for validation, the whole test split.
-    with accelerator.main_process_first():
-        splits = choose_classes(load_splits(**args.data.source, seed=config.seed), args.data.classes)
-    names = class_names(splits["train"])
-    few = sample_few_shot(splits["train"], run.shots, config.seed, allow_fewer=run.allow_fewer)
-    captions = "descriptions" if "caption" in few.column_names else "template"
-    if run.descriptions:
-        few, captions = attach_captions(few, run.descriptions, seed=config.seed)
-    images = FewShotImages(few, ImageTransform.from_processor(processor, train=True), seed=config.seed)
-    images.check()
+    if accelerator.is_main_process:
+        write_seen_pictures(output_dir, chosen | {"test": read["test"]})  # of all classes
     as_is = ImageTransform.from_processor(processor, train=False)
-    tested = FewShotImages(splits["test"], as_is)
+    images = FewShotImages(chosen["train"], ImageTransform.from_processor(processor, train=True), seed=config.seed)
+    tested = FewShotImages(chosen["test"], as_is)
     test = evaluation_loader(tested, accelerator, config.num_workers)
     validation = None
-    if "validation" in splits:
-        few = sample_few_shot(splits["validation"], min(4, run.shots), config.seed, allow_fewer=True)
-        held_out = FewShotImages(few, as_is)
-        held_out.check()
+    if "validation" in chosen:
+        held_out = FewShotImages(chosen["validation"], as_is)
         validation = evaluation_loader(held_out, accelerator, config.num_workers)
 
     # 5. Zero-shot CLIP, to compare with.
@@ -111,12 +124,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             folder = run.cache_dir or output_dir / "features"
             train_images = cache_features(model, images, run.cache_features, folder, num_workers=config.num_workers)
     history = train(model, train_images, config, accelerator, output_dir, tokenizer, validation, run.resume)
-    adapted = evaluate(model.eval(), test, accelerator, "testing")
+    predictions = predict(model.eval(), test, accelerator, "testing")
+    adapted = measure(predictions)
 
     # 7. Saved, reloaded into a fresh CLIP and checked; the seed is another one, so nothing agrees by a common start.
     if accelerator.is_main_process:
         model.save_pretrained(output_dir)
-        set_seed(config.seed + 1)
+        set_seed((config.seed + 1) % 2**32)
         fresh = load_clip(model_name).to(accelerator.device)
         fresh = load_trained(fresh, output_dir)
         some = [tested[i]["pixel_values"] for i in range(min(8, len(tested)))]
@@ -127,11 +141,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 8. results.json, a picture, the log and, saved again, the model card with the results.
     about: dict[str, Any] = {"method": args.method, "model": args.data.model, "dataset": args.data.dataset}
-    about |= {"classes": args.data.classes, "shots": run.shots}
-    results = summarise(about, config, model, zero_shot, adapted, captions, seconds=time.perf_counter() - start)
+    about |= {"classes": args.data.classes, "shots": run.shots, "training_images": len(images)}
+    remarks = judge(zero_shot["accuracy"], adapted, predictions["logits"].argmax(-1), history, names)
+    results = summarise(about, config, model, zero_shot, adapted, captions, remarks, time.perf_counter() - start)
     if accelerator.is_main_process:
         write_run(output_dir, model, history, zero_shot, adapted, results)
     say(accuracies(results))
+    for remark in remarks:
+        say(f"Note: {in_options(remark)}")
     say(f"Reloaded from disk, it is equal. {results['seconds']:.0f} s; all of it is in {output_dir}")
     if run.push_to_hub and accelerator.is_main_process:
         results["published"] = str(push_folder(output_dir, run.push_to_hub, private=run.private or None))

@@ -85,9 +85,9 @@ def test_predict_writes_csv_and_takes_other_class_names(adapters, pictures, tmp_
     output, names = tmp_path / "new" / "rows.csv", tmp_path / "names.txt"
     names.write_text("forest\nzigzag texture\n")
     assert run("predict", adapters["coop"], pictures / "a.jpg", "--output", output, "--class_names_file", names) == 0
-    with output.open() as file:
+    with output.open(encoding="utf-8-sig") as file:
         (row,) = csv.DictReader(file)
-    assert list(row) == ["image", "label", "score", "label_2", "score_2"]
+    assert list(row) == ["image", "label", "score", "label_2", "score_2", "error"]
     assert {row["label"], row["label_2"]} == {"forest", "zigzag texture"}
     assert [path.name for path in output.parent.iterdir()] == ["rows.csv"]
 
@@ -104,29 +104,30 @@ def test_files_that_are_no_pictures_are_skipped_counted_and_listed(adapters, tmp
     output = tmp_path / "rows.jsonl"
     assert run("predict", adapters["linear_probe"], folder, "--output", output, "--batch_size", 100) == 3
     err = capsys.readouterr().err
-    assert "3 of 1001 files could not be read and were skipped:" in err
-    for name in ("0500.bmp", "0999.bmp", "notes.txt"):
+    assert "left out: 1 .txt;" in err
+    assert "2 of 1000 files could not be read and were skipped:" in err
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 1000
+    for name in ("0500.bmp", "0999.bmp"):
         assert f"cannot read {folder / name}" in err
-    images = [json.loads(line)["image"] for line in output.read_text().splitlines()]
-    assert len(images) == 998
-    assert images == sorted(images)
+        (reason,) = [row["error"] for row in rows if row["image"] == str(folder / name)]
+        assert "it is no picture of a known kind" in reason
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["predict", "{maple}", "missing"], "'missing' does not exist; correct the path"),
-        (["predict", "{maple}", "{empty}"], "There is no file in"),
+        (["predict", "{maple}", "{empty}"], "There is no picture in"),
         (["predict", "{empty}", "{picture}"], "adapter_config.json"),
         (["predict", "{tgpt}", "{picture}", "--class_names", "zebra"], "not 'zebra'"),
         (["predict", "{maple}", "{picture}", "--class_names", "forest", "forest"], "holds 'forest' twice"),
-        (["predict", "{maple}", "{picture}", "--top_k", "0"], "`top_k`=0: choose 1 or more"),
         (["predict", "{maple}", "{picture}", "--class_names_file", "{empty}/none.txt"], "none.txt"),
         (["predict", "{maple}", "{picture}", "--output", "{base}"], "is a folder; name a file"),
-        (["predict", "{maple}", "{picture}", "--device", "abacus"], "`device`='abacus' cannot be used here"),
+        (["predict", "{maple}", "{picture}", "--device", "abacus"], "--device='abacus' cannot be used here"),
         (["evaluate", "--adapter", "{maple}", "--output", "{base}"], "is a folder; name a file"),
         (["evaluate", "--adapter", "{maple}", "--picture", "change.jpg"], "does not end with .png"),
-        (["describe", "--model", "m", "--dataset", "d", "--output", "o", "--device", "abacus"], "`device`='abacus'"),
+        (["describe", "--model", "m", "--dataset", "d", "--output", "o", "--device", "abacus"], "--device='abacus'"),
         (["info", "runs/deep/mistyped"], "runs/deep/mistyped (no folder here) is no id of a repository"),
         (["info", "./missing"], "There is no adapter in './missing'"),
         (["info", "{empty}"], "There is no adapter in"),

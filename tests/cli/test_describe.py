@@ -1,12 +1,10 @@
 """Descriptions for TGP-T from tiny random models of real architectures, by the command that a user runs."""
 
 import json
-import runpy
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import Failed
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -26,7 +24,6 @@ from transformers import (
 
 from hf_tgpt.data import attach_captions, load_splits
 
-DESCRIBE = ROOT / "examples" / "describe.py"
 WORDS = ["describe", "the", "in", "this", "image", "one", "sentence", ".", "ant", "big", "cat", "a", "red", "thing"]
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
@@ -106,15 +103,9 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def describe(monkeypatch, capsys):
+def describe(run_example):
     """describe(*arguments) runs examples/describe.py in this process and returns what it printed."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["describe.py", *map(str, arguments), "--max_new_tokens", "4"])
-        runpy.run_path(str(DESCRIBE), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
+    return lambda *arguments: run_example("describe.py", *arguments, "--max_new_tokens", "4")
 
 
 def lines(file):
@@ -147,7 +138,7 @@ def test_an_interrupted_run_goes_on_where_it_was(describe, model, pictures, tmp_
     assert part.read_text().splitlines(keepends=True) == [marked, *text[1:]]
     assert not part.with_name("again.jsonl.part").exists()
     assert "6 images, 6 of them" in describe("--model", model, "--dataset", pictures, "--output", part)
-    with pytest.raises(ValueError, match=r"was written by .*; choose another file"):
+    with pytest.raises(Failed, match=r"was written by .*; choose another file"):
         describe("--model", "other/model", "--dataset", pictures, "--output", part)
     assert not part.with_name("again.jsonl.part").exists()
 
@@ -165,11 +156,11 @@ def test_an_interrupted_run_goes_on_where_it_was(describe, model, pictures, tmp_
 def test_a_file_that_is_something_else_is_named_and_stays(content, message, describe, pictures, tmp_path):
     out = tmp_path / "mine.txt"
     out.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Failed, match=message):
         describe("--model", "m", "--dataset", pictures, "--output", out)
     assert out.read_bytes() == content
     assert not (tmp_path / "mine.txt.part").exists()
-    with pytest.raises(ValueError, match="`batch_size`=0: choose 1 or more"):
+    with pytest.raises(SystemExit, match="2"):
         describe("--model", "m", "--dataset", pictures, "--output", out, "--batch_size", 0)
 
 

@@ -1,0 +1,30 @@
+"""What the library says, in the words of the command line: `shots` is --shots there."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+# What the library calls by another name than the command line.
+_OPTIONS = {"source": "dataset", "base_model": "model"}
+# The options of the command that runs. A process runs one, and its warnings come from anywhere.
+_known: set[str] = set()
+
+
+def speak_of(parser: argparse.ArgumentParser) -> None:
+    """From now on names the options of this parser as they are typed."""
+    _known.clear()
+    _known.update(action.dest for action in parser._actions if action.option_strings)
+
+
+def in_options(text: str) -> str:
+    """A message of the library with its fields as options: "`shots`=0: ..." becomes "--shots=0: ..."."""
+
+    def option(match: re.Match[str]) -> str:
+        name, value = _OPTIONS.get(match["name"], match["name"]), match["value"] or ""
+        if name not in _known:
+            return match[0]
+        return f"--{name} is not given" if value == "=None" else f"--{name}{value}"
+
+    text = re.sub(r"\b(?P<name>[a-z]\w+)(?P<value>=)True\b", lambda match: option(match).rstrip("="), text)
+    return re.sub(r"`(?P<name>[a-z]\w+)`(?P<value>=(?:None\b)?)?", option, text)

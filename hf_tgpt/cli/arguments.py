@@ -162,7 +162,8 @@ def parse_arguments(
     try:
         method, recipe_file, recipe = _chosen(first)
     except ValueError as error:
-        choice.error(str(error))
+        speak_of(choice)
+        choice.error(in_options(str(error)))
     kinds = (
         _for_parser(DataArguments, "base model and images"),
         _for_parser(RunArguments, "run"),
@@ -182,6 +183,7 @@ def parse_arguments(
             RunArguments(**vars(run)),
             TrainingConfig(**vars(training)),
         )
+        config_class(method)(class_names=["any", "other"], **result.method_config)  # the data's come later
     except ValueError as error:
         parser.error(in_options(str(error)))
     result.data.model = _base_model(result.data.model, result.data.dataset)

@@ -24,8 +24,8 @@ from ..data import class_names, decode_image, load_splits, sample_few_shot
 from ..data.readers.captions import image_key, undecoded_images
 from ..encoders.loading import check_device
 from ..utils.files import parse_json
-from .options import add_json, positive, underscored, whole_number
-from .output import list_remarks, tidy_output
+from .options import add_json, at_least_one, underscored, whole_number
+from .output import list_remarks, make_room_for, tidy_output
 from .words import speak_of
 
 QUESTION = "Describe the {class} in this image in one sentence."
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         train = sample_few_shot(train, args.shots, args.seed, allow_fewer=args.allow_fewer)
     names, images = class_names(train), undecoded_images(train)
     root = Path(args.dataset.rpartition(":")[2]).expanduser().absolute()
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    make_room_for(args.output)
     draft = args.output.with_name(args.output.name + ".part")
     begun = next((file for file in (draft, args.output) if file.exists()), None)
     described = _described(begun, draft, args.model) if begun else set()
@@ -64,7 +64,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         print(f"{len(train)} images, {before} of them described already")
 
     # 3. The model.
-    processor = AutoProcessor.from_pretrained(args.model)
+    try:
+        processor = AutoProcessor.from_pretrained(args.model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`model`={args.model!r}: no processor could be loaded from it ({error}); correct the name, or connect to "
+            "the Hub to have it fetched."
+        ) from error
     if not hasattr(processor, "tokenizer"):
         raise ValueError(f"`model`={args.model!r} writes no text; name an image-to-text or vision-language model.")
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
@@ -129,13 +135,13 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--class_names_file", help="the names of the classes")
     for column in ("image", "label"):
         add(f"--{column}_column", help=f"the {column} column (default: found by its type)")
-    add("--shots", type=positive, help="images per class, those that training draws (default: all)")
+    add("--shots", type=at_least_one, help="images per class, those that training draws (default: all)")
     add("--seed", type=whole_number, default=0, help="the seed of that draw (default: %(default)s)")
     add("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
     add("--prompt", help=f"the request, {{class}} stands for the name (default: {QUESTION!r} to a chat model; none to "
         "a captioning model, which would go on from it instead of answering)")  # fmt: skip
-    add("--batch_size", type=positive, default=8, help="images at a time (default: %(default)s)")
-    add("--max_new_tokens", type=positive, default=60, help="longest description (default: %(default)s)")
+    add("--batch_size", type=at_least_one, default=8, help="images at a time (default: %(default)s)")
+    add("--max_new_tokens", type=at_least_one, default=60, help="longest description (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     add_json(parser)
     return parser

@@ -34,7 +34,7 @@ from ..utils.files import write_json
 from .arguments import RECIPES_FOLDER, DataArguments, Parser, parser_of
 from .loaded import choose_pictures
 from .options import add_json, whole_number
-from .output import accuracies, list_remarks, markdown_table, tidy_output
+from .output import accuracies, list_remarks, make_room_for, markdown_table, tidy_output
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     # 1. Arguments.
     data, args = _parser(prog).read(argv)
     data = DataArguments(**vars(data))
-    if args.output and args.output.is_dir():
-        raise ValueError(f"`output`={str(args.output)!r} is a folder; name a file.")
+    if args.output:
+        make_room_for(args.output)
     if args.picture and args.picture.suffix != ".png":
         raise ValueError(f"`picture`={str(args.picture)!r} does not end with .png; name such a file.")
 
@@ -135,7 +135,6 @@ def _parser(prog: str | None) -> Parser:
 
 def _write(file: Path | None, results: dict[str, Any], accelerator: Accelerator) -> None:
     if file and accelerator.is_main_process:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, results | {"versions": library_versions()})
 
 

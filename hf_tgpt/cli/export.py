@@ -18,7 +18,7 @@ def main(args: argparse.Namespace) -> int:
     """Writes the model and tells of it."""
     tidy_output()
     if args.int8 and args.format != "onnx":
-        raise ValueError("`--int8` is a form of ONNX; leave it out or choose `--format onnx`.")
+        raise ValueError("`int8` is a form of ONNX; leave it out, or choose --format onnx.")
     classifier = classifier_of(args)
     if args.format == "transformers":
         snippet = export_transformers(classifier, args.output, class_names_of(args))
@@ -33,8 +33,8 @@ def main(args: argparse.Namespace) -> int:
             test, _ = choose_pictures(splits, local_folder(args.adapter, revision=args.revision), args.int8)
         if class_names(test) != labels:
             raise ValueError(
-                f"`--int8`={args.int8!r} has other classes than the model, or another order of them; name the data "
-                "set's by `--class_names_file`, or choose another data set."
+                f"`int8`={args.int8!r} has other classes than the model, or another order of them; name the data "
+                "set's by `class_names_file`, or choose another data set."
             )
     facts = {"output": args.output} | export_onnx(classifier, args.output, labels)
     if args.int8:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .options import ADAPTER, add_classes, add_json, add_model, port, positive, underscored
+from .options import ADAPTER, add_classes, add_json, add_model, at_least_one, port, underscored
 from .words import in_options, speak_of
 
 _DESCRIPTION = (
@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"hf-tgpt {command}: {in_options(str(error))}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{str(error.filename)!r} cannot be used ({error.strerror}); name another path."
+        print(f"hf-tgpt {command}: {in_options(text)}", file=sys.stderr)
         return 1
 
 
@@ -77,9 +80,13 @@ def parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
     predict.add_argument("--output", help="a file that ends with .csv or .jsonl; killed and called again, it is gone "
                          "on with (default: JSON lines on stdout)")  # fmt: skip
     predict.add_argument("--format", choices=["jsonl", "csv"], help="(default: by the name of the output, or jsonl)")
-    predict.add_argument("--top_k", type=positive, default=5, help="classes listed of a picture (default: %(default)s)")
+    predict.add_argument(
+        "--top_k", type=at_least_one, default=5, help="classes listed of a picture (default: %(default)s)"
+    )
     add_classes(predict)
-    predict.add_argument("--batch_size", type=positive, default=32, help="pictures at a time (default: %(default)s)")
+    predict.add_argument(
+        "--batch_size", type=at_least_one, default=32, help="pictures at a time (default: %(default)s)"
+    )
     add_model(predict)
 
     demo = command("demo", "a web page that classifies the pictures dropped on it, beside zero-shot CLIP")

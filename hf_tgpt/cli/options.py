@@ -41,7 +41,7 @@ def whole_number(text: str) -> int:
     return number
 
 
-def positive(text: str) -> int:
+def at_least_one(text: str) -> int:
     """A type of argparse's: 1 or more."""
     number = int(text)
     if number < 1:

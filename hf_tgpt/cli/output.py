@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -48,6 +50,17 @@ def list_remarks(strict: bool = False, silent: bool = False) -> Iterator[None]:
             warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     if strict and remarks:
         raise ValueError("\n".join([f"`strict`, and there are {about}", *remarks]))
+
+
+def make_room_for(output: str | os.PathLike[str]) -> None:
+    """Makes the folder that a file will be in, before the work is done. Raises ValueError where the file cannot be."""
+    path = Path(output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"`output`={str(output)!r}: its folder cannot be made ({error.strerror}).") from None
+    if path.is_dir():
+        raise ValueError(f"`output`={str(output)!r} is a folder; name a file.")
 
 
 def markdown_table(header: list[str], rows: list[list]) -> list[str]:

@@ -22,7 +22,7 @@ from ..hub.run import local_folder
 from ..inference.classifier import Answer
 from ..utils.files import parse_json, read_json, write_json
 from .loaded import class_names_of, classifier_of
-from .output import tidy_output
+from .output import make_room_for, tidy_output
 
 SOME_SKIPPED = 3
 URLS = ("http://", "https://")
@@ -70,6 +70,8 @@ def find_files(paths: list[str]) -> list[str]:
     Files in folders that are no pictures are counted on stderr. Raises ValueError for a path that does not exist and
     where there is no picture.
     """
+    if not paths:
+        raise ValueError("No picture is named; name files, folders, or a `list` of them.")
     found: list[str] = []
     for path in paths:
         if os.path.isdir(path):
@@ -82,7 +84,7 @@ def find_files(paths: list[str]) -> list[str]:
         else:
             raise ValueError(f"{path!r} does not exist; correct the path.")
     if not found:
-        raise ValueError(f"There is no picture in {', '.join(paths) or 'nothing'}; name files, folders or a --list.")
+        raise ValueError(f"There is no picture in {', '.join(paths)}; name others.")
     return list(dict.fromkeys(found))
 
 
@@ -101,8 +103,7 @@ def _kind(output: str | None, format: str | None) -> str:
     """How rows are written. Raises ValueError for a name that tells nothing, or something else."""
     if output is None:
         return format or "jsonl"
-    if os.path.isdir(output):
-        raise ValueError(f"`output`={output!r} is a folder; name a file.")
+    make_room_for(output)
     suffix = Path(output).suffix.lower()
     if format is None and suffix not in _KINDS:
         raise ValueError(
@@ -129,7 +130,6 @@ def _output(path: str | None, about: dict) -> Iterator[tuple[TextIO, set[str]]]:
         return
     draft = Path(path).with_name(Path(path).name + ".part")
     note = draft.with_name(draft.name + ".json")
-    draft.parent.mkdir(parents=True, exist_ok=True)
     done: set[str] = set()
     try:
         if draft.exists() and read_json(note) == about:

@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from transformers import AutoTokenizer
 
 from ..data import (
     FewShotImages,
@@ -34,12 +33,14 @@ from ..data import (
 )
 from ..data.fewshot import remark_on_sizes
 from ..data.sources import LARGEST_CHECK
+from ..encoders import encoder_of
 from ..encoders.loading import load_clip, load_image_processor
 from ..evaluation.accuracy import evaluate, evaluation_loader, measure, predict
 from ..hub.loading import load_trained
 from ..hub.push import check_repository, push_folder
 from ..methods import config_class
 from ..methods.zero_shot import zero_shot_beside
+from ..texts.sentences import load_tokenizer
 from ..training.batches import check_engine
 from ..training.features import CachedImages, cache_features
 from ..training.loop import train
@@ -88,20 +89,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             chosen = {split: without_damaged(data, f"{split} images") for split, data in chosen.items()}
     names = class_names(chosen["train"])
 
-    # 4. The base model with its tokenizer and image processor, and the run's folder.
+    # 4. The base model with its tokenizer and image processor.
     set_seed(config.seed)
     model_name = args.data.model or str(TOY_CLIP)
     clip = load_clip(model_name).to(accelerator.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.method_config.get("tokenizer_name_or_path") or model_name)
+    tokenizer = load_tokenizer(encoder_of(clip), args.method_config.get("tokenizer_name_or_path"))
     processor = load_image_processor(model_name)
-    output_dir = prepare_output_dir(output_dir, args.settings, run.resume, accelerator)
-    say(f"{args.method} on {args.data.dataset} by {args.recipe or 'the defaults'} -> {output_dir}")
-    if run.log_with:
-        accelerator.init_trackers("hf-tgpt", {name: str(value) for name, value in args.settings.items()})
     if run.push_to_hub and accelerator.is_main_process:  # now, so that no work is lost for a wrong token
         check_repository(run.push_to_hub, private=run.private or None)
-    if accelerator.is_main_process:
-        write_seen_pictures(output_dir, chosen | {"test": read["test"]})  # of all classes
     as_is = ImageTransform.from_processor(processor, train=False)
     images = FewShotImages(chosen["train"], ImageTransform.from_processor(processor, train=True), seed=config.seed)
     tested = FewShotImages(chosen["test"], as_is)
@@ -112,12 +107,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         validation = evaluation_loader(held_out, accelerator, config.num_workers)
 
     # 5. Zero-shot CLIP, to compare with.
+    say(f"{args.method} on {args.data.dataset} by {args.recipe or 'the defaults'} -> {output_dir}")
     templates = args.data.zero_shot_templates(names, args.method_config.get("templates"))
     zero_shot = evaluate(zero_shot_beside(clip, names, **templates), test, accelerator, "zero-shot")
 
-    # 6. The method, trained.
+    # 6. The method, trained in a folder that is made now that nothing is left to be refused.
     kind = config_class(args.method)
     model = kind(class_names=names, **(args.method_config | (templates if kind.follows_data else {}))).build(clip)
+    output_dir = prepare_output_dir(output_dir, args.settings, run.resume, accelerator)
+    if run.log_with:
+        accelerator.init_trackers("hf-tgpt", {name: str(value) for name, value in args.settings.items()})
+    if accelerator.is_main_process:
+        write_seen_pictures(output_dir, chosen | {"test": read["test"]})  # of all classes
     train_images: FewShotImages | CachedImages = images
     if run.cache_features is not None:
         with accelerator.main_process_first():

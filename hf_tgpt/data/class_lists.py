@@ -99,8 +99,8 @@ def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> Da
     if isinstance(given, list):
         if len(given) != len(names):
             raise ValueError(
-                f"`class_names_file` has {len(given)} names but the data have {len(names)} classes "
-                f"({', '.join(names[:3])}, ...); give one for each, in the order of the labels."
+                f"`class_names_file` lists {len(given)}, but the classes of the data are {len(names)} "
+                f"({', '.join(names[:3])}{', ...' * (len(names) > 3)}); give one for each, in the order of the labels."
             )
         _check_places(names, given)
         return rename_by_position(splits, given)
@@ -122,20 +122,24 @@ def _places(names: list[str], given: dict[str, str]) -> dict[str, int]:
     old = {normalized_name(key): place for place, key in enumerate(given)}
     new = {normalized_name(name): place for place, name in enumerate(given.values())}
     known = {normalized_name(name) for name in names}
-    for places in (old, new):  # a mapping may exchange names: {"a": "b", "b": "a"}
-        if known <= places.keys():
-            return places
+    if known <= old.keys():  # also where the mapping exchanges names: {"a": "b", "b": "a"}
+        return old
     unknown = [name for name in names if normalized_name(name) not in old.keys() | new.keys()]
     if unknown:
         raise ValueError(
             f"`class_names_file` does not name {len(unknown)} of the data's {len(names)} classes "
             f"({', '.join(unknown[:5])}); add them."
         )
-    unclear = [name for name in known if old.get(name, new.get(name)) != new.get(name, old.get(name))]
+    both = old.keys() & new.keys() & known
+    unclear = [
+        name
+        for name in names
+        if normalized_name(name) in both and old[normalized_name(name)] != new[normalized_name(name)]
+    ]
     if unclear:
         raise ValueError(
-            f"`class_names_file` has {unclear[0]!r} as the old name of one class and the new name of another, and the "
-            "data have classes of both kinds; give the names that the data have on the left of each pair."
+            f"`class_names_file` has {unclear[0]!r} as the old name of one class and the new name of another; give the "
+            "names that the data have on the left of each pair."
         )
     return new | old
 

@@ -152,9 +152,11 @@ def rows_of_classes(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
 
 def replace_labels(dataset: Dataset, labels: np.ndarray, names: list[str], label_column: str = "label") -> Dataset:
     """The dataset with `labels`, (N,) integers into `names`, in its label column; the order of columns is kept."""
-    others = dataset.remove_columns(label_column)
-    replaced = others.add_column(label_column, labels, feature=ClassLabel(names=names))
-    return replaced.select_columns(dataset.column_names)
+    beside = label_column + "_"
+    while beside in dataset.column_names:
+        beside += "_"
+    replaced = dataset.add_column(beside, labels, feature=ClassLabel(names=names)).remove_columns(label_column)
+    return replaced.rename_column(beside, label_column).select_columns(dataset.column_names)
 
 
 _SHARES = {"validation": 0.2, "test": 0.3}  # and the rest to train: CoOp's for datasets that come without a split

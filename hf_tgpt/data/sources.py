@@ -156,20 +156,18 @@ def _read(
             return load_tables(files, image_column), class_list(files)
         return caption_folder(load_folder(path), path), None
     if path or place.startswith((".", "/", "~")) or place.count("/") > 1 or ":" in source:
-        raise FileNotFoundError(
-            f"`source`={source!r} {_not_data(path)}; correct the path, or name a dataset on the Hub."
-        )
+        raise FileNotFoundError(f"`source`={source!r} {_not_data(path)}, or name a dataset on the Hub.")
     return _load_from_hub(place, source), None
 
 
 def _not_data(path: Path | None) -> str:
     """Why a path leads to no data."""
     if path is None:
-        return "is not there"
+        return "is not there; correct the path"
     kinds = ", ".join(TABLE_SUFFIXES)
     if path.suffix.lower() in _SPREADSHEETS:
-        return f"is a spreadsheet; save its table as CSV, which can be read as {kinds} can"
-    return f"is no file of a known kind ({kinds}) and no folder"
+        return "is a spreadsheet; save its table as CSV and name that file"
+    return f"is no folder and no file of a known kind; name one of {kinds}"
 
 
 def _coop_split_file(folder: Path) -> Path | None:

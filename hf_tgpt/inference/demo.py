@@ -141,13 +141,13 @@ def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections at an address. Raises ValueError if it cannot, naming the port."""
     if not 0 <= port <= 65535:
-        raise ValueError(f"`--port`={port}: choose 1 to 65535, or 0 for any that is free.")
+        raise ValueError(f"`port`={port}: choose 1 to 65535, or 0 for any that is free.")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ValueError(f"`--port`={port} is in use on {host}; choose another with --port.") from error
-        raise ValueError(f"cannot listen on `--host`={host} `--port`={port} ({error}); choose another.") from error
+            raise ValueError(f"`port`={port} is in use on {host}; choose another.") from error
+        raise ValueError(f"cannot listen on `host`={host!r}, `port`={port} ({error}); choose another.") from error
 
 
 def serve(page: gradio.Blocks, listener: socket.socket) -> None:

@@ -42,7 +42,7 @@ def export_onnx(
     """
     path = Path(path)
     if path.suffix != ".onnx":
-        raise ValueError(f"`path`={str(path)!r}: give the file a name that ends with .onnx.")
+        raise ValueError(f"{str(path)!r}: give the file a name that ends with .onnx.")
     _require("onnx", "onnxscript")
     names = list(classifier.class_names if class_names is None else class_names)
     check_class_names(names)

@@ -21,7 +21,7 @@ class TrainingConfig:
     optimizer: str = documented("adamw", "'sgd' (momentum 0.9) or 'adamw'.", one_of("sgd", "adamw"))
     learning_rate: float = documented(2e-3, "Peak learning rate.", above(0))
     weight_decay: float = documented(5e-4, "Of the optimizer, on all adapter weights.", at_least(0))
-    adam_epsilon: float = documented(1e-8, "AdamW's epsilon. Ignored with sgd.")
+    adam_epsilon: float = documented(1e-8, "AdamW's epsilon. Ignored with sgd.", at_least(0))
     batch_size: int = documented(
         8, "Images per optimizer step, over all processes and accumulated batches together.", above(0)
     )
@@ -38,7 +38,7 @@ class TrainingConfig:
     )
     warmup_epochs: int = documented(0, "The same in epochs; both add up.", at_least(0))
     warmup_learning_rate: float | None = documented(
-        None, "Constant rate of the warm-up. Default: a linear rise to the peak."
+        None, "Constant rate of the warm-up. Default: a linear rise to the peak.", at_least(0)
     )
     max_grad_norm: float | None = documented(None, "Clips the adapter's gradient. Default: off.", above(0))
     non_finite: str = documented(

@@ -190,7 +190,7 @@ def train_stage(run: Run, span: Span, resumed: bool) -> None:
     warmup = warmup_steps(steps, run.steps_per_epoch, span.config)
     wanted = span.config.warmup_steps + span.config.warmup_epochs * run.steps_per_epoch
     if accelerator.is_main_process and warmup != wanted:
-        logger.warning(f"The warm-up does not fit into {steps} steps; the first {warmup} of them are warm-up.")
+        logger.warning(f"The warm-up of {wanted} steps is cut to {warmup}, because there are {steps} in all.")
     for name, weight in run.weights.items():
         weight.requires_grad_(name in span.trained)
     optimizer = make_optimizer(run.model, span.config)

@@ -1,7 +1,10 @@
 """The program `hf-tgpt`: quick to answer, streaming, and honest in its exit status."""
 
 import csv
+import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +115,80 @@ def test_files_that_are_no_pictures_are_skipped_counted_and_listed(adapters, tmp
         assert f"cannot read {folder / name}" in err
         (reason,) = [row["error"] for row in rows if row["image"] == str(folder / name)]
         assert "it is no picture of a known kind" in reason
+
+
+def test_a_csv_opens_in_a_spreadsheet_as_it_is(adapters, tmp_path):
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "Äpfel.png")
+    (tmp_path / "halb.jpg").write_bytes(b"\xff\xd8")
+    output = tmp_path / "rows.csv"
+    assert run("predict", adapters["coop"], tmp_path, "--output", output, "--top_k", 1) == 3
+    content = output.read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfimage,label,score,error\n")  # by the mark Excel knows UTF-8
+    rows = list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
+    assert re.fullmatch(r"[01]\.\d{4}", rows[1]["score"])
+    assert (rows[0]["label"], rows[0]["score"]) == ("", "")
+    assert "halb.jpg" in rows[0]["error"]
+    assert rows[1]["image"].endswith("Äpfel.png")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_prediction_that_was_killed_goes_on_where_it_was(name, adapters, pictures, tmp_path, capsys, monkeypatch):
+    command, output = ("predict", adapters["maple"], pictures, "--top_k", "2", "--batch_size", "1"), tmp_path / name
+    assert run(*command, "--output", tmp_path / f"whole-{name}") == 0
+    asked = []
+
+    def dies(image):
+        asked.append(image)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return load_image(image)
+
+    load_image = hf_tgpt.inference.classifier.load_image
+    monkeypatch.setattr(hf_tgpt.inference.classifier, "load_image", dies)
+    assert run(*command, "--output", output) == 130
+    assert not output.exists()
+    with (tmp_path / f"{name}.part").open("ab") as draft:
+        draft.write(b"a row that was cut o")
+    assert run(*command, "--output", output) == 0
+    assert len(asked) == 5  # two that were done, the one that was under way, and the two that were left
+    assert "2 of 4 pictures are in the output already" in capsys.readouterr().err
+    assert output.read_bytes() == (tmp_path / f"whole-{name}").read_bytes()
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_rows_of_another_adapter_are_not_gone_on_with(adapters, pictures, tmp_path, monkeypatch):
+    output = tmp_path / "rows.jsonl"
+    (tmp_path / "rows.jsonl.part").write_text('{"image": "a", "label": "b"}\n')
+    (tmp_path / "rows.jsonl.part.json").write_text('{"adapter": "another"}')
+    assert run("predict", adapters["maple"], pictures / "a.jpg", "--output", output) == 0
+    assert len(output.read_text().splitlines()) == 1
+
+
+def test_pictures_may_be_listed_in_a_file_or_on_standard_input(adapters, pictures, tmp_path, capsys, monkeypatch):
+    listed = f"{pictures / 'b.png'}\n\n{pictures / 'a.jpg'}\n"
+    (tmp_path / "list.txt").write_text(listed)
+    monkeypatch.setattr("sys.stdin", io.StringIO(listed))
+    for name in (tmp_path / "list.txt", "-"):
+        assert run("predict", adapters["maple"], "--list", name) == 0
+        images = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+        assert images == [str(pictures / "b.png"), str(pictures / "a.jpg")]
+
+
+def test_prediction_takes_the_pictures_that_training_would(adapters, pictures, capsys):
+    (pictures / "@eaDir").mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / "@eaDir" / "thumbnail.jpg")
+    (pictures / "notes.txt").write_text("x")
+    os.mkfifo(pictures / "pipe.jpg")
+    assert run("predict", adapters["maple"], pictures) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 4
+    assert "left out: 1 'pipe.jpg' (a pipe, a device or a link that leads nowhere), 1 .txt" in err
+
+
+def test_progress_is_told_in_lines_where_nobody_watches(adapters, pictures, capsys, monkeypatch):
+    monkeypatch.setattr("hf_tgpt.cli.predict._SECONDS", 0)
+    assert run("predict", adapters["maple"], pictures) == 0
+    assert "3 of 4 pictures\n4 of 4 pictures\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

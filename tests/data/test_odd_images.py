@@ -6,10 +6,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from test_fuzz import limits
 
 from hf_tgpt.data import ImageTransform, decode_image
+from hf_tgpt.data.readers.folders import is_picture
 
 EVALUATION = ImageTransform(224, (0.5,) * 3, (0.5,) * 3, train=False)
 TRAINING = ImageTransform(224, (0.5,) * 3, (0.5,) * 3, train=True)
@@ -109,3 +110,20 @@ def test_the_middle_of_a_strip_is_what_the_whole_strip_would_give():
     whole = strip.resize((1200, 8), transform.resample).crop((596, 0, 604, 8))
     expected = torch.from_numpy(np.asarray(whole, dtype=np.float32) / 255).permute(2, 0, 1)
     torch.testing.assert_close(transform(strip), expected, atol=0.01, rtol=0)
+
+
+def test_an_iphones_pictures_are_read_by_an_extra_which_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    file = tmp_path / "IMG_0001.HEIC"
+    Image.new("RGB", (64, 48), (200, 40, 40)).save(file, format="HEIF")
+    red, green, _ = decode_image(file).getpixel((30, 20))
+    assert red > 150 > 80 > green
+    assert is_picture(file)
+    monkeypatch.setattr("hf_tgpt.data.images.reads_heic", lambda: False)
+    monkeypatch.setattr("hf_tgpt.data.readers.folders.reads_heic", lambda: False)
+    monkeypatch.setattr(Image, "open", lambda *_: (_ for _ in ()).throw(UnidentifiedImageError("no such kind")))
+    for source in (file, {"bytes": file.read_bytes(), "path": None}):
+        with pytest.raises(ValueError, match=r'it is a HEIC picture; pip install "hf-tgpt\[heic\]" to read such'):
+            decode_image(source)
+    assert not is_picture(file)

@@ -262,3 +262,14 @@ class TestOutputDir:
         other = SimpleNamespace(is_main_process=False, process_index=1)
         with pytest.raises(ValueError, match="is not there for process 1; the machines of a run need a folder that"):
             prepare_output_dir(tmp_path / "elsewhere", self.settings, False, other)
+
+
+def test_a_warm_up_as_long_as_the_training_is_cut_to_a_tenth_and_said(run, caplog):
+    config = TrainingConfig(warmup_steps=200)
+    shares = [rate(step, 60, 10, config) for step in range(60)]
+    assert shares[:6] == [pytest.approx((step + 1) / 6) for step in range(6)]
+    assert shares[6] == 1
+    assert shares[-1] < 0.01
+    assert [rate(step, 201, 10, config) for step in (0, 199)] == [1 / 200, 1]  # it fits
+    run(METHODS["maple"], max_steps=10, warmup_epochs=9, validate=False)
+    assert caplog.messages == ["The warm-up of 36 steps is cut to 1, because there are 10 in all."]

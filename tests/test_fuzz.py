@@ -50,7 +50,7 @@ from hf_tgpt.training.run_folder import prepare_output_dir
 INPUTS = int(os.environ.get("HF_TGPT_FUZZ", "50"))
 SECONDS, GIGABYTES = 10, 2
 CLASSES = ["cat", "dog"]
-FIELD = re.compile(r"`\w+(\[\d+\])?`|argument --\w+")  # a message names the file, or the field in it
+FIELD = re.compile(r"`\w+(\[\d+\])?`|--\w+")  # a message names the file, or the field in it
 
 
 # Damage --------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -11,26 +10,22 @@ from peft.utils import CONFIG_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 from ..utils.files import read_json
+from ..utils.version import __version__
 
 
-def read_method(folder: str | os.PathLike[str]) -> Any:
-    """The `peft_type` in an adapter's folder. Raises ValueError if its config is missing or damaged."""
+def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
+    """The config in an adapter's folder, ours or PEFT's. Raises ValueError if it is missing, damaged or unknown."""
     path = os.path.join(folder, CONFIG_NAME)
     if not os.path.isfile(path):
         raise ValueError(f"There is no adapter in {os.fspath(folder)!r}: {CONFIG_NAME} is missing; correct the path.")
     try:
-        return read_json(path)["peft_type"]
+        method = read_json(path)["peft_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path!r} is damaged ({error!r}); save or download the adapter again.") from error
-
-
-def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
-    """The config in an adapter's folder, ours or PEFT's. Raises ValueError if it is missing or damaged."""
-    method = read_method(folder)
-    if isinstance(method, str) and method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(
-            f"{os.fspath(folder)!r} holds an adapter of the method {method!r}, which no package that is installed here "
-            "has; install the one that it comes from."
+            f"{os.fspath(folder)!r} holds an adapter of the method {method!r}, which neither hf_tgpt {__version__} nor "
+            "another package that is installed here has; update hf_tgpt, or install the package that it comes from."
         )
     try:
         return PeftConfig.from_pretrained(os.fspath(folder))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = underscored(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else ""
     args = None if command in _PARSED_BY_THEMSELVES else parse(arguments)
+    # Without the line of code that a warning comes from; before the imports, which may warn.
+    warnings.formatwarning = lambda message, *place, **line: f"Note: {in_options(str(message))}\n"
     try:  # what is imported here takes seconds
         module = import_module(f".{command if args is None else args.command}", __package__)
         if args is None:

@@ -33,28 +33,25 @@ def _underscored(option: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def whole_number(text: str) -> int:
-    """A type of argparse's: 0 or more, and a seed of numpy's."""
-    number = int(text)
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"{text}: choose 0 to {2**32 - 1}")
+def whole_number(text: str, least: int = 0, most: int | None = 2**32 - 1) -> int:
+    """A type of argparse's: by default a seed of numpy's."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: choose a whole number") from None
+    if number < least or (most is not None and number > most):
+        raise argparse.ArgumentTypeError(f"{text}: choose {least} {'or more' if most is None else f'to {most}'}")
     return number
 
 
 def at_least_one(text: str) -> int:
     """A type of argparse's: 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: choose 1 or more")
-    return number
+    return whole_number(text, 1, None)
 
 
 def port(text: str) -> int:
     """A type of argparse's: a port of TCP, 0 for any."""
-    number = int(text)
-    if not 0 <= number < 2**16:
-        raise argparse.ArgumentTypeError(f"{text}: choose 0 to {2**16 - 1}")
-    return number
+    return whole_number(text, most=2**16 - 1)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -18,10 +18,7 @@ from .words import in_options
 
 
 def tidy_output() -> None:
-    """For programs: no bars of the libraries without a terminal, no warning that is PEFT's to mend, and all others
-    without the line of code that they come from.
-    """
-    warnings.formatwarning = lambda message, *place, **line: f"Note: {in_options(str(message))}\n"
+    """For programs: no bars of the libraries without a terminal, and no warning that is PEFT's to mend."""
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()

@@ -9,9 +9,9 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ..adapters.folder import read_method
+from ..adapters.config import PromptConfig
+from ..adapters.folder import read_config
 from ..adapters.prompted import PromptedModel, undo
-from ..adapters.registry import registered_methods
 from ..adapters.tower_classifier import AdaptedModel
 from ..encoders.loading import load_clip
 from ..methods.lora import NOTE
@@ -54,10 +54,10 @@ def load_adapter(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **
     name, subfolder = os.path.expanduser(name_or_path), kwargs.get("subfolder") or ""
     hub = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
     folder = local_folder(name, subfolder=subfolder, **hub)
-    method = read_method(Path(folder) / subfolder)
-    if str(method).lower() not in registered_methods():
-        known = ", ".join(sorted(registered_methods()))
-        raise ValueError(f"{name!r} holds an adapter of the method {method!r}; known here: {known}.")
+    config = read_config(Path(folder) / subfolder)
+    if not isinstance(config, PromptConfig):
+        method = config.peft_type.value
+        raise ValueError(f"{name!r} holds a plain PEFT adapter of the method {method!r}; read it with load_trained.")
     plain = not isinstance(clip, PromptedModel)
     try:
         return PeftModel.from_pretrained(clip, folder, **kwargs)

@@ -261,7 +261,7 @@ class TGPT(PromptLearner):
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    "TGP-T is trained without descriptions (`caption_ids` is None): the content prompt is supervised "
+                    "TGP-T is trained without descriptions of the pictures: the content prompt is supervised "
                     f"by {self.config.templates[0]!r} with the class name instead.",
                     stacklevel=2,
                 )

@@ -463,6 +463,7 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(tmp_path):
     command = [
         sys.executable, "-m", "hf_tgpt", "train", "--method", "borrowed", "--strength", "2", "--max_steps", "1",
         "--batch_size", "2", "--shots", "1", "--output_dir", str(tmp_path / "run"), "--dataset", str(tmp_path / "few"),
+        "--model", "toy",
     ]  # fmt: skip
     for place in ("train/ant", "train/bee", "test/ant", "test/bee"):
         (tmp_path / "few" / place).mkdir(parents=True)

@@ -267,7 +267,7 @@ class TestAdapterFolder:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"peft_type": "MAGIC"}, "of the method 'MAGIC'; known here: .*maple"),
+            ({"peft_type": "MAGIC"}, "of the method 'MAGIC', which neither hf_tgpt .*; update hf_tgpt"),
             ({"peft_type": ["MAPLE"]}, r"of the method \['MAPLE'\]"),
             ({"prompt_length": "two"}, "`prompt_length`='two': choose a value of type int"),
             ({"prompt_length": 10**12}, "`prompt_length`=1000000000000: the text tower's context of 30 leaves room"),

@@ -400,9 +400,9 @@ def test_help_explains_every_field_of_the_method(method, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "lasso"], "`method`='lasso' is unknown; choose one of"),
+        (["--method", "lasso"], "--method='lasso' is unknown; choose one of"),
         (["--prompt_dept", "3"], "unrecognized arguments: --prompt_dept 3"),
-        (["--config", "nowhere.json"], "`config`='nowhere.json' is no readable JSON file"),
+        (["--config", "nowhere.json"], "--config='nowhere.json' is no readable JSON file"),
         (["--method", "maple", "--config", str(RECIPES_FOLDER / "tgpt.json")], "is a recipe of another method"),
         (["--learning_rate", "0"], "--learning_rate=0.0: choose a number above 0"),
     ],

@@ -89,6 +89,7 @@ def test_a_training_that_cannot_be_is_refused_in_options_and_leaves_nothing(argu
         (("evaluate", "--adapter", ""), "--adapter is empty"),
         (("evaluate", "--adapter", "a", "--output", "file/x.json"), "='file/x.json': its folder cannot be made"),
         (("predict", "a", "pictures", "--top_k", "0"), "argument --top_k: 0: choose 1 or more"),
+        (("predict", "a", "pictures", "--top_k", "two"), "argument --top_k: two: choose a whole number"),
         (("predict", "a", "pictures", "--output", "x.xlsx"), "--output='x.xlsx' ends with neither .csv"),
         (("predict", "a", "--list", "none"), "--list='none' cannot be read"),
         (("predict", "a"), "No picture is named; name files, folders, or a --list of them"),

@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import traceback
 
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, ROOT, pixels
+from conftest import CLASS_NAMES, METHODS, Failed, pixels
 from hub_server import Repository
 from huggingface_hub import ModelCard, constants
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -45,6 +44,7 @@ def run(adapt, tmp_path):
     (folder / "results.json").write_text(json.dumps(RESULTS))
     (folder / "training.png").write_bytes(b"a picture")
     (folder / "training_log.jsonl").write_text('{"step": 1}\n')
+    (folder / "seen_pictures.txt").write_text("0123456789abcdef\ttrain\n")
     (folder / "run.json").write_text('{"cache_dir": "/home/me/secret"}')
     (folder / "checkpoint").mkdir()
     (folder / "checkpoint" / "adapter.safetensors").write_bytes(b"0" * 10)
@@ -328,31 +328,24 @@ def test_peft_pushes_its_own_adapters_as_ever(load_clip, hub):
     assert "adapter_model.safetensors" in hub.repositories["me/lora"].files()
 
 
-def train(monkeypatch, *arguments):
-    """examples/train.py, here."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    runpy.run_path(str(ROOT / "examples" / "train.py"), run_name="__main__")
-
-
-def test_training_asks_for_token_and_repository_before_it_starts(hub, monkeypatch, tmp_path):
+def test_training_asks_for_token_and_repository_before_it_starts(hub, run_example, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(HubError, match="does not accept the token"):
-        train(monkeypatch, "--method", "coop", "--push_to_hub", "me/codes", "--output_dir", tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoint").exists()
-    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+    with pytest.raises(Failed, match="does not accept the token"):
+        run_example("train.py", "--method", "coop", "--push_to_hub", "me/codes", "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit):  # not an adapter of ours
-        train(monkeypatch, "--method", "lora", "--push_to_hub", "me/codes")
+        run_example("train.py", "--method", "lora", "--push_to_hub", "me/codes")
 
 
-def test_a_trained_adapter_is_published_and_its_cards_example_runs_elsewhere(hub, monkeypatch, tmp_path):
+def test_a_trained_adapter_is_published_and_its_cards_example_runs_elsewhere(hub, run_example, tmp_path):
     for split, name, colour in itertools.product(("train", "test"), ("red", "blue"), (200, 220)):
         (tmp_path / "pictures" / split / name).mkdir(parents=True, exist_ok=True)
         colour += 5 * (split == "test")
         pixel = (colour, 20, 20) if name == "red" else (20, 20, colour)
         Image.new("RGB", (64, 64), pixel).save(tmp_path / "pictures" / split / name / f"{colour}.png")
     arguments = ("--dataset", tmp_path / "pictures", "--shots", 2, "--batch_size", 2, "--max_steps", 2)
-    where = ("--output_dir", tmp_path / "run", "--push_to_hub", "me/colours", "--private")
-    train(monkeypatch, "--method", "coop", *arguments, *where)
+    where = ("--model", "toy", "--output_dir", tmp_path / "run", "--push_to_hub", "me/colours", "--private")
+    run_example("train.py", "--method", "coop", *arguments, *where)
     repository = hub.repositories["me/colours"]
     assert repository.private
     assert set(FILES) <= set(repository.files())

@@ -331,12 +331,11 @@ def test_a_port_in_use_is_refused_before_anything_is_loaded(capsys):
     out, err = capsys.readouterr()
     assert err == f"hf-tgpt demo: --port={port} is in use on 127.0.0.1; choose another.\n"
     assert not out
-    for options, message in (
-        (["--port", "70000"], "argument --port: 70000: choose 0 to 65535"),
-        (["--host", "192.0.2.1", "--port", "0"], "cannot listen on --host='192.0.2.1'"),
-    ):
-        assert main(["demo", "no adapter at all", *options]) == 1
-        assert message in capsys.readouterr().err
+    assert main(["demo", "no adapter at all", "--host", "192.0.2.1", "--port", "0"]) == 1
+    assert "cannot listen on --host='192.0.2.1'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "no adapter at all", "--port", "70000"])
+    assert "argument --port: 70000: choose 0 to 65535" in capsys.readouterr().err
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

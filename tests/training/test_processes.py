@@ -178,11 +178,10 @@ def check_all(tmp_path, processes, alone):
             close(outcomes[name], outcome)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_train_and_evaluate_like_one(clip_folders, tmp_path, alone, processes):
-    code, errors = launch(f"work({str(tmp_path)!r}, {clip_folders['plain']!r})", tmp_path, processes)
+def test_processes_train_and_evaluate_like_one(clip_folders, tmp_path, alone):
+    code, errors = launch(f"work({str(tmp_path)!r}, {clip_folders['plain']!r})", tmp_path, 4)
     assert code == 0, errors[-3000:]
-    check_all(tmp_path, processes, alone)
+    check_all(tmp_path, 4, alone)
 
 
 @pytest.mark.parametrize(("moment", "way"), DEATHS if "HF_TGPT_DEATHS" in os.environ else DEATHS_TRIED)

@@ -21,7 +21,7 @@ from test_faults import readable
 
 from hf_tgpt.training.checkpoint import find_checkpoint
 
-SECONDS = float(os.environ.get("HF_TGPT_SOAK", 8))
+SECONDS = float(os.environ.get("HF_TGPT_SOAK", 5))
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 
 

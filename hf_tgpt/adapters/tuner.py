@@ -120,6 +120,13 @@ def _check_adapter_name(adapter_name: str, learner: nn.Module) -> None:
 
 
 def _check_base_model(config: PromptConfig, encoder: DualEncoder) -> None:
+    for name, layer in encoder.model.named_modules():
+        # Their weights are methods, and they hand no gradients on; PEFT cannot load what is beside them either.
+        if type(layer).__module__.startswith("torch.ao.nn."):
+            raise ValueError(
+                f"`model`: its layer {name!r} is quantised by torch.ao ({type(layer).__name__}), which takes no "
+                "adapter; quantise by torchao or bitsandbytes, or export the adapted model to ONNX in int8."
+            )
     trained_on = config.base_model_dimensions or {}
     for name, here in encoder.shape().items():
         if trained_on.get(name, here) != here:

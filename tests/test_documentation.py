@@ -128,9 +128,13 @@ def test_the_examples_in_docstrings_run(module, newcomer):
                 exec(line.source, scope)
 
 
-@pytest.mark.parametrize("name", hf_tgpt.__all__)
-def test_a_public_name_has_an_example(name):
-    value = getattr(hf_tgpt, name)
+DATA = [name for name, value in vars(hf_tgpt.data).items() if value.__class__.__name__ != "module" and name[0] != "_"]
+PUBLIC = [(hf_tgpt, name) for name in hf_tgpt.__all__] + [(hf_tgpt.data, name) for name in DATA]
+
+
+@pytest.mark.parametrize(("place", "name"), PUBLIC, ids=[f"{place.__name__}.{name}" for place, name in PUBLIC])
+def test_a_public_name_has_an_example(place, name):
+    value = getattr(place, name)
     assert not callable(value) or ">>>" in value.__doc__
 
 

@@ -23,6 +23,10 @@ class Benchmark:
     (give a folder then: "NAME:FOLDER"). `tested_split` is the split of that copy that is tested. A set for robustness
     is `only_tested`: it has no training images, and its classes are among those of ImageNet. `by_position` says that
     the Hub's copy numbers the classes in our order under other names, or under none.
+
+    Example:
+        >>> hf_tgpt.data.BENCHMARKS["oxford_pets"].templates
+        ['a photo of a {}, a type of pet.']
     """
 
     name: str
@@ -82,6 +86,11 @@ def find_benchmark(source: str) -> tuple[Benchmark | None, str | None]:
     """The entry that "NAME" or "NAME:FOLDER" means, with the folder; (None, None) where it means none.
 
     Upper case and punctuation do not count, so "OxfordPets" is "oxford_pets".
+
+    Example:
+        >>> benchmark, folder = hf_tgpt.data.find_benchmark("OxfordPets:pets")
+        >>> benchmark.name, folder
+        ('oxford_pets', 'pets')
     """
     name, _, folder = source.partition(":")
     for entry in _ENTRIES:

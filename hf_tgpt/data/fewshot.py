@@ -27,6 +27,11 @@ def sample_few_shot(
 
     Raises ValueError if `shots` < 1, if a class has fewer images than `shots` (unless `allow_fewer`), or if a label is
     none of the ClassLabel's.
+
+    Example:
+        >>> few = hf_tgpt.data.sample_few_shot(hf_tgpt.data.load_splits("pictures")["train"], shots=1, seed=0)
+        >>> few["label"][:]
+        [0, 1]
     """
     if shots < 1:
         raise ValueError(f"`shots`={shots} but every class needs at least one image; choose 1 or more.")
@@ -78,6 +83,11 @@ def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Datas
     Source: generalisation from base to new classes, CoCoOp (Zhou et al., CVPR 2022, section 4.1).
 
     Raises ValueError if there are fewer than two classes or if a half has no images; warns of classes without any.
+
+    Example:
+        >>> base, new = hf_tgpt.data.split_base_new(hf_tgpt.data.load_splits("pictures")["train"])
+        >>> hf_tgpt.data.class_names(base), hf_tgpt.data.class_names(new)
+        (['cat'], ['dog'])
     """
     labels = read_labels(dataset, label_column)
     names = dataset.features[label_column].names
@@ -109,6 +119,11 @@ def choose_classes(splits: DatasetDict, classes: str) -> DatasetDict:
     """The images of "all" classes, of the "base" or of the "new" half, as `split_base_new` cuts them.
 
     Raises ValueError for another word or if a half has no images in some split.
+
+    Example:
+        >>> splits = hf_tgpt.data.choose_classes(hf_tgpt.data.load_splits("pictures"), "new")
+        >>> hf_tgpt.data.class_names(splits["test"])
+        ['dog']
     """
     if classes not in CLASSES:
         raise ValueError(f"`classes`={classes!r} is unknown; choose one of {', '.join(CLASSES)}.")

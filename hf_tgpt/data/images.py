@@ -44,6 +44,10 @@ def decode_image(
 
     `record` is a PIL image, a path, or the {"bytes", "path"} that `datasets.Image(decode=False)` gives. Raises
     ValueError for what cannot be read, naming the path, else `name_hint`.
+
+    Example:
+        >>> hf_tgpt.data.decode_image("cat.jpg").mode
+        'RGB'
     """
     source: object = record
     name = name_hint or "image in memory"
@@ -126,6 +130,11 @@ class ImageTransform:
 
     Shapes and units: `size` and `shorter_side` (default: `size`) in pixels, `scale` in shares of the image's area,
     `ratio` as width / height, `mean` and `std` per channel of pixels in 0..1.
+
+    Example:
+        >>> transform = hf_tgpt.data.ImageTransform(224, mean=(0.5,) * 3, std=(0.5,) * 3, train=False)
+        >>> tuple(transform(hf_tgpt.data.decode_image("cat.jpg")).shape)
+        (3, 224, 224)
     """
 
     size: int
@@ -231,6 +240,12 @@ class FewShotImages(torch.utils.data.Dataset):
     Shapes: `pixel_values` (3, size, size) float32; `labels` an int, `caption` a string.
 
     Raises ValueError for a missing column and, when a row is asked for, for an image that cannot be read.
+
+    Example:
+        >>> transform = hf_tgpt.data.ImageTransform(224, mean=(0.5,) * 3, std=(0.5,) * 3, train=True)
+        >>> images = hf_tgpt.data.FewShotImages(hf_tgpt.data.load_splits("pictures")["train"], transform)
+        >>> tuple(images[0]["pixel_values"].shape), images[0]["labels"]
+        ((3, 224, 224), 0)
     """
 
     def __init__(self, dataset: Dataset, transform: ImageTransform, seed: int = 0) -> None:
@@ -274,6 +289,11 @@ class Collator:
     """Makes a batch of images and labels and, given a tokenizer, of captions, padded and cut to `max_length` tokens.
 
     A row's image is its `pixel_values` or, from `hf_tgpt.training.features`, its `image_states`.
+
+    Example:
+        >>> collate = hf_tgpt.data.Collator()
+        >>> tuple(collate([images[0], images[1]])["pixel_values"].shape)
+        (2, 3, 32, 32)
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None = None, max_length: int | None = None):

@@ -129,7 +129,12 @@ def load_splits(
 
 
 def class_names(dataset: Dataset) -> list[str]:
-    """The class names in label order."""
+    """The class names in label order.
+
+    Example:
+        >>> hf_tgpt.data.class_names(hf_tgpt.data.load_splits("pictures")["train"])
+        ['cat', 'dog']
+    """
     return list(dataset.features["label"].names)
 
 

@@ -41,6 +41,12 @@ def attach_captions(
 
     Raises FileNotFoundError for a missing file, and ValueError for a damaged one, one that describes none of the
     images, or class descriptions that lack a class.
+
+    Example:
+        >>> train = hf_tgpt.data.load_splits("pictures")["train"]
+        >>> train, source = hf_tgpt.data.attach_captions(train, template="a blurry photo of a {}.")
+        >>> source, train[0]["caption"]
+        ('template', 'a blurry photo of a cat.')
     """
     names = dataset.features["label"].names
     labels = dataset["label"][:]
@@ -76,6 +82,12 @@ def read_class_descriptions(file: str | os.PathLike[str], class_names: list[str]
     may describe more classes than asked for.
 
     Raises FileNotFoundError for a missing file and ValueError for a damaged one or one that lacks a class.
+
+    Example:
+        >>> from pathlib import Path
+        >>> written = Path("cupl.json").write_text('{"Cat": ["A cat has whiskers."], "dog": ["A dog barks."]}')
+        >>> hf_tgpt.data.read_class_descriptions("cupl.json", ["cat", "dog"])
+        {'cat': ['A cat has whiskers.'], 'dog': ['A dog barks.']}
     """
     file = _existing(file)
     try:

@@ -37,6 +37,15 @@ def load_coop_split(split_file: str | os.PathLike[str], images: str | os.PathLik
 
     Raises FileNotFoundError for a missing file or folder, and ValueError for a damaged file, labels and class names
     that do not go together, class names that no folder fits, and pictures that are not there or not unique.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> cut = {"train": [["cat/0.jpg", 0, "cat"]], "test": [["dog/1.jpg", 1, "dog"], ["cat/1.jpg", 0, "cat"]]}
+        >>> written = Path("split.json").write_text(json.dumps(cut))
+        >>> splits = hf_tgpt.data.load_coop_split("split.json", "pictures/train")
+        >>> splits["test"]["label"][:]
+        [1, 0]
     """
     split_file, images = Path(split_file).expanduser(), Path(images).expanduser().absolute()
     if not images.is_dir():
@@ -72,6 +81,15 @@ def select_draw(draw_file: str | os.PathLike[str], splits: DatasetDict) -> Datas
     for validation.
 
     Raises FileNotFoundError for a missing file and ValueError for pictures that are not in the splits.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> draw = {"data": [{"impath": "train/cat/0.jpg", "label": 0, "classname": "cat"}]}
+        >>> written = Path("draw.json").write_text(json.dumps({"train": draw, "val": {"data": []}}))
+        >>> drawn = hf_tgpt.data.select_draw("draw.json", hf_tgpt.data.load_splits("pictures"))
+        >>> len(drawn["train"]), len(drawn["test"])
+        (1, 4)
     """
     draw_file = Path(draw_file).expanduser()
     drawn = _read_split_file(draw_file)

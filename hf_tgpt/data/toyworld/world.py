@@ -79,6 +79,11 @@ def load_toyworld(
 
     The same call gives the same pictures everywhere; a task shows the same scenes in every domain. `test_per_class`
     defaults to what makes about 1,000 test pictures. Raises ValueError for an unknown task or domain.
+
+    Example:
+        >>> splits = hf_tgpt.data.load_toyworld("codes", train_per_class=1, test_per_class=1)
+        >>> len(splits["train"])
+        20
     """
     if task not in TASKS:
         raise ValueError(f"`task`={task!r} is not a task of the toy world; choose one of {', '.join(TASKS)}.")

@@ -42,7 +42,7 @@ from ..methods import config_class
 from ..methods.zero_shot import zero_shot_beside
 from ..texts.sentences import load_tokenizer
 from ..training.batches import check_engine
-from ..training.features import CachedImages, cache_features
+from ..training.features import CachedImages, cache_features, check_can_be_cached
 from ..training.loop import train
 from ..training.results import judge, summarise, write_run
 from ..training.run_folder import check_output_dir, prepare_output_dir, write_seen_pictures
@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     # 6. The method, trained in a folder that is made now that nothing is left to be refused.
     kind = config_class(args.method)
     model = kind(class_names=names, **(args.method_config | (templates if kind.follows_data else {}))).build(clip)
+    if run.cache_features is not None:
+        check_can_be_cached(model)
     output_dir = prepare_output_dir(output_dir, args.settings, run.resume, accelerator)
     if run.log_with:
         accelerator.init_trackers("hf-tgpt", {name: str(value) for name, value in args.settings.items()})

@@ -74,6 +74,19 @@ class CachedImages(torch.utils.data.Dataset):
         return self.__dict__ | {"_states": None}  # a process maps the file for itself
 
 
+def check_can_be_cached(model: AdaptedModel) -> None:
+    """Raises ValueError if what a model reads of a picture changes while it learns, or if no adapter is active."""
+    learner = getattr(model, "learner", None)
+    if learner is None:
+        raise ValueError("`model` has no active adapter, which says what to keep; enable one by set_adapter.")
+    learner.check_vision_is_frozen()
+    if any(weight.requires_grad for weight in encoder_of(model.get_base_model()).vision_parameters()):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, which does not learn from a frozen vision tower; train on the "
+            "pictures themselves."
+        )
+
+
 def cache_features(
     model: AdaptedModel,
     images: FewShotImages,
@@ -93,16 +106,8 @@ def cache_features(
     Raises ValueError if no adapter is active, if the method learns in the vision tower, for `views` below 1, for an
     unknown `dtype`, for a folder without room, and for an image that cannot be read.
     """
-    learner = getattr(model, "learner", None)
-    if learner is None:
-        raise ValueError("`model` has no active adapter, which says what to keep; enable one by set_adapter.")
-    learner.check_vision_is_frozen()
-    encoder = encoder_of(model.get_base_model())
-    if any(weight.requires_grad for weight in encoder.vision_parameters()):
-        raise ValueError(
-            f"`model` is a {type(model).__name__}, which does not learn from a frozen vision tower; train on the "
-            "pictures themselves."
-        )
+    check_can_be_cached(model)
+    learner, encoder = model.learner, encoder_of(model.get_base_model())
     if views < 1:
         raise ValueError(f"`views`={views} but every image needs one; choose 1 or more.")
     if dtype not in DTYPES:

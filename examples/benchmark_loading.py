@@ -15,11 +15,11 @@ import numpy as np
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image
 from torch.utils.data import DataLoader
-from transformers import CLIPImageProcessorPil
 
 import hf_tgpt
 from hf_tgpt.cli.output import markdown_table
 from hf_tgpt.data import Collator, FewShotImages, ImageTransform
+from hf_tgpt.encoders.loading import load_image_processor
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default=str(hf_tgpt.TOY_CLIP), help="whose image processor (default: the toy CLIP's)")
@@ -30,7 +30,7 @@ args = parser.parse_args()
 
 def load(model, batch, workers, count=256):
     """Pictures a second from JPEG files of a usual size to batches on the CPU."""
-    processor = CLIPImageProcessorPil.from_pretrained(model)
+    processor = load_image_processor(model)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/0.jpg"
         noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)

@@ -14,11 +14,11 @@ from hub_server import Hub
 from huggingface_hub import constants
 from peft import PeftConfig, get_peft_model
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
 from transformers import (
     AutoModel,
     AutoTokenizer,
     CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPModel,
     MetaClip2Config,
     MetaClip2Model,
@@ -35,9 +35,11 @@ from hf_tgpt import (
     TGPTConfig,
     config_class,
 )
+from hf_tgpt.utils.compat import pil_image_processor
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 
+ImageProcessor = pil_image_processor()
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 GOLDEN = TESTS / "golden"
@@ -106,13 +108,15 @@ def make_clip(shape: str, folder: Path) -> str:
         ),
         vision_config=tower(*sizes["vision"]) | dict(image_size=sizes["image"], patch_size=sizes["patch"]),
     )
-    torch.manual_seed(0)
-    (MetaClip2Model if metaclip else CLIPModel)(config).save_pretrained(folder)
+    model = (MetaClip2Model if metaclip else CLIPModel)(config)
+    chance = torch.Generator().manual_seed(3)
+    for weight in model.parameters():  # the same weights with every version of transformers
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=0.5 * weight.shape[-1] ** -0.5, generator=chance)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = sizes["image"]
-    CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(
-        folder
-    )
+    ImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(folder)
     return str(folder)
 
 
@@ -128,6 +132,11 @@ def metaclip_tokenizer():
     )
     names = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def pooled(answer):
+    """Of the answer to get_text_features or get_image_features the features, which transformers 4 gives as they are."""
+    return answer if isinstance(answer, torch.Tensor) else answer.pooler_output
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -149,24 +158,32 @@ def load_clip(clip_folders):
     return lambda shape="plain", **kwargs: AutoModel.from_pretrained(clip_folders[shape], **kwargs).eval()
 
 
+def close_session():
+    """Has the Hub's client ask again whether it is offline, and where the Hub is."""
+    (getattr(huggingface_hub, "close_session", None) or huggingface_hub.utils.reset_sessions)()
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """The loopback Hub in place of the real one, for this test alone, with the token of "me" and an empty cache."""
     with Hub() as hub:
-        huggingface_hub.close_session()
+        close_session()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         )
+        monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", False, raising=False)  # transformers 4's
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE  # where huggingface_hub before 1.0 looks for it
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # made anew, with this endpoint
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # made anew, with this endpoint
         monkeypatch.setenv("HF_TOKEN", "hf_writer")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         yield hub
-        huggingface_hub.close_session()
+        close_session()
 
 
 @pytest.fixture(params=METHODS)

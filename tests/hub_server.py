@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         known = repo_id in self.hub.repositories
         if not known:
-            self.hub.repositories[repo_id] = Repository(asked.get("visibility") == "private")
+            self.hub.repositories[repo_id] = Repository(asked.get("private") or asked.get("visibility") == "private")
         self.reply(409 if known else 200, {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id})
 
     def repository(self, repo_id, revision):

@@ -22,10 +22,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.commands.launch import launch_command_parser
-from conftest import ROOT
+from conftest import ROOT, ImageProcessor
 from peft import get_peft_model
 from PIL import Image
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 import hf_tgpt
 from hf_tgpt import CoOpConfig, MaPLeConfig
@@ -74,7 +74,7 @@ def newcomer(hub, tmp_path, monkeypatch):
     text, vision = ids | {"vocab_size": len(tokenizer)}, {"image_size": 32, "patch_size": 16}
     CLIPModel(CLIPConfig(text_config=small | text, vision_config=small | vision)).save_pretrained(base)
     crop = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(base)
+    ImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(base)
     hub.add_folder(CLIP, base)
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0)

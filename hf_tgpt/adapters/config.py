@@ -4,11 +4,12 @@ import copy
 import dataclasses
 import json
 import os
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel
+from typing_extensions import Self
 
 from ..utils.fields import at_least, checked, documented
 from ..utils.names import check_class_names, name_here, name_in_files

@@ -1,4 +1,6 @@
-"""What this package replaces in PEFT itself, all of it here: how a PeftModel is saved and published."""
+"""What this package replaces in PEFT itself, all of it here: how a PeftModel is saved and published, and, before PEFT
+0.21, how the state of an adapter is taken out and put in.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,15 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import peft
+import torch
 from peft import PeftModel
 
+from ..utils.compat import before
 from ..utils.names import check_class_names
 from .config import PromptConfig
+from .prompted import SLOT
+from .tuner import PromptTuner
 
 WriteCard = Callable[[str | os.PathLike[str], PromptConfig], None]
 _write_card: list[WriteCard] = []
@@ -23,6 +30,8 @@ def install(push: Callable[..., Any], write_card: WriteCard) -> None:
     if _write_card:
         return
     _write_card.append(write_card)
+    if before("peft", "0.21"):
+        _keep_states()
     peft_push, peft_save = PeftModel.push_to_hub, PeftModel.save_pretrained
 
     @functools.wraps(peft_push)
@@ -52,6 +61,41 @@ def install(push: Callable[..., Any], write_card: WriteCard) -> None:
 
     PeftModel.push_to_hub = push_to_hub
     PeftModel.save_pretrained = save_pretrained
+
+
+def _keep_states() -> None:
+    """Has PEFT before 0.21, which keeps no types but its own, take the states of adapters of this package."""
+    peft_get, peft_set = peft.get_peft_model_state_dict, peft.set_peft_model_state_dict
+
+    @functools.wraps(peft_get)
+    def get_state(
+        model: Any,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        adapter_name: str = "default",
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
+        if not isinstance(model.peft_config[adapter_name], PromptConfig):
+            return peft_get(model, state_dict, adapter_name, *args, **kwargs)
+        state = model.state_dict() if state_dict is None else state_dict
+        own = f"{SLOT}.{PromptTuner.prefix}.{adapter_name}."
+        name = PromptTuner._remove_adapter_name_from_key
+        return {name(key, adapter_name): value for key, value in state.items() if own in key}
+
+    @functools.wraps(peft_set)
+    def set_state(
+        model: Any,
+        peft_model_state_dict: dict[str, torch.Tensor],
+        adapter_name: str = "default",
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if isinstance(config := model.peft_config[adapter_name], PromptConfig):
+            PromptTuner.check_state(model, config, adapter_name, peft_model_state_dict)
+        return peft_set(model, peft_model_state_dict, adapter_name, *args, **kwargs)
+
+    for place in (peft, peft.utils, peft.utils.save_and_load, peft.peft_model):
+        place.get_peft_model_state_dict, place.set_peft_model_state_dict = get_state, set_state
 
 
 def saved(folder: str | os.PathLike[str], config: PromptConfig) -> None:

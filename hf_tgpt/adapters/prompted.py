@@ -19,11 +19,12 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..encoders import DualEncoder, encoder_of
 from ..texts.class_texts import ClassTexts
+from ..utils.compat import features_output
 from .config import PROMPTED, PromptConfig
 from .learner import PromptLearner
 
@@ -238,24 +239,24 @@ class PromptedModel:
         return learner(encoder, pixel_values, labels=labels, **kwargs)
 
     @can_return_tuple
-    def get_text_features(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_text_features(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's, with the active adapter's prompts: input_ids (s, t) -> output with `pooler_output` (s, d)."""
         if self.learner is None:
             return super().get_text_features(input_ids, *args, **kwargs)  # type: ignore[misc]
         encoder = encoder_of(self)
         texts = self.learner.read_texts(encoder, input_ids)
-        return BaseModelOutputWithPooling(pooler_output=self.learner.text_features(encoder, *texts))
+        return features_output(self.learner.text_features(encoder, *texts))
 
     @can_return_tuple
     def get_image_features(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    ) -> Any:
         """The model's, with the active adapter's prompts: (b, 3, h, w) -> output with `pooler_output` (b, d)."""
         options = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
         if self.learner is None:
             return super().get_image_features(pixel_values, **options, **kwargs)  # type: ignore[misc]
         features = self.learner.image_features(encoder_of(self), pixel_values, **options)
-        return BaseModelOutputWithPooling(pooler_output=features)
+        return features_output(features)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Its class is made as it is needed, so a copy or a pickle names the class that it was made of.

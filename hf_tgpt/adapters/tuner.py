@@ -89,7 +89,15 @@ class PromptTuner(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PromptConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """PEFT's, after a check that the file holds exactly this adapter: PEFT itself only warns of missing weights."""
+        """PEFT's, after a check that the file holds exactly this adapter."""
+        cls.check_state(model, config, adapter_name, state_dict)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+    @classmethod
+    def check_state(
+        cls, model: nn.Module, config: PromptConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> None:
+        """Raises ValueError unless a state holds exactly this adapter. PEFT itself only warns of missing weights."""
         slot = next(module for module in model.modules() if isinstance(module, PromptSlot))
         expected = {name: tuple(value.shape) for name, value in slot.learners[adapter_name].state_dict().items()}
         saved = {key.split(f"{SLOT}.{cls.prefix}.")[-1]: tuple(value.shape) for key, value in state_dict.items()}
@@ -106,7 +114,6 @@ class PromptTuner(BaseTuner):
                     f"The adapter's weights hold NaN or infinity ({key.split(f'{SLOT}.{cls.prefix}.')[-1]!r}): its "
                     "training diverged or the file is damaged; train or download it again."
                 )
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
 def _check_adapter_name(adapter_name: str, learner: nn.Module) -> None:

@@ -22,6 +22,7 @@ from ..data import BENCHMARKS, find_benchmark, read_class_descriptions
 from ..data.fewshot import CLASSES
 from ..methods import available_methods, config_class, method_name
 from ..training.config import TrainingConfig
+from ..utils.compat import spelled
 from ..utils.files import read_json
 from ..utils.names import TOY
 from .options import underscored
@@ -351,7 +352,7 @@ def _fits(name: str, value: Any, hint: Any) -> bool:
     if type(value) is int and float in kinds:
         return True
     try:
-        type_validator(name, value, hint)
+        type_validator(name, value, spelled(hint))
     except TypeError:
         return False
     return True

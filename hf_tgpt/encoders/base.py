@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers.masking_utils import create_causal_mask
-from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+
+from ..utils.compat import causal_mask, encoder_layer
 
 Layer = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]  # hidden states and a mask -> hidden states
 
@@ -84,7 +84,7 @@ class DualEncoder:
         **parts: Any,
     ) -> transformers.utils.ModelOutput:
         """The answer to the model's own call, from logits (b, s) and unit features."""
-        loss = image_text_contrastive_loss(logits.T) if return_loss else None
+        loss = self.contrastive_loss(logits) if return_loss else None
         return self.output_class()(
             loss=loss,
             logits_per_image=logits,
@@ -93,6 +93,11 @@ class DualEncoder:
             image_embeds=image_embeds,
             **parts,
         )
+
+    def contrastive_loss(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the model is trained with, of logits (b, b) of pictures and their texts."""
+        pairs = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits.T, pairs) + F.cross_entropy(logits, pairs)) / 2
 
     def output_class(self) -> type[transformers.utils.ModelOutput]:
         """The class of the answer to the model's own call."""
@@ -123,9 +128,7 @@ class DualEncoder:
 
     def text_mask(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """What each token of hidden states (s, t, d_t) sees."""
-        return create_causal_mask(
-            config=self.model.text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
-        )
+        return causal_mask(self.model.text_model.config, hidden)
 
     def packed_mask(self, sees: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Whether a place sees another (r, 1, l, l) as the mask that the tower's attention takes."""
@@ -139,7 +142,7 @@ class DualEncoder:
 
     def text_layers(self) -> list[Layer]:
         """The text tower's layers, each from hidden states (s, t, d_t) and a mask to hidden states."""
-        return [partial(layer, is_causal=True) for layer in self.model.text_model.encoder.layers]
+        return [encoder_layer(layer, causal=True) for layer in self.model.text_model.encoder.layers]
 
     def leave_text(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states where the sentences are read (s, d_t) -> text features (s, d), not normalised."""
@@ -177,7 +180,7 @@ class DualEncoder:
 
     def image_layers(self) -> list[Layer]:
         """The image tower's layers, each from hidden states (b, p + n, d_v) to hidden states."""
-        return list(self.model.vision_model.encoder.layers)
+        return [encoder_layer(layer, causal=False) for layer in self.model.vision_model.encoder.layers]
 
     def normalize_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """The norm that image tokens pass before the projection, where they are read: (..., d_v) -> (..., d_v)."""

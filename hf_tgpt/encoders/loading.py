@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import resolve_revision
-from huggingface_hub.errors import RevisionResolutionError
 from safetensors import SafetensorError
-from transformers import AutoConfig, CLIPImageProcessorPil, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from ..utils.compat import commit_of, pil_image_processor
 from ..utils.names import name_here
 from . import FAMILIES
 
@@ -43,9 +42,9 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
     try:
         if not folder.is_dir():
             hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-            kwargs["revision"] = resolve_revision(name, **hub)
+            kwargs["revision"], commit = commit_of(name, **hub)
         config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), token=kwargs.get("token"))
-    except (OSError, ValueError, RevisionResolutionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"`model`={name!r}: no model config could be loaded from it ({error}); {_REMEDY}") from error
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -66,15 +65,15 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
     except (OSError, SafetensorError) as error:
         raise ValueError(f"`model`={name!r}: its weights could not be loaded ({error}); {_REMEDY}") from error
     if not folder.is_dir():
-        setattr(model.config, REVISION, kwargs["revision"].resolved)
+        setattr(model.config, REVISION, commit)
     return model
 
 
-def load_image_processor(name_or_path: str | os.PathLike[str], revision: str | None = None) -> CLIPImageProcessorPil:
+def load_image_processor(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Any:
     """How pixel values are made of a picture for a base model. Raises ValueError if it does not tell."""
     name = name_here(os.fspath(name_or_path))
     try:
-        return CLIPImageProcessorPil.from_pretrained(name, **({"revision": revision} if revision else {}))
+        return pil_image_processor().from_pretrained(name, **({"revision": revision} if revision else {}))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"The base model {name!r} has no image processor that could be loaded ({error}); name a copy with its "

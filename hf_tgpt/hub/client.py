@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    HfHubHTTPError,
     HFValidationError,
-    HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
+
+from ..utils.compat import connection_error
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 # The pictures that a run has seen, a line each: 16 hexadecimal digits of its content, and the split that it was in.
@@ -74,9 +74,9 @@ def explained(repo_id: str) -> Iterator[None]:
         raise HubError(f"{repo_id} is no id of a repository, which is USER/NAME; correct it.") from error
     except RevisionNotFoundError as error:
         raise HubError(f"{repo_id} has no such revision; name a branch, tag or commit that it has.") from error
-    except HfHubHTTPError as error:
-        raise HubError(f"{repo_id}: {_remedy(error.response.status_code)}") from error
-    except (HTTPError, EntryNotFoundError) as error:
+    except (connection_error(), EntryNotFoundError) as error:
+        if (response := getattr(error, "response", None)) is not None:
+            raise HubError(f"{repo_id}: {_remedy(response.status_code)}") from error
         raise HubError(
             f"{repo_id}: the connection to the Hub broke off ({_first_line(error)}); check it and repeat, which does "
             "no harm."

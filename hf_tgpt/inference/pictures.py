@@ -9,10 +9,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from huggingface_hub import get_session, is_offline_mode
+from huggingface_hub import constants
 from PIL import Image as PILImage
 
 from ..data.images import decode_image
+from ..utils.compat import http_get
 
 _SECONDS = 30
 
@@ -96,12 +97,12 @@ def _from_array(array: np.ndarray) -> PILImage.Image:
 
 
 def _download(url: str) -> PILImage.Image:
-    if is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         raise ValueError(
             f"cannot read {url}: HF_HUB_OFFLINE is set, so nothing is fetched; unset it, or give the file's path."
         )
     try:
-        response = get_session().get(url, timeout=_SECONDS, follow_redirects=True)
+        response = http_get(url, _SECONDS)
         response.raise_for_status()
     except Exception as error:  # the client's own kinds, which change with it
         reason = str(error).partition("\n")[0]

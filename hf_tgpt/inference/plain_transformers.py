@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessorPil
 
 from ..data.images import ImageTransform
 from ..encoders import encoder_of
+from ..utils.compat import pil_image_processor
 from ..utils.names import check_class_names
 from .classifier import Classifier
 
@@ -49,7 +50,8 @@ def export_transformers(
     vision.save_pretrained(folder)
     _processor(classifier.transform).save_pretrained(folder)
     save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, folder / CLASSIFIER)
-    snippet = _SNIPPET.format(file=CLASSIFIER, vision_class=encoder.vision_class)
+    processor = pil_image_processor().__name__
+    snippet = _SNIPPET.format(file=CLASSIFIER, vision_class=encoder.vision_class, processor=processor)
     readme = f"# An image classifier for {len(names)} classes\n\nFor plain transformers:\n\n```python\n{snippet}```\n"
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return snippet
@@ -59,10 +61,10 @@ _SNIPPET = """\
 import sys, torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessorPil, {vision_class}
+from transformers import {processor}, {vision_class}
 
 folder, picture = sys.argv[1:]
-vision, processor = (kind.from_pretrained(folder) for kind in ({vision_class}, CLIPImageProcessorPil))
+vision, processor = (kind.from_pretrained(folder) for kind in ({vision_class}, {processor}))
 with torch.no_grad():
     embeds = vision(**processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")).image_embeds
 logits = torch.nn.functional.linear(torch.nn.functional.normalize(embeds), **load_file(f"{{folder}}/{file}"))
@@ -70,8 +72,8 @@ print(vision.config.id2label[int(logits.argmax())])
 """
 
 
-def _processor(transform: ImageTransform) -> CLIPImageProcessorPil:
-    return CLIPImageProcessorPil(
+def _processor(transform: ImageTransform) -> Any:
+    return pil_image_processor()(
         size={"shortest_edge": transform.shorter_side or transform.size},
         crop_size={"height": transform.size, "width": transform.size},
         image_mean=list(transform.mean),

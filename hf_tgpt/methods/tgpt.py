@@ -169,7 +169,7 @@ class TGPT(PromptLearner):
         if shape["projection_width"] != text_width:
             self.image_to_text = nn.Linear(shape["projection_width"], text_width, bias=False)
             projection = encoder.projections()[0].weight.detach().float()  # (d, d_t)
-            self.image_to_text.weight = nn.Parameter(projection.T.clone())
+            self.image_to_text.weight = nn.Parameter(projection.T.clone(memory_format=torch.contiguous_format))
 
         heads = [
             template_features(encoder, names, template, tokenizer, config.text_chunk_size) for template in templates
@@ -214,15 +214,18 @@ class TGPT(PromptLearner):
         logits = head_logits = LOGIT_SCALE * features @ self.head.to(features.dtype).T  # (b, c)
         if not self.training:  # linear in the weights, so mixing logits is mixing heads
             logits = torch.lerp(logits, zero_shot_logits, self.config.wise_ft)
-        output = TGPTOutput(logits=logits, head_logits=head_logits, zero_shot_logits=zero_shot_logits)
-        output.loss = output.loss_classification = classification_loss(logits, labels)
-        if labels is None or not (self.training or caption_ids is not None):
-            return output
-        for name, targets in self.target_sentences(encoder, labels, caption_ids).items():
-            prompts, of_all = category if name == "category" else content, (tokens_per_image or {}).get(name)
-            loss = sentence_loss(prompts, *targets, encoder.words(), self.config.label_smoothing, of_all)
-            output[f"loss_{name}"], output.loss = loss, output.loss + loss
-        return output
+        losses = {} if labels is None else {"classification": classification_loss(logits, labels)}
+        if labels is not None and (self.training or caption_ids is not None):
+            for name, targets in self.target_sentences(encoder, labels, caption_ids).items():
+                prompts, of_all = category if name == "category" else content, (tokens_per_image or {}).get(name)
+                losses[name] = sentence_loss(prompts, *targets, encoder.words(), self.config.label_smoothing, of_all)
+        return TGPTOutput(
+            loss=sum(losses.values()) if losses else None,
+            logits=logits,
+            head_logits=head_logits,
+            zero_shot_logits=zero_shot_logits,
+            **{f"loss_{name}": loss for name, loss in losses.items()},
+        )
 
     def tokens_per_image(
         self, encoder: DualEncoder, labels: torch.Tensor, caption_ids: torch.Tensor | None = None

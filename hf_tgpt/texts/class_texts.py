@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 from ..encoders import DualEncoder
 from ..encoders.chunks import chunks

@@ -10,11 +10,13 @@ import math
 import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar
 
 import numpy as np
-from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from typing_extensions import dataclass_transform
+
+from .compat import strict
 
 Check = Callable[[Any], None]
 _Class = TypeVar("_Class")

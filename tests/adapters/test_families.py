@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import CLASS_NAMES, METHODS, make_classifier, pixels, shake, token_ids
+from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, pixels, shake, token_ids
 from peft import AutoPeftModel, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPil, pipeline
+from transformers import AutoImageProcessor, AutoTokenizer, pipeline
 
 import hf_tgpt
 from hf_tgpt.data import ImageTransform
@@ -44,7 +44,7 @@ def model(request, family, adapt, load_clip):
 
 
 def classifier_of(model, folder):
-    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    processor = ImageProcessor.from_pretrained(folder)
     return Classifier(model, ImageTransform.from_processor(processor, train=False))
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import CLASS_NAMES, pixels
+from conftest import CLASS_NAMES, ImageProcessor, pixels, pooled
 from datasets import ClassLabel, Dataset, Features, Image
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from PIL import Image as PILImage
-from transformers import CLIPImageProcessorPil
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_tgpt import CoOpConfig, IVLPConfig
@@ -67,7 +66,7 @@ def images_of(clip, count=8):
         "image": [rng.integers(0, 255, (size, size, 3), dtype=np.uint8) for _ in range(count)],
         "label": [i % len(CLASS_NAMES) for i in range(count)],
     }
-    processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    processor = ImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     return FewShotImages(Dataset.from_dict(rows, features), ImageTransform.from_processor(processor, train=True))
 
 
@@ -124,7 +123,7 @@ def test_frozen_class_features_follow_the_class_list(load_clip):
     assert not torch.allclose(averaged, other)
     pictures = pixels(model)
     torch.testing.assert_close(
-        learner.frozen_image_features(encoder, pictures), unit(load_clip().get_image_features(pictures).pooler_output)
+        learner.frozen_image_features(encoder, pictures), unit(pooled(load_clip().get_image_features(pictures)))
     )
 
 
@@ -163,9 +162,9 @@ def test_trained_and_other_classes_are_each_classified_in_their_own_way(load_cli
     torch.testing.assert_close(mixed[:, 1:], own[:, [3, 0]])  # by the names, not by a flag
     plain = load_clip()
     ids = torch.nn.functional.normalize(
-        plain.get_text_features(**_sentence(plain, "a photo of a zigzag texture.")).pooler_output
+        pooled(plain.get_text_features(**_sentence(plain, "a photo of a zigzag texture.")))
     )
-    image = torch.nn.functional.normalize(plain.get_image_features(pictures).pooler_output)
+    image = torch.nn.functional.normalize(pooled(plain.get_image_features(pictures)))
     torch.testing.assert_close(mixed[:, :1], plain.logit_scale.exp() * image @ ids.T, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="in a way of their own"):
         model.set_class_names(["zigzag texture"])

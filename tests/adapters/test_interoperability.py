@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import CLASS_NAMES, GOLDEN, METHODS, pixels, token_ids
+from conftest import CLASS_NAMES, GOLDEN, METHODS, ImageProcessor, pixels, token_ids
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPImageProcessorPil, pipeline
+from transformers import AutoTokenizer, CLIPImageProcessor, pipeline
 
 from hf_tgpt.data import ImageTransform
 from hf_tgpt.inference.classifier import Classifier
@@ -86,7 +86,7 @@ def test_one_peft_model_refuses_two_kinds_of_adapter_in_pefts_words(order, folde
 def test_a_loaded_adapter_says_in_pipelines_what_its_classifier_says(method, adapt, load_clip, tmp_path):
     adapt(method).save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(load_clip(), tmp_path).eval()
-    classifier = Classifier(model, ImageTransform.from_processor(CLIPImageProcessorPil(**PROCESSOR), train=False))
+    classifier = Classifier(model, ImageTransform.from_processor(ImageProcessor(**PROCESSOR), train=False))
     picture = Image.effect_noise((40, 50), 80).convert("RGB")
     processor = CLIPImageProcessor(**PROCESSOR)
     expected = {part["label"]: pytest.approx(part["score"], abs=1e-3) for part in classifier(picture)}

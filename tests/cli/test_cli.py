@@ -12,10 +12,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, GOLDEN, METHODS, make_classifier, make_clip, shake
+from conftest import CLASS_NAMES, GOLDEN, METHODS, ImageProcessor, make_classifier, make_clip, shake
 from PIL import Image
 from releases import TOLERANCE, Case, release_files
-from transformers import CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPModel
 
 import hf_tgpt
 from hf_tgpt.cli.main import main
@@ -29,7 +29,7 @@ def adapters(tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
     base = make_clip("plain", root / "base")
     crop = {"height": SIDE, "width": SIDE}
-    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=crop).save_pretrained(base)
+    ImageProcessor(size={"shortest_edge": SIDE}, crop_size=crop).save_pretrained(base)
     for name in ("maple", "tgpt", "coop", "linear_probe"):
         torch.manual_seed(1)
         fields = METHODS[name].fields if name in METHODS else {}

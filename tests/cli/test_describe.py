@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import Failed
+from conftest import Failed, ImageProcessor
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -13,7 +13,6 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
     BlipProcessor,
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -72,7 +71,7 @@ def make_llava(folder):
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     crop = {"height": 16, "width": 16}
-    images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=crop)
+    images = ImageProcessor(size={"shortest_edge": 16}, crop_size=crop)
     LlavaProcessor(
         images,
         tokenizer,

@@ -6,11 +6,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import ImageProcessor
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import CLIPImageProcessorPil
 
 from hf_tgpt.data import FewShotImages, ImageTransform, decode_image
 
@@ -166,7 +166,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (91, 60), (37, 101), (20, 17), (33, 32), (5, 200)])
 @pytest.mark.parametrize(("shorter_side", "crop"), [(32, 32), (37, 32), (33, 30)])
 def test_evaluation_equals_the_image_processor(width, height, shorter_side, crop):
-    processor = CLIPImageProcessorPil(size={"shortest_edge": shorter_side}, crop_size={"height": crop, "width": crop})
+    processor = ImageProcessor(size={"shortest_edge": shorter_side}, crop_size={"height": crop, "width": crop})
     image = noise(width, height)
     ours = ImageTransform.from_processor(processor, train=False)(image)
     theirs = processor(image, return_tensors="pt")["pixel_values"][0]
@@ -176,7 +176,7 @@ def test_evaluation_equals_the_image_processor(width, height, shorter_side, crop
 
 
 def test_the_processors_other_settings_are_taken():
-    processor = CLIPImageProcessorPil(size=16, crop_size=16, image_mean=MEAN, image_std=STD, resample=2)
+    processor = ImageProcessor(size=16, crop_size=16, image_mean=MEAN, image_std=STD, resample=2)
     transform = ImageTransform.from_processor(processor, train=False)
     assert (transform.mean, transform.std, transform.resample) == (MEAN, STD, Image.Resampling.BILINEAR)
     image = noise(40, 30)
@@ -186,17 +186,17 @@ def test_the_processors_other_settings_are_taken():
 
 def test_a_crop_that_is_not_square_is_refused():
     with pytest.raises(ValueError, match="`crop_size`=30x20 is not square"):
-        ImageTransform.from_processor(CLIPImageProcessorPil(crop_size={"height": 30, "width": 20}), train=True)
+        ImageTransform.from_processor(ImageProcessor(crop_size={"height": 30, "width": 20}), train=True)
 
 
 def test_a_resize_that_distorts_is_refused():
     with pytest.raises(ValueError, match="names no shortest_edge"):
-        ImageTransform.from_processor(CLIPImageProcessorPil(size={"height": 32, "width": 32}), train=False)
+        ImageTransform.from_processor(ImageProcessor(size={"height": 32, "width": 32}), train=False)
 
 
 def test_a_processor_without_one_of_clips_steps_is_refused():
     with pytest.raises(ValueError, match="`do_normalize`=False"):
-        ImageTransform.from_processor(CLIPImageProcessorPil(do_normalize=False), train=False)
+        ImageTransform.from_processor(ImageProcessor(do_normalize=False), train=False)
 
 
 def test_impossible_sizes_are_refused():
@@ -268,7 +268,7 @@ def test_elongated_images_fall_back_to_a_centred_crop(width, height):
 
 
 def test_a_pickled_transform_is_the_same_transform():
-    transform = ImageTransform.from_processor(CLIPImageProcessorPil(size=16, crop_size=16), train=True)
+    transform = ImageTransform.from_processor(ImageProcessor(size=16, crop_size=16), train=True)
     again = pickle.loads(pickle.dumps(transform))
     assert again == transform
     assert torch.equal(again(noise(40, 30), rng(1)), transform(noise(40, 30), rng(1)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 from conftest import ROOT
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -417,7 +417,7 @@ def test_several_candidates_are_listed_and_one_can_be_named(hub):
 
 
 def test_columns_that_do_not_serve_are_refused(hub):
-    several = (List(Value("string")), [["x"], ["y"]])
+    several = (Sequence(Value("string")), [["x"], ["y"]])
     data = table(2, label=(Value("int64"), [0, 1]), text=(Value("string"), "ab"), caption=several)
     hub(train=data, test=data)
     refuses("user/pets", "`label_column`='label' holds .*int64")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASS_NAMES, METHODS, pixels, shake, token_ids
+from conftest import CLASS_NAMES, METHODS, pixels, pooled, shake, token_ids
 from peft import get_peft_model
 
 from hf_tgpt import CoCoOpConfig, CoOpConfig, IVLPConfig, MaPLeConfig, MutualPromptConfig
@@ -166,7 +166,7 @@ def test_texts_that_do_not_begin_alike_are_not_made_to(adapt, plainly):
     ids[:2, 0] = ids[0, 1]  # a word in place of CLIP's BOS
 
     def features():
-        return model.get_text_features(ids).pooler_output
+        return pooled(model.get_text_features(ids))
 
     check([features()], [plainly(features)], 1e-10)
 
@@ -178,7 +178,7 @@ def test_plain_clips_text_features_are_clips(load_clip):
     for chunk in (None, 4):
         check(
             [walk.encode_words(encoder, ids, encoder.ends(ids), chunk)],
-            [clip.get_text_features(ids).pooler_output],
+            [pooled(clip.get_text_features(ids))],
             1e-10,
         )
 

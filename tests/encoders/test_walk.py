@@ -5,15 +5,20 @@ The reference never touches this package: hooks on a transformers model put prom
 
 import pytest
 import torch
-from conftest import SHAPES, pixels, token_ids
+from conftest import SHAPES, pixels, pooled, token_ids
 
 from hf_tgpt.encoders import encoder_of
 from hf_tgpt.encoders.packing import common_length, pack
 from hf_tgpt.encoders.walk import encode_image, encode_text, encode_words, image_tokens, split_tokens
+from hf_tgpt.utils.compat import before
 
 N = 2
 SENTENCES = ["a photo of a cat.", "a photo of a blue striped square.", "a photo of the forest"]
 TEXT_PLACES = {"every layer": (0, 1), "the first": (0,), "an upper layer": (1,)}
+
+pytestmark = pytest.mark.skipif(
+    before("transformers", "5"), reason="transformers 4 makes its masks in float32, and its layers give tuples"
+)
 
 
 @pytest.fixture(params=SHAPES)
@@ -185,8 +190,8 @@ def test_without_prompts_features_are_the_models_own_bit_for_bit(load_clip):
     for shape in SHAPES:
         model = load_clip(shape)
         encoder, ids = encoder_of(model), token_ids(model, SENTENCES)
-        assert torch.equal(encode_image(encoder, pixels(model)), model.get_image_features(pixels(model)).pooler_output)
-        own = model.get_text_features(ids).pooler_output
+        assert torch.equal(encode_image(encoder, pixels(model)), pooled(model.get_image_features(pixels(model))))
+        own = pooled(model.get_text_features(ids))
         embeddings, ends = torch.nn.functional.embedding(ids, encoder.words()), encoder.ends(ids)
         assert torch.equal(encode_text(encoder, embeddings, ends), own)
         torch.testing.assert_close(encode_words(encoder, ids, ends), own, atol=1e-5, rtol=1e-5)  # packed

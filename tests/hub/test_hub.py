@@ -11,12 +11,12 @@ import traceback
 
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, Failed, pixels
+from conftest import CLASS_NAMES, METHODS, Failed, ImageProcessor, close_session, pixels
 from hub_server import Repository
 from huggingface_hub import ModelCard, constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPModel
 
 from hf_tgpt import (
     CoOpConfig,
@@ -61,6 +61,7 @@ def test_what_is_pushed_comes_back_equal(method, adapt, load_clip, hub, tmp_path
     assert torch.equal(again(pixels(model)).logits, model(pixels(model)).logits)
     assert again.class_names == CLASS_NAMES
     constants.HF_HUB_OFFLINE = True  # the fixture puts it back
+    close_session()
     offline = load_adapter(load_clip(), "me/cats") if method.open else load_trained(load_clip(), "me/cats")
     assert torch.equal(offline(pixels(model)).logits, model(pixels(model)).logits)
 
@@ -280,7 +281,7 @@ def test_the_base_models_commit_is_noted_and_found_again(clip_folders, hub, tmp_
 
 def test_an_adapter_is_evaluated_on_the_base_models_commit(clip_folders, hub, tmp_path, capsys):
     base = shutil.copytree(clip_folders["plain"], tmp_path / "base")
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(base)
+    ImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(base)
     hub.add_folder("tiny/clip", base)
     get_peft_model(load_clip("tiny/clip"), CoOpConfig(class_names=CLASS_NAMES)).eval().push_to_hub("me/cats")
     torch.manual_seed(7)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASS_NAMES, pixels, token_ids
+from conftest import CLASS_NAMES, pixels, pooled, token_ids
 from safetensors.torch import save_file
 
 from hf_tgpt import load_base_model, load_classifier, load_trained
@@ -36,7 +36,7 @@ def write_probe(folder, clip):
 
 def image_features(clip, batch):
     with torch.no_grad():
-        return unit(clip.get_image_features(batch).pooler_output)
+        return unit(pooled(clip.get_image_features(batch)))
 
 
 def test_an_old_linear_probe_answers_as_it_did(load_clip, tmp_path):
@@ -58,7 +58,7 @@ def test_an_old_zero_shot_answers_as_it_did(load_clip, tmp_path):
     for template in TEMPLATES:
         ids = token_ids(clip, [template.replace("{}", name) for name in CLASS_NAMES])
         with torch.no_grad():
-            heads.append(unit(clip.get_text_features(ids).pooler_output))
+            heads.append(unit(pooled(clip.get_text_features(ids))))
     expected = clip.logit_scale.exp() * image_features(clip, pixels(clip)) @ unit(torch.stack(heads).mean(0)).T
     model = load_trained(load_clip(), tmp_path)
     assert model.class_names == CLASS_NAMES

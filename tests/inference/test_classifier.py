@@ -12,9 +12,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, make_classifier, make_clip, shake
+from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, make_clip, shake
 from PIL import Image
-from transformers import CLIPImageProcessorPil
 
 import hf_tgpt
 from hf_tgpt.data import decode_image
@@ -31,9 +30,7 @@ def picture(seed, size=(40, 50)):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = make_clip("plain", tmp_path_factory.mktemp("base"))
-    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(
-        folder
-    )
+    ImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return folder
 
 
@@ -64,7 +61,7 @@ def test_it_says_what_the_loaded_model_says(name, save, base):
     classifier = hf_tgpt.load_classifier(folder, "cpu")
     model = hf_tgpt.load_trained(hf_tgpt.load_clip(base).eval(), folder).eval()
     pictures = [picture(seed) for seed in range(3)]
-    inputs = CLIPImageProcessorPil.from_pretrained(base)(images=pictures, return_tensors="pt")
+    inputs = ImageProcessor.from_pretrained(base)(images=pictures, return_tensors="pt")
     expected = model(inputs.pixel_values).logits.softmax(-1)
     for answer, scores in zip(classifier(pictures, top_k=None), expected, strict=True):
         assert [part["label"] for part in answer] == [CLASS_NAMES[i] for i in scores.argsort(descending=True)]

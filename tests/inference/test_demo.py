@@ -16,9 +16,8 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, make_classifier, make_clip, shake
+from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, make_clip, shake
 from PIL import Image, ImageDraw
-from transformers import CLIPImageProcessorPil
 
 import hf_tgpt
 from hf_tgpt.cli.main import main
@@ -27,7 +26,7 @@ from hf_tgpt.inference.classifier import Classifier
 from hf_tgpt.inference.demo import Demonstration
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+PROCESSOR = ImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
 @pytest.fixture
@@ -205,7 +204,7 @@ def test_tgpt_shows_its_queries_and_other_methods_the_cls_token(classifier):
 def test_the_toy_clip_knows_a_red_circle_on_the_page(drop):
     names = ["blue square", "red circle", "green triangle"]
     clip = hf_tgpt.load_clip(hf_tgpt.TOY_CLIP).eval()
-    transform = ImageTransform.from_processor(CLIPImageProcessorPil.from_pretrained(hf_tgpt.TOY_CLIP), train=False)
+    transform = ImageTransform.from_processor(ImageProcessor.from_pretrained(hf_tgpt.TOY_CLIP), train=False)
     picture = Image.new("RGB", (640, 640), (110, 110, 110))
     ImageDraw.Draw(picture).ellipse((160, 160, 480, 480), fill=(220, 30, 30))
     asked = Classifier(make_classifier("maple", clip, names, prompt_depth=2).eval(), transform)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, make_classifier, shake
+from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, shake
 from PIL import Image
-from transformers import CLIPImageProcessorPil
 
 from hf_tgpt.data import ImageTransform
 from hf_tgpt.encoders import encoder_of
@@ -23,7 +22,7 @@ def classifier(load_clip):
         fields = (METHODS[name].fields if name in METHODS else {}) | fields
         model = make_classifier(name, load_clip(), CLASS_NAMES, **fields).eval()
         shake(model)
-        return Classifier(model, ImageTransform.from_processor(CLIPImageProcessorPil(**PROCESSOR), train=False))
+        return Classifier(model, ImageTransform.from_processor(ImageProcessor(**PROCESSOR), train=False))
 
     return make
 

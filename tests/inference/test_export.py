@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, make_classifier, make_clip, pixels, shake
+from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, make_clip, pixels, shake
 from datasets import ClassLabel, Dataset
 from PIL import Image
-from transformers import CLIPImageProcessorPil
 
 from hf_tgpt import available_methods, load_clip
 from hf_tgpt.data import FewShotImages, ImageTransform
@@ -33,7 +32,7 @@ def classifier(tmp_path_factory):
         fields = (METHODS[name].fields if name in METHODS else {}) | fields
         model = make_classifier(name, load_clip(base).eval(), CLASS_NAMES, **fields).eval()
         shake(model)
-        transform = ImageTransform.from_processor(CLIPImageProcessorPil(**PROCESSOR), train=False)
+        transform = ImageTransform.from_processor(ImageProcessor(**PROCESSOR), train=False)
         return Classifier(model, transform)
 
     return make

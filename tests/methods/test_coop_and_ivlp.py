@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, pixels, token_ids
+from conftest import CLASS_NAMES, METHODS, pixels, pooled, token_ids
 from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import CLIPModel
@@ -67,7 +67,7 @@ def test_a_text_without_full_stop_is_all_name(adapt):
     clip, prompts = model.get_base_model(), model.learner.text_prompts
     bos, *ids, eos = encoder_of(clip).words()[token_ids(model, ["red circle"])[0]].split(1)
     expected = text_tower(clip, torch.cat([bos, *ids, prompts, eos]))
-    features = model.get_text_features(token_ids(model, ["a photo of a red circle", *SENTENCES])).pooler_output
+    features = pooled(model.get_text_features(token_ids(model, ["a photo of a red circle", *SENTENCES])))
     torch.testing.assert_close(features[0], expected, atol=1e-5, rtol=0)
 
 
@@ -78,7 +78,7 @@ def test_a_text_of_learned_tokens_alone_has_no_name(adapt, position):
     bos, *_, eos = encoder_of(clip).words()[token_ids(model, ["cat"])[0]].split(1)
     expected = text_tower(clip, torch.cat([bos, prompts, eos]))
     for text in ("a photo of a", "a photo of."):
-        features = model.get_text_features(token_ids(model, [text, *SENTENCES])).pooler_output
+        features = pooled(model.get_text_features(token_ids(model, [text, *SENTENCES])))
         torch.testing.assert_close(features[0], expected, atol=1e-5, rtol=0)
 
 
@@ -163,27 +163,27 @@ def test_a_released_coop_checkpoint_has_bare_names():
 
 def test_coop_leaves_the_vision_tower_alone(adapt, load_clip):
     model = adapt(COOP)
-    expected = load_clip().get_image_features(pixels(model)).pooler_output
-    assert torch.equal(model.get_image_features(pixels(model)).pooler_output, expected)
+    expected = pooled(load_clip().get_image_features(pixels(model)))
+    assert torch.equal(pooled(model.get_image_features(pixels(model))), expected)
 
 
 @pytest.mark.parametrize("off", VISION_ONLY)
 def test_vision_only_leaves_the_text_tower_alone(adapt, load_clip, off):
     model, ids = adapt(IVLP, **off), token_ids(load_clip(), SENTENCES)
-    expected = load_clip().get_text_features(ids).pooler_output
-    torch.testing.assert_close(model.get_text_features(ids).pooler_output, expected)  # packed, so not to the last bit
+    expected = pooled(load_clip().get_text_features(ids))
+    torch.testing.assert_close(pooled(model.get_text_features(ids)), expected)  # packed, so not to the last bit
     torch.testing.assert_close(model.learner.class_features(encoder_of(model.get_base_model())), unit(expected))
-    plain = load_clip().get_image_features(pixels(model)).pooler_output
-    assert not torch.allclose(model.get_image_features(pixels(model)).pooler_output, plain, atol=1e-3)
+    plain = pooled(load_clip().get_image_features(pixels(model)))
+    assert not torch.allclose(pooled(model.get_image_features(pixels(model))), plain, atol=1e-3)
 
 
 @pytest.mark.parametrize("off", TEXT_ONLY)
 def test_text_only_leaves_the_vision_tower_alone(adapt, load_clip, off):
     model, ids = adapt(IVLP, **off), token_ids(load_clip(), SENTENCES)
-    expected = load_clip().get_image_features(pixels(model)).pooler_output
-    assert torch.equal(model.get_image_features(pixels(model)).pooler_output, expected)
-    plain = load_clip().get_text_features(ids).pooler_output
-    assert not torch.allclose(model.get_text_features(ids).pooler_output, plain, atol=1e-3)
+    expected = pooled(load_clip().get_image_features(pixels(model)))
+    assert torch.equal(pooled(model.get_image_features(pixels(model))), expected)
+    plain = pooled(load_clip().get_text_features(ids))
+    assert not torch.allclose(pooled(model.get_text_features(ids)), plain, atol=1e-3)
 
 
 def test_text_only_of_depth_one_is_coop(adapt):

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, make_classifier, pixels
+from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, pixels
 from peft import PeftModel
 from PIL import Image
-from transformers import CLIPImageProcessorPil
 
 from hf_tgpt.data import ImageTransform
 from hf_tgpt.encoders import encoder_of
@@ -25,7 +24,7 @@ from hf_tgpt.texts.sentences import load_tokenizer, tokenize
 
 OTHERS = ["zigzag texture", "forest", "cat tree"]
 OPEN = [name for name, method in METHODS.items() if method.open]
-PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+PROCESSOR = ImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 PICTURES = [Image.effect_noise((40, 40), 60 + 20 * i).convert("RGB") for i in range(4)]
 
 

@@ -1,0 +1,112 @@
+"""What differs between the versions of the libraries that this package runs with; the only file that asks for them.
+
+Each entry names the release that made it needed; it can go when `pyproject.toml` asks for that release.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from types import UnionType
+from typing import Any, Union, get_args, get_type_hints
+
+from packaging.version import Version
+
+
+def before(library: str, release: str) -> bool:
+    """Whether the installed version of a library is earlier than a release."""
+    return Version(metadata.version(library)) < Version(release)
+
+
+# Asked in every forward, which torch.compile follows.
+_TRANSFORMERS_4 = before("transformers", "5")
+
+
+def pil_image_processor() -> Any:
+    """CLIP's image processor that works with PIL. transformers 5.4 gave it a name of its own."""
+    import transformers
+
+    return transformers.CLIPImageProcessor if before("transformers", "5.4") else transformers.CLIPImageProcessorPil
+
+
+def causal_mask(config: Any, hidden: Any) -> Any:
+    """What each token of hidden states (s, t, d) sees. Before transformers 5 layers know no flag for it."""
+    if _TRANSFORMERS_4:
+        import torch
+
+        length, least = hidden.shape[1], torch.finfo(hidden.dtype).min
+        return hidden.new_full((length, length), least).triu(1)[None, None]
+    from transformers.masking_utils import create_causal_mask
+
+    name = "input_embeds" if before("transformers", "5.10") else "inputs_embeds"
+    return create_causal_mask(config=config, attention_mask=None, past_key_values=None, **{name: hidden})
+
+
+def encoder_layer(layer: Any, causal: bool) -> Callable[[Any, Any], Any]:
+    """A layer of a tower, from hidden states and a mask to hidden states. Before transformers 5 it gives a tuple."""
+    if not _TRANSFORMERS_4:
+        return partial(layer, is_causal=True) if causal else layer
+    return lambda hidden, mask: layer(hidden, None, mask)[0] if causal else layer(hidden, mask, None)[0]
+
+
+def features_output(features: Any) -> Any:
+    """The answer to a model's `get_text_features` or `get_image_features`. Before transformers 5 it is a tensor."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    return features if _TRANSFORMERS_4 else BaseModelOutputWithPooling(pooler_output=features)
+
+
+def commit_of(repo_id: str, **hub: Any) -> tuple[Any, str | None]:
+    """What to pass as `revision` of a repository, and the commit. Before huggingface_hub 1.28 nothing resolves it."""
+    if before("huggingface_hub", "1.28"):
+        from huggingface_hub import hf_hub_download
+
+        path = hf_hub_download(repo_id, "config.json", **hub)
+        return (commit := path.split("snapshots")[1].split("/")[1]), commit
+    from huggingface_hub import resolve_revision
+    from huggingface_hub.errors import RevisionResolutionError
+
+    try:
+        revision = resolve_revision(repo_id, **hub)
+    except RevisionResolutionError as error:
+        raise OSError(str(error)) from error
+    return revision, revision.resolved
+
+
+def spelled(kind: Any) -> Any:
+    """A type as `typing` spells it, Optional[str] for `str | None`. huggingface_hub 1.0 checks both."""
+    return Union[get_args(kind)] if isinstance(kind, UnionType) else kind  # noqa: UP007
+
+
+def strict(dataclass: Any) -> Any:
+    """huggingface_hub's. Before 1.0 it takes a type neither as a string nor as `X | Y`."""
+    from huggingface_hub.dataclasses import strict
+
+    if before("huggingface_hub", "1.0"):
+        fields, hints = dataclass.__dataclass_fields__, get_type_hints(dataclass)
+        for name in fields.keys() & hints.keys():
+            fields[name] = copy.copy(fields[name])  # it may be another class's
+            fields[name].type = spelled(hints[name])
+    return strict(dataclass)
+
+
+def connection_error() -> type[Exception]:
+    """What the Hub's client raises when a connection fails. Before huggingface_hub 1.0 its client was requests."""
+    if before("huggingface_hub", "1.0"):
+        import requests
+
+        return requests.RequestException
+    from huggingface_hub.errors import HTTPError
+
+    return HTTPError
+
+
+def http_get(url: str, timeout: float) -> Any:
+    """The response to a GET, redirects followed. Before huggingface_hub 1.0 its client was requests."""
+    from huggingface_hub import get_session
+
+    session: Any = get_session()
+    redirects = "allow_redirects" if before("huggingface_hub", "1.0") else "follow_redirects"
+    return session.get(url, timeout=timeout, **{redirects: True})

@@ -110,9 +110,9 @@ def make_clip(shape: str, folder: Path) -> str:
     )
     model = (MetaClip2Model if metaclip else CLIPModel)(config)
     chance = torch.Generator().manual_seed(3)
-    for weight in model.parameters():  # the same weights with every version of transformers
-        if weight.ndim > 1:
-            nn.init.normal_(weight, std=0.5 * weight.shape[-1] ** -0.5, generator=chance)
+    for name, weight in model.named_parameters():  # the same with every version of transformers
+        if weight.ndim > 1 or name.endswith("class_embedding"):
+            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5, generator=chance)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = sizes["image"]

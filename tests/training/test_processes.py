@@ -144,12 +144,12 @@ def launch(call, tmp_path, processes):
 def close(a, b):
     """Whether two outcomes are the same to 1e-5."""
     for x, y in zip(a["history"], b["history"], strict=True):
-        assert x == pytest.approx(y, abs=1e-5)
+        assert x == pytest.approx(y, abs=1e-5, rel=1e-5)
     for name, value in a["metrics"].items():
         if isinstance(value, list):  # of the classes, None for those without a picture
             assert value == b["metrics"][name]
         else:
-            assert value == pytest.approx(b["metrics"][name], abs=1e-5)
+            assert value == pytest.approx(b["metrics"][name], abs=1e-5, rel=1e-5)
     for kind in ("predictions", "weights"):
         for name, value in a[kind].items():
             torch.testing.assert_close(b[kind][name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -156,7 +156,7 @@ def test_accumulated_batches_equal_one_batch(run):
     parts, _ = run(METHODS["maple"], "parts", epochs=1, validate=False, gradient_accumulation_steps=3)
     weights = get_peft_model_state_dict(parts)
     for name, value in get_peft_model_state_dict(whole).items():
-        torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=1e-3)
 
 
 def test_every_epoch_has_an_order_and_augmentations_of_its_own(run, monkeypatch):

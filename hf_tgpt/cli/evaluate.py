@@ -24,7 +24,7 @@ from ..adapters.config import change_config
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from ..encoders.loading import load_clip, load_image_processor
 from ..evaluation.accuracy import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
-from ..evaluation.plots import plot_classes
+from ..evaluation.plots import plot_classes, require_matplotlib
 from ..evaluation.published_results import BACKBONE, published_beside, read_published
 from ..hub.loading import load_trained
 from ..hub.run import base_and_revision, local_folder, results_of
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         make_room_for(args.output)
     if args.picture and args.picture.suffix != ".png":
         raise ValueError(f"`picture`={str(args.picture)!r} does not end with .png; name such a file.")
+    if args.picture:
+        require_matplotlib()
 
     # 2. The base model that the adapter was trained on, unless another copy of it is named; the test pictures.
     tidy_output()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from pathlib import Path
@@ -12,6 +13,17 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+def can_plot() -> bool:
+    """Whether there is matplotlib, an extra."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def require_matplotlib() -> None:
+    """Raises ValueError without matplotlib, saying how to install it."""
+    if not can_plot():
+        raise ValueError('Pictures of results need matplotlib: pip install "hf-tgpt[plots]".')
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -29,6 +41,7 @@ def plot_run(
     most: int = 30,
 ) -> None:
     """A picture of the training curve and of the classes whose accuracy changed `most`, from metrics to metrics."""
+    require_matplotlib()
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     change = _largest_changes(class_names, before, after, most)
@@ -64,7 +77,8 @@ def plot_classes(
     `predictions` and `labels` (n,) are class numbers. The confusion matrix shows shares of a class's images; of more
     than `most` classes, those that are confused most.
     """
-    from matplotlib.figure import Figure
+    require_matplotlib()
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     count = len(class_names)
     confusion = np.zeros((count, count))
@@ -113,7 +127,8 @@ Table = dict[tuple[int, str], dict[str, tuple[float, float]]]
 
 def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], table: Table, shots: int) -> None:
     """A picture of every method's measures side by side, with their deviations, at one number of shots."""
-    from matplotlib.figure import Figure
+    require_matplotlib()
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     rows = {method: row for (number, method), row in table.items() if number == shots}
     height = 0.8 / len(measures)
@@ -134,7 +149,8 @@ def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], tab
 
 def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Table) -> None:
     """A picture of one measure over the number of shots, a line for each method."""
-    from matplotlib.figure import Figure
+    require_matplotlib()
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 
 from ..adapters.learner import PromptLearner
 from ..encoders import DualEncoder, encoder_of
+from ..evaluation.plots import require_matplotlib
 from .classifier import Answer, Classifier
 from .pictures import load_image
 from .turns import answering
@@ -107,6 +108,7 @@ def chosen_classes(classifier: Classifier, image: Any) -> Answer:
 
 def attention_figure(classifier: Classifier, image: Any, maps: dict[str, torch.Tensor]) -> Figure:
     """The picture as the model sees it, and once for each title with its map (rows, columns) laid over it."""
+    require_matplotlib()
     from matplotlib.figure import Figure
 
     picture, side = as_seen(classifier, image), 2.6
@@ -120,6 +122,7 @@ def attention_figure(classifier: Classifier, image: Any, maps: dict[str, torch.T
 
 def overlay(picture: PILImage.Image, weights: torch.Tensor) -> PILImage.Image:
     """A map (rows, columns) laid over a picture, from dark, where it is 0, to bright, where it is largest."""
+    require_matplotlib()
     from matplotlib import colormaps
 
     weights = weights.float().cpu()

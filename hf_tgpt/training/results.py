@@ -15,7 +15,7 @@ import torch
 
 from ..adapters.tower_classifier import AdaptedModel
 from ..data import find_benchmark
-from ..evaluation.plots import plot_run
+from ..evaluation.plots import can_plot, plot_run
 from ..hub.card import dataset_title
 from ..utils.files import put_in_place, write_json
 from ..utils.version import __version__
@@ -139,15 +139,17 @@ def write_run(
     after: dict[str, Any],
     results: dict[str, Any],
 ) -> None:
-    """Adds to a trained model's folder results.json, training.png, training_log.jsonl and the card that tells of them.
+    """Adds to a trained model's folder results.json, training_log.jsonl, training.png and the card that tells of them.
 
     `before` and `after` are the metrics of zero-shot and of the model. The adapter's config notes what it was
-    trained on. All files are whole before they get their names, results.json the last of them.
+    trained on. All files are whole before they get their names, results.json the last of them. Without matplotlib there
+    is no training.png.
     """
     staged = folder / "results.tmp"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
-    plot_run(staged / "training.png", history, model.class_names, before, after)
+    if can_plot():
+        plot_run(staged / "training.png", history, model.class_names, before, after)
     (staged / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
     write_json(staged / "results.json", results)
     noted = ("dataset_id", "dataset_title", "data_licence", "toy", "classes", "shots", "seed", "captions", "recipe")

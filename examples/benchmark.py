@@ -47,6 +47,7 @@ import hf_tgpt
 from hf_tgpt.cli.output import markdown_table, tidy_output
 from hf_tgpt.data.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, SURFACES
 from hf_tgpt.encoders import encoder_of
+from hf_tgpt.evaluation.plots import can_plot
 from hf_tgpt.training.results import peak_memory_bytes
 from hf_tgpt.utils.files import write_json
 
@@ -107,7 +108,8 @@ def main(arguments=None):
     write_json(args.json, rows)
     text = table(rows)
     args.json.with_suffix(".md").write_text(text)
-    draw(rows, args.json.with_suffix(".png"))
+    if can_plot():
+        draw(rows, args.json.with_suffix(".png"))
     print(text)
 
 

@@ -26,7 +26,7 @@ sys.path[:] = [path for path in sys.path if Path(path) != HERE]  # evaluate.py t
 
 from hf_tgpt.cli.arguments import DataArguments, parser_of
 from hf_tgpt.cli.output import markdown_table
-from hf_tgpt.evaluation.plots import plot_bars, plot_shots
+from hf_tgpt.evaluation.plots import can_plot, plot_bars, plot_shots
 from hf_tgpt.training.run_folder import lock_folder
 
 # What --methods knows by name: a method of train.py and its options.
@@ -219,7 +219,7 @@ with (args.output_dir / "table.csv").open("w", newline="") as file:
     both = [name for column in columns for name in (column, f"{column}, deviation")]
     header = ["dataset", "shots", "method", "seeds", *both, "trained parameters", "seconds", "peak MiB"]
     csv.writer(file).writerows([header, *rows])
-for dataset in dict.fromkeys(case[0] for case in cases):
+for dataset in dict.fromkeys(case[0] for case in cases) if can_plot() else ():
     found = {case[1:]: row for case, row in table.items() if case[0] == dataset}
     plot_bars(args.output_dir / f"{slug(dataset)}.png", dataset, columns, found, max(args.shots))
     if len(args.shots) > 1 and f"{classes} classes" in columns:

@@ -82,6 +82,20 @@ def test_importing_the_package_waits_for_no_library():
     assert in_a_fresh_process(code).strip() == ""
 
 
+def test_importing_the_package_beside_peft_imports_nothing_else_of_weight():
+    """At most a hundred modules, beside this package's own, come on top of those of `import peft`."""
+    code = "import sys, peft; before = set(sys.modules)\nimport hf_tgpt; print(*set(sys.modules) - before)"
+    more = {name for name in in_a_fresh_process(code).split() if name.partition(".")[0] != "hf_tgpt"}
+    assert len(more) <= 100, sorted(more)
+    assert not {"datasets", "evaluate", "pandas", "pyarrow", "matplotlib", "gradio", "onnx"} & more
+
+
+def test_one_file_alone_asks_for_versions():
+    asking = {name for name, code in code_of(None) if re.search(r"packaging|\w+\.__version__|metadata\.version", code)}
+    assert asking == {"hf_tgpt.utils.compat"}
+    assert len((PACKAGE / "utils/compat.py").read_text().splitlines()) < 100
+
+
 @pytest.mark.parametrize(
     "first",
     ["import peft, hf_tgpt", "import hf_tgpt\nfrom importlib.util import find_spec\nfind_spec('peft')\nimport peft"],

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard
+from huggingface_hub.errors import HTTPError
 from peft import PeftModel
 
 from ..adapters.config import PromptConfig
 from ..adapters.folder import check_weights_file, read_config
 from ..adapters.registry import registered_methods
-from ..utils.compat import connection_error
 from ..utils.files import read_json, write_json
 from ..utils.names import TOY_NAME, is_toy_clip, public_name
 from .card import LOCAL, dataset_title, hub_dataset, is_ours, write_card
@@ -175,7 +175,7 @@ def _licence(api: HfApi, name: str | None, kind: type[ModelCard] | type[DatasetC
     try:
         path = api.hf_hub_download(name, CARD, repo_type=kind.repo_type)
         return kind.load(path, ignore_metadata_errors=True).data.get("license")
-    except (connection_error(), OSError, ValueError):
+    except (HTTPError, OSError, ValueError):
         return None
 
 

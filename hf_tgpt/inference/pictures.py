@@ -9,11 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 from PIL import Image as PILImage
 
 from ..data.images import decode_image
-from ..utils.compat import http_get
 
 _SECONDS = 30
 
@@ -102,7 +101,7 @@ def _download(url: str) -> PILImage.Image:
             f"cannot read {url}: HF_HUB_OFFLINE is set, so nothing is fetched; unset it, or give the file's path."
         )
     try:
-        response = http_get(url, _SECONDS)
+        response = get_session().get(url, timeout=_SECONDS)
         response.raise_for_status()
     except Exception as error:  # the client's own kinds, which change with it
         reason = str(error).partition("\n")[0]

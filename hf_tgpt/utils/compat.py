@@ -1,6 +1,6 @@
-"""What differs between the versions of the libraries that this package runs with; the only file that asks for them.
+"""What differs between versions of the libraries, and the only file that asks for them.
 
-Each entry names the release that made it needed; it can go when `pyproject.toml` asks for that release.
+Each entry names the release that made it needed; it can go when `pyproject.toml` asks for that one.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ def before(library: str, release: str) -> bool:
 
 
 # Asked in every forward, which torch.compile follows.
-_TRANSFORMERS_4 = before("transformers", "5")
+_TRANSFORMERS_4, _BEFORE_5_4 = before("transformers", "5"), before("transformers", "5.4")
 
 
 def pil_image_processor() -> Any:
     """CLIP's image processor that works with PIL. transformers 5.4 gave it a name of its own."""
     import transformers
 
-    return transformers.CLIPImageProcessor if before("transformers", "5.4") else transformers.CLIPImageProcessorPil
+    return transformers.CLIPImageProcessor if _BEFORE_5_4 else transformers.CLIPImageProcessorPil
 
 
 def causal_mask(config: Any, hidden: Any) -> Any:
-    """What each token of hidden states (s, t, d) sees. Before transformers 5 layers know no flag for it."""
-    if _TRANSFORMERS_4:
-        import torch
+    """What each token of hidden states (s, t, d) sees. Before transformers 5 layers know no flag for it, and until 5.4
+    the mask asks for positions."""
+    import torch
 
-        length, least = hidden.shape[1], torch.finfo(hidden.dtype).min
-        return hidden.new_full((length, length), least).triu(1)[None, None]
+    if _TRANSFORMERS_4:
+        return hidden.new_full((hidden.shape[1],) * 2, torch.finfo(hidden.dtype).min).triu(1)[None, None]
     from transformers.masking_utils import create_causal_mask
 
-    name = "input_embeds" if before("transformers", "5.10") else "inputs_embeds"
-    return create_causal_mask(config=config, attention_mask=None, past_key_values=None, **{name: hidden})
+    positions = {"cache_position": torch.arange(hidden.shape[1], device=hidden.device)} if _BEFORE_5_4 else {}
+    return create_causal_mask(config, hidden, None, past_key_values=None, **positions)
 
 
 def encoder_layer(layer: Any, causal: bool) -> Callable[[Any, Any], Any]:
     """A layer of a tower, from hidden states and a mask to hidden states. Before transformers 5 it gives a tuple."""
-    if not _TRANSFORMERS_4:
-        return partial(layer, is_causal=True) if causal else layer
-    return lambda hidden, mask: layer(hidden, None, mask)[0] if causal else layer(hidden, mask, None)[0]
+    if _TRANSFORMERS_4:
+        return lambda hidden, mask: layer(hidden, None, mask)[0] if causal else layer(hidden, mask, None)[0]
+    return partial(layer, is_causal=True) if causal else layer
 
 
 def features_output(features: Any) -> Any:
@@ -94,19 +94,6 @@ def strict(dataclass: Any) -> Any:
 
 def connection_error() -> type[Exception]:
     """What the Hub's client raises when a connection fails. Before huggingface_hub 1.0 its client was requests."""
-    if before("huggingface_hub", "1.0"):
-        import requests
-
-        return requests.RequestException
     from huggingface_hub.errors import HTTPError
 
-    return HTTPError
-
-
-def http_get(url: str, timeout: float) -> Any:
-    """The response to a GET, redirects followed. Before huggingface_hub 1.0 its client was requests."""
-    from huggingface_hub import get_session
-
-    session: Any = get_session()
-    redirects = "allow_redirects" if before("huggingface_hub", "1.0") else "follow_redirects"
-    return session.get(url, timeout=timeout, **{redirects: True})
+    return HTTPError.mro()[1] if before("huggingface_hub", "1.0") else HTTPError

@@ -229,6 +229,17 @@ def test_a_changed_field_is_evaluated_beside_the_adapter_as_it_is(run, pictures,
         run(*about, "--change", "head=1", program="evaluate.py")
 
 
+def test_without_matplotlib_a_run_has_no_picture_and_says_so(run, pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    about = ("--dataset", pictures, "--method", "zero_shot", "--output_dir", tmp_path / "run")
+    assert 'needs matplotlib: pip install "hf-tgpt[plots]"' in run(*about)
+    assert not (tmp_path / "run" / "training.png").exists()
+    assert "training.png" not in (tmp_path / "run" / "README.md").read_text()
+    about = ("--adapter", "never read", "--dataset", pictures, "--picture", "classes.png")
+    with pytest.raises(Failed, match=r"need matplotlib: pip install \"hf-tgpt\[plots\]\""):
+        run(*about, program="evaluate.py")
+
+
 @pytest.mark.filterwarnings("ignore:`log_with=clearml` was passed")
 def test_a_tracker_that_is_not_installed_is_said_before_training(run, pictures, tmp_path):
     with pytest.raises(Failed, match="hf-tgpt train: --log_with='clearml' is no tracker that is installed"):

@@ -96,7 +96,6 @@ def test_image_attention_is_transformers_own_where_there_are_no_prompts(classifi
 
 def test_chosen_classes_are_the_most_relevant_and_share_the_prompt(classifier):
     asked = classifier("mutual_prompt", top_k=2)
-    asked.model.get_base_model().text_projection.weight.data *= -1  # random texts happen to point away from pictures
     used, relevance = [], asked.model.learner.relevance
     asked.model.learner.relevance = lambda *features: used.append(relevance(*features)) or used[-1]
     asked(PICTURE)

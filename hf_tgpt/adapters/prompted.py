@@ -260,7 +260,7 @@ class PromptedModel:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Its class is made as it is needed, so a copy or a pickle names the class that it was made of.
-        return _empty, (type(self).__bases__[1],), self.__getstate__()
+        return _empty, (type(self).__bases__[1],), super().__reduce_ex__(protocol)[2]
 
 
 @cache

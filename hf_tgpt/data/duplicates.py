@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Image
 
+from ..utils.files import file_digest
 from .remarks import count, remark
 
 # Comparing all files of a larger set would take longer than the mistake is likely.
@@ -103,5 +104,4 @@ def _sizes(undecoded: Dataset) -> np.ndarray:
 def _digest(record: dict) -> bytes:
     if record["bytes"] is not None:
         return hashlib.sha256(record["bytes"]).digest()
-    with open(record["path"], "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return file_digest(record["path"])

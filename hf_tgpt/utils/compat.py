@@ -6,9 +6,9 @@ Each entry names the release that made it needed; it can go when `pyproject.toml
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_type_hints
 
@@ -21,34 +21,35 @@ def before(library: str, release: str) -> bool:
 
 
 # Asked in every forward, which torch.compile follows.
-_TRANSFORMERS_4, _BEFORE_5_4 = before("transformers", "5"), before("transformers", "5.4")
+_TRANSFORMERS_4, _BEFORE_5_4, _BEFORE_5_24 = (before("transformers", release) for release in ("5", "5.4", "5.24"))
 
 
 def pil_image_processor() -> Any:
     """CLIP's image processor that works with PIL. transformers 5.4 gave it a name of its own."""
     import transformers
 
-    return transformers.CLIPImageProcessor if _BEFORE_5_4 else transformers.CLIPImageProcessorPil
+    return getattr(transformers, "CLIPImageProcessor" if _BEFORE_5_4 else "CLIPImageProcessorPil")
 
 
 def causal_mask(config: Any, hidden: Any) -> Any:
-    """What each token of hidden states (s, t, d) sees. Before transformers 5 layers know no flag for it, and until 5.4
-    the mask asks for positions."""
+    """What each token of hidden states (s, t, d) sees: how to ask changed with transformers 5, 5.4 and 5.24."""
     import torch
 
     if _TRANSFORMERS_4:
         return hidden.new_full((hidden.shape[1],) * 2, torch.finfo(hidden.dtype).min).triu(1)[None, None]
     from transformers.masking_utils import create_causal_mask
 
-    positions = {"cache_position": torch.arange(hidden.shape[1], device=hidden.device)} if _BEFORE_5_4 else {}
-    return create_causal_mask(config, hidden, None, past_key_values=None, **positions)
+    others: dict[str, Any] = {"past_key_values" if _BEFORE_5_24 else "cache": None}
+    if _BEFORE_5_4:
+        others["cache_position"] = torch.arange(hidden.shape[1], device=hidden.device)
+    return create_causal_mask(config, hidden, None, **others)
 
 
-def encoder_layer(layer: Any, causal: bool) -> Callable[[Any, Any], Any]:
+def encoder_layer(layer: Any, causal: bool) -> Any:
     """A layer of a tower, from hidden states and a mask to hidden states. Before transformers 5 it gives a tuple."""
-    if _TRANSFORMERS_4:
-        return lambda hidden, mask: layer(hidden, None, mask)[0] if causal else layer(hidden, mask, None)[0]
-    return partial(layer, is_causal=True) if causal else layer
+    if not _TRANSFORMERS_4:
+        return partial(layer, is_causal=True) if causal else layer
+    return lambda hidden, mask: layer(hidden, None, mask)[0] if causal else layer(hidden, mask, None)[0]
 
 
 def features_output(features: Any) -> Any:
@@ -63,14 +64,13 @@ def commit_of(repo_id: str, **hub: Any) -> tuple[Any, str | None]:
     if before("huggingface_hub", "1.28"):
         from huggingface_hub import hf_hub_download
 
-        path = hf_hub_download(repo_id, "config.json", **hub)
-        return (commit := path.split("snapshots")[1].split("/")[1]), commit
-    from huggingface_hub import resolve_revision
-    from huggingface_hub.errors import RevisionResolutionError
+        commit = Path(hf_hub_download(repo_id, "config.json", **hub)).parent.name
+        return commit, commit
+    from huggingface_hub import errors, resolve_revision
 
     try:
         revision = resolve_revision(repo_id, **hub)
-    except RevisionResolutionError as error:
+    except errors.RevisionResolutionError as error:
         raise OSError(str(error)) from error
     return revision, revision.resolved
 

@@ -1,7 +1,8 @@
-"""Text and JSON in files: a ValueError names one that is damaged, and what is written appears whole or not at all."""
+"""Text, JSON and digests of files: damaged ones are named, and what is written appears whole or not at all."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,15 @@ def read_text(file: str | os.PathLike) -> str:
         return Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(file)} is no text in UTF-8 ({error}); save it as such.") from error
+
+
+def file_digest(file: str | os.PathLike) -> bytes:
+    """The SHA-256 (32 bytes) of a file's content. Raises OSError if it cannot be opened."""
+    content = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while part := stream.read(1 << 20):
+            content.update(part)
+    return content.digest()
 
 
 def read_json(file: str | os.PathLike) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, Image, concatenate_datasets, load_dataset
 
+from ...utils.files import file_digest
 from .columns import STRINGS
 from .folders import split_of, subfolders
 from .text_tables import read_delimited, read_json_lines
@@ -80,8 +81,7 @@ def _load_packed(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset
     for file in (file for part in files.values() for file in part):
         if suffix == ".tar":
             _check_end(file)
-        with file.open("rb") as stream:
-            content.update(hashlib.file_digest(stream, "sha256").digest())
+        content.update(file_digest(file))
     try:
         with _uncounted():
             loaded = load_dataset(

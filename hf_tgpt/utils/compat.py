@@ -21,28 +21,27 @@ def before(library: str, release: str) -> bool:
 
 
 # Asked in every forward, which torch.compile follows.
-_TRANSFORMERS_4, _BEFORE_5_4, _BEFORE_5_24 = (before("transformers", release) for release in ("5", "5.4", "5.24"))
+_TRANSFORMERS_4, _BEFORE_5_24 = before("transformers", "5"), before("transformers", "5.24")
 
 
 def pil_image_processor() -> Any:
-    """CLIP's image processor that works with PIL. transformers 5.4 gave it a name of its own."""
+    """CLIP's image processor that works with PIL. transformers 5 gave it a name of its own."""
     import transformers
 
-    return getattr(transformers, "CLIPImageProcessor" if _BEFORE_5_4 else "CLIPImageProcessorPil")
+    return getattr(transformers, "CLIPImageProcessor" if _TRANSFORMERS_4 else "CLIPImageProcessorPil")
 
 
 def causal_mask(config: Any, hidden: Any) -> Any:
-    """What each token of hidden states (s, t, d) sees: how to ask changed with transformers 5, 5.4 and 5.24."""
-    import torch
-
+    """What each token of hidden states (s, t, d) sees. Before transformers 5 layers know no flag for it; 5.24 calls the
+    cache, of which there is none, by another name."""
     if _TRANSFORMERS_4:
+        import torch
+
         return hidden.new_full((hidden.shape[1],) * 2, torch.finfo(hidden.dtype).min).triu(1)[None, None]
     from transformers.masking_utils import create_causal_mask
 
-    others: dict[str, Any] = {"past_key_values" if _BEFORE_5_24 else "cache": None}
-    if _BEFORE_5_4:
-        others["cache_position"] = torch.arange(hidden.shape[1], device=hidden.device)
-    return create_causal_mask(config, hidden, None, **others)
+    cache: dict[str, Any] = {"past_key_values" if _BEFORE_5_24 else "cache": None}
+    return create_causal_mask(config, hidden, None, **cache)
 
 
 def encoder_layer(layer: Any, causal: bool) -> Any:

@@ -47,7 +47,7 @@ import hf_tgpt
 from hf_tgpt.cli.output import markdown_table, tidy_output
 from hf_tgpt.data.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, SURFACES
 from hf_tgpt.encoders import encoder_of
-from hf_tgpt.evaluation.plots import can_plot
+from hf_tgpt.evaluation.plots import PLOTS_REMEDY, can_plot, new_figure
 from hf_tgpt.training.results import peak_memory_bytes
 from hf_tgpt.utils.files import write_json
 
@@ -110,6 +110,8 @@ def main(arguments=None):
     args.json.with_suffix(".md").write_text(text)
     if can_plot():
         draw(rows, args.json.with_suffix(".png"))
+    else:
+        print(f"There is no picture, which needs matplotlib: {PLOTS_REMEDY}.", file=sys.stderr)
     print(text)
 
 
@@ -303,10 +305,8 @@ def table(rows):
 
 def draw(rows, path):
     """Time and memory over the number of classes, a column for each method, both axes logarithmic."""
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
     methods, batches = list(dict.fromkeys(row["method"] for row in rows)), {row["batch"] for row in rows}
-    figure = Figure(figsize=(1 + 4 * len(methods), 7), layout="constrained")
+    figure = new_figure(1 + 4 * len(methods), 7)
     axes = figure.subplots(2, len(methods), sharex=True, sharey="row", squeeze=False)
     for column, method in enumerate(methods):
         lines = {}

@@ -26,7 +26,7 @@ sys.path[:] = [path for path in sys.path if Path(path) != HERE]  # evaluate.py t
 
 from hf_tgpt.cli.arguments import DataArguments, parser_of
 from hf_tgpt.cli.output import markdown_table
-from hf_tgpt.evaluation.plots import can_plot, plot_bars, plot_shots
+from hf_tgpt.evaluation.plots import PLOTS_REMEDY, can_plot, plot_bars, plot_shots
 from hf_tgpt.training.run_folder import lock_folder
 
 # What --methods knows by name: a method of train.py and its options.
@@ -224,6 +224,8 @@ for dataset in dict.fromkeys(case[0] for case in cases) if can_plot() else ():
     plot_bars(args.output_dir / f"{slug(dataset)}.png", dataset, columns, found, max(args.shots))
     if len(args.shots) > 1 and f"{classes} classes" in columns:
         plot_shots(args.output_dir / f"{slug(dataset)}-shots.png", dataset, f"{classes} classes", found)
+if not can_plot():
+    print(f"There are no pictures, which need matplotlib: {PLOTS_REMEDY}.", file=sys.stderr)
 print("\n".join(lines))
 if failures:
     raise SystemExit("\n\n".join(failures))

@@ -36,7 +36,7 @@ from ..data.sources import LARGEST_CHECK
 from ..encoders import encoder_of
 from ..encoders.loading import load_clip, load_image_processor
 from ..evaluation.accuracy import evaluate, evaluation_loader, measure, predict
-from ..evaluation.plots import can_plot
+from ..evaluation.plots import PLOTS_REMEDY, can_plot
 from ..hub.loading import load_trained
 from ..hub.push import check_repository, push_folder
 from ..methods import config_class
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if accelerator.is_main_process:
         write_run(output_dir, model, history, zero_shot, adapted, results)
         if not can_plot():
-            say('There is no training.png, which needs matplotlib: pip install "hf-tgpt[plots]".')
+            say(f"There is no training.png, which needs matplotlib: {PLOTS_REMEDY}.")
     say(accuracies(results))
     for remark in remarks:
         say(f"Note: {in_options(remark)}")

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PLOTS_REMEDY = 'pip install "hf-tgpt[plots]"'
+
+
 def can_plot() -> bool:
     """Whether there is matplotlib, an extra."""
     return importlib.util.find_spec("matplotlib") is not None
@@ -23,7 +26,15 @@ def can_plot() -> bool:
 def require_matplotlib() -> None:
     """Raises ValueError without matplotlib, saying how to install it."""
     if not can_plot():
-        raise ValueError('Pictures of results need matplotlib: pip install "hf-tgpt[plots]".')
+        raise ValueError(f"Pictures of results need matplotlib: {PLOTS_REMEDY}.")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty picture of a size in inches. Raises ValueError without matplotlib."""
+    require_matplotlib()
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -41,11 +52,8 @@ def plot_run(
     most: int = 30,
 ) -> None:
     """A picture of the training curve and of the classes whose accuracy changed `most`, from metrics to metrics."""
-    require_matplotlib()
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
     change = _largest_changes(class_names, before, after, most)
-    figure = Figure(figsize=(11, max(4, 0.22 * len(change))), layout="constrained")
+    figure = new_figure(11, max(4, 0.22 * len(change)))
     curve, bars = figure.subplots(1, 2)
     steps = [row["step"] for row in history]
     curve.plot(steps, [row["train_accuracy"] for row in history], label="training accuracy")
@@ -77,9 +85,6 @@ def plot_classes(
     `predictions` and `labels` (n,) are class numbers. The confusion matrix shows shares of a class's images; of more
     than `most` classes, those that are confused most.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
     count = len(class_names)
     confusion = np.zeros((count, count))
     np.add.at(confusion, (labels, predictions), 1)
@@ -88,7 +93,7 @@ def plot_classes(
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     change = _largest_changes(class_names, before, after, most)
     side = max(4.5, 0.22 * max(len(shown), len(change)))
-    figure = Figure(figsize=(8 + 1.2 * side, side + 2), layout="constrained")
+    figure = new_figure(8 + 1.2 * side, side + 2)
     bars, matrix = figure.subplots(1, 2, width_ratios=[1, 1.2])
     _plot_changes(bars, change)
     picture = matrix.imshow(shares[np.ix_(shown, shown)], vmin=0, vmax=1, cmap="Blues")
@@ -127,12 +132,9 @@ Table = dict[tuple[int, str], dict[str, tuple[float, float]]]
 
 def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], table: Table, shots: int) -> None:
     """A picture of every method's measures side by side, with their deviations, at one number of shots."""
-    require_matplotlib()
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
     rows = {method: row for (number, method), row in table.items() if number == shots}
     height = 0.8 / len(measures)
-    figure = Figure(figsize=(9, 1 + len(rows) * (0.25 + 0.13 * len(measures))), layout="constrained")
+    figure = new_figure(9, 1 + len(rows) * (0.25 + 0.13 * len(measures)))
     axes = figure.subplots()
     for i, measure in enumerate(measures):
         bars = [(place, *row[measure]) for place, row in enumerate(rows.values()) if measure in row]
@@ -149,10 +151,7 @@ def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], tab
 
 def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Table) -> None:
     """A picture of one measure over the number of shots, a line for each method."""
-    require_matplotlib()
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     for i, name in enumerate(dict.fromkeys(method for _, method in table)):
         rows = [(shots, row) for (shots, method), row in table.items() if method == name and measure in row]

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 
 from ..adapters.learner import PromptLearner
 from ..encoders import DualEncoder, encoder_of
-from ..evaluation.plots import require_matplotlib
+from ..evaluation.plots import new_figure, require_matplotlib
 from .classifier import Answer, Classifier
 from .pictures import load_image
 from .turns import answering
@@ -108,11 +108,8 @@ def chosen_classes(classifier: Classifier, image: Any) -> Answer:
 
 def attention_figure(classifier: Classifier, image: Any, maps: dict[str, torch.Tensor]) -> Figure:
     """The picture as the model sees it, and once for each title with its map (rows, columns) laid over it."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     picture, side = as_seen(classifier, image), 2.6
-    figure = Figure(figsize=(side * (1 + len(maps)), side + 0.4), layout="constrained")
+    figure = new_figure(side * (1 + len(maps)), side + 0.4)
     for axes, (title, weights) in zip(figure.subplots(1, 1 + len(maps)), [("", None), *maps.items()], strict=True):
         axes.imshow(picture if weights is None else overlay(picture, weights))
         axes.set_title(title)

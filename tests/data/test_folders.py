@@ -149,6 +149,16 @@ def test_equal_images_within_a_split_or_in_validation_are_no_matter(tmp_path):
     assert count_duplicates(splits["train"], splits["test"]) == 0
 
 
+def test_large_pictures_that_differ_at_their_end_are_not_the_same(tmp_path):
+    for split, shade in (("train", 1), ("test", 2)):
+        (tmp_path / split / "ant").mkdir(parents=True)
+        picture = Image.new("RGB", (1000, 800))
+        picture.putpixel((999, 0), (shade, shade, shade))  # the file's last row: a BMP is written from below
+        picture.save(tmp_path / split / "ant" / "0.bmp")
+    splits = load_splits(tmp_path)
+    assert count_duplicates(splits["train"], splits["test"]) == 0
+
+
 def test_duplicates_are_found_in_images_that_are_no_files(tmp_path):
     write_split(tmp_path, "train", [1, 2])
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["ant"])})

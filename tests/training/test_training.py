@@ -152,11 +152,13 @@ def test_a_checkpoint_holds_no_frozen_weight(run, tmp_path):
 
 
 def test_accumulated_batches_equal_one_batch(run):
-    whole, _ = run(METHODS["maple"], "whole", epochs=1, validate=False)
-    parts, _ = run(METHODS["maple"], "parts", epochs=1, validate=False, gradient_accumulation_steps=3)
+    # AdamW would hide a wrong scale of the gradients, and turn rounding into steps where they are nearly 0.
+    about = dict(epochs=1, validate=False, optimizer="sgd")
+    whole, _ = run(METHODS["maple"], "whole", **about)
+    parts, _ = run(METHODS["maple"], "parts", **about, gradient_accumulation_steps=3)
     weights = get_peft_model_state_dict(parts)
     for name, value in get_peft_model_state_dict(whole).items():
-        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_every_epoch_has_an_order_and_augmentations_of_its_own(run, monkeypatch):

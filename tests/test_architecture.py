@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from importlib import metadata
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 import hf_tgpt
 
@@ -83,11 +85,24 @@ def test_importing_the_package_waits_for_no_library():
 
 
 def test_importing_the_package_beside_peft_imports_nothing_else_of_weight():
-    """At most a hundred modules, beside this package's own, come on top of those of `import peft`."""
+    """At most a hundred modules, beside this package's own, come on top of those of `import peft`; none is for data and
+    metrics, which who serves an adapter does not need, and a script of one's own may well be called evaluate.py.
+    """
     code = "import sys, peft; before = set(sys.modules)\nimport hf_tgpt; print(*set(sys.modules) - before)"
     more = {name for name in in_a_fresh_process(code).split() if name.partition(".")[0] != "hf_tgpt"}
     assert len(more) <= 100, sorted(more)
     assert not {"datasets", "evaluate", "pandas", "pyarrow", "matplotlib", "gradio", "onnx"} & more
+
+
+def test_the_oldest_set_is_the_lower_bounds_and_there_are_no_upper_ones():
+    lines = (ROOT / ".ci" / "oldest.txt").read_text().splitlines()
+    oldest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in map(Requirement, metadata.requires("hf-tgpt")):
+        operators = {bound.operator for bound in requirement.specifier}
+        assert operators <= {">=", "!="}, requirement
+        if requirement.marker is None:  # not of an extra
+            (lowest,) = (bound.version for bound in requirement.specifier if bound.operator == ">=")
+            assert (oldest[requirement.name] + ".").startswith(lowest + "."), requirement
 
 
 def test_one_file_alone_asks_for_versions():

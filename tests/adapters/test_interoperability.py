@@ -1,10 +1,8 @@
 """Our adapters next to PEFT's LoRA on one CLIP, and in transformers' pipelines after loading."""
 
-import peft
 import pytest
 import torch
 from conftest import CLASS_NAMES, GOLDEN, METHODS, ImageProcessor, pixels, token_ids
-from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, pipeline
@@ -12,10 +10,11 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from hf_tgpt.data import ImageTransform
 from hf_tgpt.inference.classifier import Classifier
+from hf_tgpt.utils.compat import before
 
 SENTENCES = ["a photo of a cat.", "a photo of a forest."]
 SWITCHES = pytest.mark.skipif(
-    Version(MIN_PEFT_VERSION) > Version(peft.__version__),
+    before("peft", MIN_PEFT_VERSION),
     reason="transformers 5.24 wants PEFT 0.22, which is not out, for its own set_adapter and disable_adapters",
 )
 # PEFT's, of any two adapters that transformers' load_adapter puts on one model.

@@ -23,17 +23,28 @@ if TYPE_CHECKING:
     from .hub.push import push_folder as push_folder
     from .inference.classifier import Classifier as Classifier
     from .inference.classifier import load_classifier as load_classifier
+    from .methods import CLAPConfig as CLAPConfig
+    from .methods import CLIPAdapterConfig as CLIPAdapterConfig
     from .methods import CoCoOpConfig as CoCoOpConfig
     from .methods import CoOpConfig as CoOpConfig
+    from .methods import GDAConfig as GDAConfig
     from .methods import IVLPConfig as IVLPConfig
     from .methods import LinearProbeConfig as LinearProbeConfig
     from .methods import LoRAConfig as LoRAConfig
+    from .methods import LPPlusPlusConfig as LPPlusPlusConfig
     from .methods import MaPLeConfig as MaPLeConfig
     from .methods import MutualPromptConfig as MutualPromptConfig
+    from .methods import ProKeRConfig as ProKeRConfig
+    from .methods import TaskResConfig as TaskResConfig
     from .methods import TGPTConfig as TGPTConfig
+    from .methods import TipAdapterConfig as TipAdapterConfig
     from .methods import ZeroShotConfig as ZeroShotConfig
+    from .methods import ZSLPConfig as ZSLPConfig
     from .methods import available_methods as available_methods
     from .methods import config_class as config_class
+    from .training.fit import add_classes as add_classes
+    from .training.fit import fit as fit
+    from .training.fit import remove_classes as remove_classes
     from .utils.names import TOY_CLIP as TOY_CLIP
 
 # Where each public name is.
@@ -46,18 +57,27 @@ _NAMES = {
     "hub.push": ["push_folder"],
     "inference.classifier": ["Classifier", "load_classifier"],
     "methods": [
+        "CLAPConfig",
+        "CLIPAdapterConfig",
         "CoCoOpConfig",
         "CoOpConfig",
+        "GDAConfig",
         "IVLPConfig",
+        "LPPlusPlusConfig",
         "LinearProbeConfig",
         "LoRAConfig",
         "MaPLeConfig",
         "MutualPromptConfig",
+        "ProKeRConfig",
         "TGPTConfig",
+        "TaskResConfig",
+        "TipAdapterConfig",
+        "ZSLPConfig",
         "ZeroShotConfig",
         "available_methods",
         "config_class",
     ],
+    "training.fit": ["add_classes", "fit", "remove_classes"],
     "utils.names": ["TOY_CLIP"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

@@ -26,15 +26,25 @@ from transformers import (
 )
 
 from hf_tgpt import (
+    CLAPConfig,
+    CLIPAdapterConfig,
     CoCoOpConfig,
     CoOpConfig,
+    GDAConfig,
     IVLPConfig,
     LinearProbeConfig,
+    LPPlusPlusConfig,
     MaPLeConfig,
     MutualPromptConfig,
+    ProKeRConfig,
+    TaskResConfig,
     TGPTConfig,
+    TipAdapterConfig,
+    ZSLPConfig,
     config_class,
+    fit,
 )
+from hf_tgpt.adapters.feature_head import FeatureHead
 from hf_tgpt.utils.compat import pil_image_processor
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
@@ -52,12 +62,19 @@ class Method:
 
     config_class: type[PeftConfig]
     fields: dict = field(default_factory=dict)
-    parameters: int = 0  # tensors in a saved adapter on the "plain" shape
+    parameters: int = 0  # tensors that are trained, on the "plain" shape
+    buffers: int = 0  # tensors that are fitted and not trained
     open: bool = True  # answers CLIP's own call and takes new class names
     conditioned: bool = False  # has text features for each image only
+    prompts: bool = True  # puts learned tokens into sentences
 
     def config(self, class_names=CLASS_NAMES, **fields):
         return self.config_class(class_names=class_names, **(self.fields | fields))
+
+    @property
+    def tensors(self):
+        """How many a saved adapter has."""
+        return self.parameters + self.buffers
 
     def has(self, name):
         """Whether its config has a field of this name."""
@@ -71,11 +88,20 @@ METHODS = {
     "cocoop": Method(CoCoOpConfig, {"reduction": 2}, parameters=5, conditioned=True),
     "mutual_prompt": Method(MutualPromptConfig, {"top_k": 2, "reduction": 2}, parameters=10, conditioned=True),
     "ivlp": Method(IVLPConfig, {"text_prompt_depth": 2, "vision_prompt_depth": 2}, parameters=4),
-    "linear_probe": Method(LinearProbeConfig, parameters=2, open=False),
+    "linear_probe": Method(LinearProbeConfig, parameters=2, open=False, prompts=False),
+    "gda": Method(GDAConfig, buffers=3, open=False, prompts=False),
+    "tip_adapter": Method(TipAdapterConfig, buffers=2, open=False, prompts=False),
+    "proker": Method(ProKeRConfig, buffers=2, open=False, prompts=False),
+    "zs_lp": Method(ZSLPConfig, parameters=1, open=False, prompts=False),
+    "clap": Method(CLAPConfig, parameters=1, open=False, prompts=False),
+    "lp_plus_plus": Method(LPPlusPlusConfig, parameters=3, open=False, prompts=False),
+    "task_res": Method(TaskResConfig, parameters=1, open=False, prompts=False),
+    "clip_adapter": Method(CLIPAdapterConfig, {"residual_ratio": 0.5}, parameters=2, prompts=False),
 }
-
+# Those that are fitted to frozen features.
+HEADS = [name for name in METHODS if not METHODS[name].config_class.trains]
 # Those that read class sentences.
-READERS = [name for name in METHODS if name != "linear_probe"]
+READERS = [name for name in METHODS if METHODS[name].prompts]
 
 # Widths, depths, context, patch, projection: no two alike.
 SHAPES = {
@@ -191,6 +217,16 @@ def method(request):
     return METHODS[request.param]
 
 
+@pytest.fixture(params=[name for name in METHODS if METHODS[name].parameters])
+def trained(request):
+    return METHODS[request.param]
+
+
+@pytest.fixture(params=[name for name in METHODS if name not in HEADS])
+def stepped(request):
+    return METHODS[request.param]
+
+
 @pytest.fixture(params=READERS)
 def reader(request):
     return METHODS[request.param]
@@ -210,7 +246,11 @@ def adapt(load_clip):
 
 
 def shake(model):
-    """Moves every adapter weight, so that nothing passes by being where it started."""
+    """Moves every adapter weight, and fits what is no weight, so that nothing passes by being where it started."""
+    if isinstance(learner := getattr(model, "learner", None), FeatureHead) and not list(learner.parameters()):
+        count = len(model.class_names)
+        pictures = torch.randn(pixels(model, 3 * count).shape)
+        fit(model, pictures, torch.arange(3 * count) % count)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

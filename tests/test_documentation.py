@@ -85,7 +85,8 @@ def newcomer(hub, tmp_path, monkeypatch):
                 for i in range(2):
                     picture = Image.fromarray(noise.integers(0, 256, (40, 40, 3), dtype=np.uint8))
                     picture.save(Path(folder, split, name, f"{i}.jpg"))
-    picture.save("cat.jpg")
+    for name in ("cat.jpg", "newt-1.jpg", "newt-2.jpg"):
+        picture.save(name)
     for folder, config in {"my-run": MaPLeConfig, "my-coop-run": CoOpConfig}.items():
         model = get_peft_model(hf_tgpt.load_clip(CLIP), config(class_names=["cat", "dog"])).eval()
         model.save_pretrained(f"runs/{folder}")
@@ -111,16 +112,22 @@ def examples():
 
 @pytest.mark.parametrize("module", examples())
 def test_the_examples_in_docstrings_run(module, newcomer):
-    clip = hf_tgpt.load_clip(CLIP)
     model = get_peft_model(hf_tgpt.load_clip(CLIP), CoOpConfig(class_names=["cat", "dog"])).eval()
     weights = hf_tgpt.convert_to_original_state_dict(peft.get_peft_model_state_dict(model), "coop")
     torch.save({"state_dict": weights}, "model.pth.tar-50")
     transform = ImageTransform(32, (0.5,) * 3, (0.5,) * 3, train=True)
     images = FewShotImages(load_splits("pictures")["train"], transform)
-    names = {"hf_tgpt": hf_tgpt, "peft": peft, "torch": torch, "Accelerator": Accelerator, "images": images}
-    names |= {"clip": clip, "model": model, "pixel_values": torch.zeros(2, 3, 32, 32)}
+    names = {
+        "hf_tgpt": hf_tgpt,
+        "peft": peft,
+        "get_peft_model": get_peft_model,
+        "torch": torch,
+        "Accelerator": Accelerator,
+        "images": images,
+    }
+    names |= {"model": model, "pixel_values": torch.rand(4, 3, 32, 32)}
     for lines in examples()[module].values():
-        scope = vars(importlib.import_module(module)) | names
+        scope = vars(importlib.import_module(module)) | names | {"clip": hf_tgpt.load_clip(CLIP)}
         for line in lines:
             if line.want:
                 assert repr(eval(line.source, scope)) == line.want.strip()

@@ -48,7 +48,7 @@ class PromptConfig(PeftConfig):
     # The call that the card's example loads it by, and the tag that it is published under.
     loader: ClassVar[str] = "hf_tgpt.load_adapter"
     kind: ClassVar[str] = "prompt-learning"
-    # Whether there is anything to train.
+    # Whether it is trained step by step; what is not may still be fitted.
     trains: ClassVar[bool] = True
     # Whether it asks about each data set by that one's own templates, as zero-shot does.
     follows_data: ClassVar[bool] = False
@@ -70,6 +70,9 @@ class PromptConfig(PeftConfig):
     )
     trained_on: dict[str, Any] | None = documented(
         None, "Filled in by `hf-tgpt train`: data, classes, shots and seed of the training. Told on the model card."
+    )
+    fitted: dict[str, Any] | None = documented(
+        None, "Filled in by `hf_tgpt.fit`: the number of pictures, what was searched on which, and the values found."
     )
     hf_tgpt_version: str | None = documented(None, "Filled in when the adapter is saved: the package's version.")
 

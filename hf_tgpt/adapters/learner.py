@@ -26,6 +26,7 @@ from ..encoders.walk import encode_image, unit
 from ..texts.class_texts import ClassTexts
 from ..texts.sentences import load_tokenizer
 from .config import PromptConfig
+from .fitting import Features, Steps
 from .standalone import LinearClassifier, WholeModel
 
 
@@ -52,6 +53,8 @@ class PromptLearner(nn.Module):
     citation: ClassVar[str]
     # Whether training profits from one description per picture (`caption_ids`).
     uses_captions: bool = False
+    # What `image_states` gives, in words; methods that say the same share what is stored.
+    states_are: ClassVar[str] = "image features"
     # Whether its loss is a mean over tokens, so that `forward` takes `tokens_per_image`.
     counts_tokens: ClassVar[bool] = False
     # Whether what the last epoch leaves is the result, such as an average of all, whichever epoch validates best.
@@ -158,11 +161,18 @@ class PromptLearner(nn.Module):
         with torch.no_grad():
             return unit(encode_image(encoder, pixel_values))
 
-    def fit(self, encoder: DualEncoder, image_states: torch.Tensor, labels: torch.Tensor) -> None:
-        """A hook before the first step: what `image_states` gives of all training images (n, ...), labels (n,).
+    def fit(
+        self, encoder: DualEncoder, data: Features, validation: Features | None, steps: Steps
+    ) -> list[dict[str, float]]:
+        """A hook before the first step: the features of all training images and, if there are any, of those that are
+        held out. Returns rows of the history of a method that is trained here and not step by step.
 
         Called where a method overrides it, which needs `vision_is_frozen`; in every process with the same images.
         """
+        return []
+
+    def make_room(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """A hook before weights of these shapes are loaded, for a method whose shapes depend on its training images."""
 
     def stages(self) -> list[Stage]:
         """The stages of a training, whose shares add up to 1."""

@@ -170,9 +170,14 @@ class PromptedModel:
         """
         if self.learner is None:
             raise ValueError("`set_class_names` needs an active adapter; enable one by set_adapter.")
+        self._answering().set_class_names(encoder_of(self), class_names)
+        self.classes_changed()
+
+    def classes_changed(self) -> None:
+        """To be called when the active adapter's own classes are others than before."""
         learner, slot = self._answering(), self._modules[SLOT]  # type: ignore[attr-defined]
-        learner.set_class_names(encoder_of(self), class_names)
         self.peft_config[slot.active_names()[0]] = learner.config
+        learner.forget()
         slot.describe_active()
 
     @can_return_tuple

@@ -65,10 +65,18 @@ class TowerClassifier(nn.Module):
         self.learner.set_class_names(encoder_of(self.get_base_model()), class_names)
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, class_texts: ClassTexts | None = None
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        class_texts: ClassTexts | None = None,
+        image_states: torch.Tensor | None = None,
     ) -> ImageClassifierOutput:
-        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c)."""
-        return self.learner(encoder_of(self.get_base_model()), pixel_values, labels, class_texts)
+        """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c).
+
+        `image_states`, stored features of the frozen image tower, may stand in place of pixel_values.
+        """
+        encoder = encoder_of(self.get_base_model())
+        return self.learner(encoder, pixel_values, labels, class_texts, image_states=image_states)
 
 
 # What training, evaluation and inference work on: a PeftModel with an adapter of this package, or such a module.

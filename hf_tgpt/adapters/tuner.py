@@ -99,8 +99,10 @@ class PromptTuner(BaseTuner):
     ) -> None:
         """Raises ValueError unless a state holds exactly this adapter. PEFT itself only warns of missing weights."""
         slot = next(module for module in model.modules() if isinstance(module, PromptSlot))
-        expected = {name: tuple(value.shape) for name, value in slot.learners[adapter_name].state_dict().items()}
+        learner: Any = slot.learners[adapter_name]
         saved = {key.split(f"{SLOT}.{cls.prefix}.")[-1]: tuple(value.shape) for key, value in state_dict.items()}
+        learner.make_room(saved)
+        expected = {name: tuple(value.shape) for name, value in learner.state_dict().items()}
         for name in sorted(expected.keys() | saved.keys()):
             if expected.get(name) != saved.get(name):
                 raise ValueError(

@@ -22,19 +22,14 @@ from ..data import BENCHMARKS, find_benchmark, read_class_descriptions
 from ..data.fewshot import CLASSES
 from ..methods import available_methods, config_class, method_name
 from ..training.config import TrainingConfig
+from ..training.recipes import DEFAULT_METHOD, NOTES, RECIPES, RECIPES_FOLDER, read_recipe
 from ..utils.compat import spelled
-from ..utils.files import read_json
 from ..utils.names import TOY
 from .options import underscored
 from .words import in_options, speak_of
 
-DEFAULT_METHOD = "tgpt"
 # What pictures are adapted with unless --model names another; the toy CLIP knows nothing of photographs.
 DEFAULT_MODEL = "openai/clip-vit-base-patch16"
-RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = {"papers": "{}.json", "toy": "toy_{}.json"}
-# What a recipe file may hold besides arguments.
-_RECIPE_NOTES = ("source", "note")
 # What two runs may differ in although one resumes the other.
 _NOT_SETTINGS = {
     "config", "recipes", "output_dir", "resume", "log_with", "push_to_hub", "private", "json", "cache_dir",
@@ -214,23 +209,6 @@ def parser_of(owner: type, **options: Any) -> Parser:
     return Parser([_for_parser(owner, owner.__doc__ or "")], **options)
 
 
-def read_recipe(path: Path, method: str | None = None) -> dict[str, Any]:
-    """A recipe's arguments, `method` among them. Raises ValueError if it cannot be read or is another method's."""
-    try:
-        recipe = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`config`={str(path)!r} is no readable JSON file ({error}).") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"`config`={str(path)!r} must hold a JSON object of arguments.")
-    named = recipe.get("method", method or DEFAULT_METHOD)
-    if not isinstance(named, str):
-        raise ValueError(f"`config`={str(path)!r} names as `method` {named!r}, which is no name.")
-    recipe["method"] = method_name(named)
-    if method is not None and recipe["method"] != method_name(method):
-        raise ValueError(f"`config`={str(path)!r} is a recipe of another method than `method`={method!r}.")
-    return recipe
-
-
 # How dataclasses become options --------------------------------------------------------------------------------------
 
 
@@ -271,7 +249,10 @@ def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]
     """The method, the file of its recipe and what is in it; a method without a recipe has an empty one."""
     method = method_name(first.method or DEFAULT_METHOD)
     kind = first.recipes or ("toy" if _base_model(first.model, first.dataset) is None else "papers")
-    path = first.config or Path(RECIPES[kind].format(method))
+    own = Path(RECIPES[kind].format(method))
+    if not (RECIPES_FOLDER / own).is_file():  # what needs no other settings for a toy has no recipe of its own for it
+        own = Path(RECIPES["papers"].format(method))
+    path = first.config or own
     if not path.exists() and path.name == str(path):
         path = next((ours for ours in (RECIPES_FOLDER / path, RECIPES_FOLDER / path.name.replace("-", "_"))
                      if ours.is_file()), path)  # fmt: skip
@@ -335,13 +316,13 @@ def _apply_recipe(parser: argparse.ArgumentParser, file: Path | None, recipe: di
     hints = {name: hint for kind in kinds for name, hint in kind._hints.items()}
     known = {name for kind in kinds for name in kind.__dataclass_fields__}
     for name, value in recipe.items():
-        if name in _RECIPE_NOTES:
+        if name in NOTES:
             continue
         if name not in known:
             parser.error(f"{file}: `{name}` is no argument of this method; see --help.")
         if not _fits(name, value, hints[name]):
             parser.error(f"{file}: `{name}`={value!r} is not what --{name} takes.")
-    parser.set_defaults(**{name: value for name, value in recipe.items() if name not in _RECIPE_NOTES})
+    parser.set_defaults(**{name: value for name, value in recipe.items() if name not in NOTES})
 
 
 def _fits(name: str, value: Any, hint: Any) -> bool:

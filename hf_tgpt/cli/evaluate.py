@@ -29,9 +29,10 @@ from ..evaluation.published_results import BACKBONE, published_beside, read_publ
 from ..hub.loading import load_trained
 from ..hub.run import base_and_revision, local_folder, results_of
 from ..methods.zero_shot import zero_shot_beside
+from ..training.recipes import RECIPES_FOLDER
 from ..training.results import library_versions
 from ..utils.files import write_json
-from .arguments import RECIPES_FOLDER, DataArguments, Parser, parser_of
+from .arguments import DataArguments, Parser, parser_of
 from .loaded import choose_pictures
 from .options import add_json, whole_number
 from .output import accuracies, list_remarks, make_room_for, markdown_table, tidy_output

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,20 +100,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if run.push_to_hub and accelerator.is_main_process:  # now, so that no work is lost for a wrong token
         check_repository(run.push_to_hub, private=run.private or None)
     as_is = ImageTransform.from_processor(processor, train=False)
-    images = FewShotImages(chosen["train"], ImageTransform.from_processor(processor, train=True), seed=config.seed)
+    augmented = ImageTransform.from_processor(processor, train=True, crop_scale=config.crop_scale)
+    images = FewShotImages(chosen["train"], augmented, seed=config.seed)
     tested = FewShotImages(chosen["test"], as_is)
-    test = evaluation_loader(tested, accelerator, config.num_workers)
-    validation = None
-    if "validation" in chosen:
-        held_out = FewShotImages(chosen["validation"], as_is)
-        validation = evaluation_loader(held_out, accelerator, config.num_workers)
+    held_out = FewShotImages(chosen["validation"], as_is) if "validation" in chosen else None
 
-    # 5. Zero-shot CLIP, to compare with.
+    # 5. Zero-shot CLIP, to compare with, and the method, in a folder that is made when nothing is left to be refused.
     say(f"{args.method} on {args.data.dataset} by {args.recipe or 'the defaults'} -> {output_dir}")
     templates = args.data.zero_shot_templates(names, args.method_config.get("templates"))
-    zero_shot = evaluate(zero_shot_beside(clip, names, **templates), test, accelerator, "zero-shot")
-
-    # 6. The method, trained in a folder that is made now that nothing is left to be refused.
+    plain = zero_shot_beside(clip, names, **templates)
     kind = config_class(args.method)
     model = kind(class_names=names, **(args.method_config | (templates if kind.follows_data else {}))).build(clip)
     if run.cache_features is not None:
@@ -122,11 +118,25 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         accelerator.init_trackers("hf-tgpt", {name: str(value) for name, value in args.settings.items()})
     if accelerator.is_main_process:
         write_seen_pictures(output_dir, chosen | {"test": read["test"]})  # of all classes
+
+    # 6. Stored features where that was chosen, also of pictures that are looked at once if zero-shot reads the same.
     train_images: FewShotImages | CachedImages = images
+    test_images: FewShotImages | CachedImages = tested
+    validation_images: FewShotImages | CachedImages | None = held_out
     if run.cache_features is not None:
+        store = partial(
+            cache_features, model, folder=run.cache_dir or output_dir / "features", num_workers=config.num_workers
+        )
         with accelerator.main_process_first():
-            folder = run.cache_dir or output_dir / "features"
-            train_images = cache_features(model, images, run.cache_features, folder, num_workers=config.num_workers)
+            train_images = store(images, run.cache_features)
+            if model.learner.states_are == plain.learner.states_are:
+                test_images = store(tested, 1, dtype=torch.float32)
+                validation_images = held_out and store(held_out, 1, dtype=torch.float32)
+    test = evaluation_loader(test_images, accelerator, config.num_workers)
+    validation = None
+    if validation_images is not None:
+        validation = evaluation_loader(validation_images, accelerator, config.num_workers)
+    zero_shot = evaluate(plain, test, accelerator, "zero-shot")
     history = train(model, train_images, config, accelerator, output_dir, tokenizer, validation, run.resume)
     predictions = predict(model.eval(), test, accelerator, "testing")
     adapted = measure(predictions)
@@ -147,6 +157,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     about: dict[str, Any] = {"method": args.method, "model": args.data.model, "dataset": args.data.dataset}
     about |= {"classes": args.data.classes, "shots": run.shots, "training_images": len(images)}
     remarks = judge(zero_shot["accuracy"], adapted, predictions["logits"].argmax(-1), history, names)
+    fitted = model.learner.config.fitted or {}
+    remarks += [fitted["note"]] if "note" in fitted else []
     results = summarise(about, config, model, zero_shot, adapted, captions, remarks, time.perf_counter() - start)
     if accelerator.is_main_process:
         write_run(output_dir, model, history, zero_shot, adapted, results)

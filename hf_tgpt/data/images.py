@@ -156,8 +156,12 @@ class ImageTransform:
             )
 
     @classmethod
-    def from_processor(cls, image_processor: BaseImageProcessor, train: bool) -> ImageTransform:
+    def from_processor(
+        cls, image_processor: BaseImageProcessor, train: bool, crop_scale: float = 0.08
+    ) -> ImageTransform:
         """Takes sizes, mean, std and resampling filter from a CLIPImageProcessor.
+
+        `crop_scale` is the smallest share of an image's area that a random crop of training shows.
 
         Raises ValueError for a crop that is not square and for steps that CLIP's recipe does not have.
         """
@@ -180,6 +184,7 @@ class ImageTransform:
             mean=tuple(image_processor.image_mean),
             std=tuple(image_processor.image_std),
             train=train,
+            scale=(crop_scale, 1.0),
             shorter_side=size["shortest_edge"],
             resample=PILImage.Resampling(image_processor.resample),
         )

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..adapters.tower_classifier import AdaptedModel
-from ..data import Collator, FewShotImages
+from ..data import Collator
 from ..utils.names import composed
 from .metrics import classification_metrics
 
@@ -57,9 +57,9 @@ def for_classes(model: AdaptedModel, class_names: Sequence[str]) -> Callable[...
 
 
 def evaluation_loader(
-    images: FewShotImages, accelerator: Accelerator, num_workers: int = 0, batch_size: int = 64
+    images: Dataset, accelerator: Accelerator, num_workers: int = 0, batch_size: int = 64
 ) -> DataLoader:
-    """The pictures in order, shared out to the processes."""
+    """The pictures, or stored features of them, in order, shared out to the processes."""
     pin = torch.cuda.is_available()
     loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers, pin_memory=pin)
     return accelerator.prepare(loader)

@@ -8,14 +8,22 @@ from importlib.metadata import entry_points
 
 from ..adapters.config import PromptConfig
 from ..adapters.registry import plain_name, registered_methods
+from .clap import CLAPConfig as CLAPConfig
+from .clap import ZSLPConfig as ZSLPConfig
+from .clip_adapter import CLIPAdapterConfig as CLIPAdapterConfig
 from .cocoop import CoCoOpConfig as CoCoOpConfig
 from .coop import CoOpConfig as CoOpConfig
+from .gda import GDAConfig as GDAConfig
 from .ivlp import IVLPConfig as IVLPConfig
 from .linear_probe import LinearProbeConfig as LinearProbeConfig
 from .lora import LoRAConfig as LoRAConfig
+from .lp_plus_plus import LPPlusPlusConfig as LPPlusPlusConfig
 from .maple import MaPLeConfig as MaPLeConfig
 from .mutual import MutualPromptConfig as MutualPromptConfig
+from .proker import ProKeRConfig as ProKeRConfig
+from .task_res import TaskResConfig as TaskResConfig
 from .tgpt import TGPTConfig as TGPTConfig
+from .tip_adapter import TipAdapterConfig as TipAdapterConfig
 from .zero_shot import ZeroShotConfig as ZeroShotConfig
 
 

@@ -21,7 +21,7 @@ from ..encoders import DualEncoder
 from ..encoders.walk import encode_text, image_tokens, unit
 from ..texts.class_texts import ClassTexts
 from ..texts.sentences import PLACEHOLDER, Sentences, tokenize, word_ids
-from ..texts.zero_shot_head import template_features
+from ..texts.zero_shot_head import mean_features
 from ..utils.fields import at_least, below, between, checked, documented, one_of
 from ..utils.names import check_templates
 from .bonder import Bonder
@@ -116,6 +116,7 @@ class TGPT(PromptLearner):
   year = {2024}
 }"""
     vision_is_frozen = counts_tokens = True
+    states_are = "image tokens"
     output_class = TGPTOutput
     original_names: ClassVar = {
         "cls_head.fc.weight": "head",
@@ -171,10 +172,7 @@ class TGPT(PromptLearner):
             projection = encoder.projections()[0].weight.detach().float()  # (d, d_t)
             self.image_to_text.weight = nn.Parameter(projection.T.clone(memory_format=torch.contiguous_format))
 
-        heads = [
-            template_features(encoder, names, template, tokenizer, config.text_chunk_size) for template in templates
-        ]
-        head = torch.stack(heads).mean(0)  # (c, d)
+        head = mean_features(encoder, names, templates, tokenizer, config.text_chunk_size)  # (c, d)
         self.zero_shot_head = nn.Buffer(unit(torch.cat([head, head], dim=-1)), persistent=False)  # (c, 2d)
         self.head = nn.Parameter(self.zero_shot_head.clone())  # W (c, 2d)
 

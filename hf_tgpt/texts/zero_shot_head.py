@@ -36,6 +36,18 @@ def zero_shot_head(
     return unit(torch.stack([unit(row) if normalize_each else row for row in features]).mean(0))
 
 
+def mean_features(
+    encoder: DualEncoder,
+    class_names: Sequence[str],
+    templates: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Text features of the classes, averaged over templates as they are -> (c, d), not normalised."""
+    features = [template_features(encoder, class_names, template, tokenizer, chunk) for template in templates]
+    return torch.stack(features).mean(0)
+
+
 def template_features(
     encoder: DualEncoder,
     class_names: Sequence[str],
@@ -44,8 +56,14 @@ def template_features(
     chunk: int | None = None,
 ) -> torch.Tensor:
     """Text features of the classes in one template, a sentence with {} for the name -> (c, d), not normalised."""
-    sentences = [template.replace("{}", name) for name in class_names]
-    return encode_words(encoder, *tokenize(tokenizer, sentences, encoder, class_names), chunk=chunk)
+    return encode_words(encoder, *template_tokens(encoder, class_names, template, tokenizer), chunk=chunk)
+
+
+def template_tokens(
+    encoder: DualEncoder, class_names: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The classes in one template as ids (c, t) and ends (c,); raises ValueError for a name that does not fit."""
+    return tokenize(tokenizer, [template.replace("{}", name) for name in class_names], encoder, class_names)
 
 
 def _head_of_descriptions(

@@ -1,10 +1,12 @@
 """How an adapter is trained: the fields of a recipe, and the optimizer and learning rate that they stand for."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from ..adapters.fitting import Steps
 from ..utils.fields import above, at_least, at_most, checked, documented, one_of
 
 _SEEDS = 2**32 - 1  # numpy's
@@ -22,6 +24,13 @@ class TrainingConfig:
     learning_rate: float = documented(2e-3, "Peak learning rate.", above(0))
     weight_decay: float = documented(5e-4, "Of the optimizer, on all adapter weights.", at_least(0))
     adam_epsilon: float = documented(1e-8, "AdamW's epsilon. Ignored with sgd.", at_least(0))
+    crop_scale: float = documented(
+        0.08,
+        "Smallest share of a picture's area that a random crop of training shows; 1 shows all of its area. Default: as "
+        "in CoOp; methods on frozen features take 0.5.",
+        above(0),
+        at_most(1),
+    )
     batch_size: int = documented(
         8, "Images per optimizer step, over all processes and accumulated batches together.", above(0)
     )
@@ -55,8 +64,9 @@ class TrainingConfig:
     )
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def make_optimizer(weights: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer of those of the weights that are trained."""
+    weights = [weight for weight in weights if weight.requires_grad]
     peak, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(weights, lr=peak, momentum=0.9, weight_decay=decay)
@@ -76,3 +86,16 @@ def rate(step: int, steps: int, steps_per_epoch: int, config: TrainingConfig) ->
         constant = config.warmup_learning_rate
         return (step + 1) / warmup if constant is None else constant / config.learning_rate
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def steps_of(config: TrainingConfig) -> Steps:
+    """The config as a method that is fitted to features takes it."""
+    return Steps(
+        optimizer=lambda weights: make_optimizer(weights, config),
+        rate=lambda step, steps, per_epoch: rate(step, steps, per_epoch, config),
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        max_grad_norm=config.max_grad_norm,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..adapters.fitting import Features
 from ..adapters.learner import PromptLearner
 from ..adapters.tower_classifier import AdaptedModel
 from ..data import Collator, FewShotImages
@@ -140,20 +142,35 @@ def _states_of(
         model.train(training)
 
 
-def encode_views(model: AdaptedModel, images: FewShotImages | CachedImages) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the active adapter's `image_states` gives of all images (n, ...), and their labels (n,).
-
-    Of stored features all views, one after the other; of pictures those of the first epoch.
+def encode_views(model: AdaptedModel, images: FewShotImages | CachedImages) -> Features:
+    """What the active adapter's `image_states` gives of all images: of stored features all views, of pictures the first
+    epoch's.
     """
     learner, encoder = model.learner, encoder_of(model.get_base_model())
     learner.check_vision_is_frozen()
     labels = torch.tensor(images.dataset["label"], device=encoder.model.device)
     if isinstance(images, CachedImages):
-        views = len(images.states)
-        states = images.states.flatten(0, 1).to(encoder.model.device, encoder.model.dtype)
-        return states, labels.repeat(views)
+        return Features(images.states.to(encoder.model.device, encoder.model.dtype), labels)
+    return Features(encode_pictures(encoder, learner, images, 1), labels)
+
+
+def encode_pictures(encoder: DualEncoder, learner: PromptLearner, images: FewShotImages, views: int) -> torch.Tensor:
+    """What `image_states` gives of so many views of all images: (views, n, ...)."""
     loader = DataLoader(images, 64, collate_fn=Collator())
-    return torch.cat(list(_states_of(encoder, learner, images, loader, 1))), labels
+    states = torch.cat(list(_states_of(encoder, learner, images, loader, views)))
+    return states.unflatten(0, (views, len(images)))
+
+
+@torch.no_grad()
+def encode_loader(model: AdaptedModel, loader: DataLoader, accelerator: Accelerator) -> Features:
+    """The same of the images of a loader that the accelerator has prepared, one view, in every process all of them."""
+    learner, encoder = model.learner, encoder_of(model.get_base_model())
+    parts = []
+    for batch in loader:
+        states = batch.get("image_states")
+        states = learner.image_states(encoder, batch["pixel_values"]) if states is None else states
+        parts.append(accelerator.gather_for_metrics((states, batch["labels"])))
+    return Features(torch.cat([states for states, _ in parts])[None], torch.cat([labels for _, labels in parts]))
 
 
 def _write(
@@ -221,7 +238,7 @@ def _fingerprint(
 ) -> dict[str, str]:
     """All that image states depend on, each in words or as a hash."""
     return {
-        "method's view": type(learner).image_states.__qualname__,
+        "method's view": learner.states_are,
         "model": _hash_of_weights(encoder),
         "transform": repr(images.transform),
         "data": _hash_of_images(images),

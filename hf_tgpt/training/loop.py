@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import broadcast
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -36,8 +37,8 @@ from .checkpoint import (
     step_of,
     trained_weights,
 )
-from .config import TrainingConfig, make_optimizer, rate, warmup_steps
-from .features import CachedImages, encode_views
+from .config import TrainingConfig, make_optimizer, rate, steps_of, warmup_steps
+from .features import CachedImages, encode_loader, encode_views
 from .interruption import EXIT_CODES, Interruption, interruptions
 from .stages import Span, plan
 
@@ -113,7 +114,7 @@ def train(
     else at the last epoch. `tokenizer` is needed where the method reads captions. Checkpoints go to
     `output_dir/checkpoint-STEP`; with `resume` the run goes on from the newest exactly as if it had never stopped.
 
-    A method without steps (zero-shot, or one that `fit` is all of) has no history.
+    A method that is not trained step by step is fitted, and has the history of that, if any.
 
     Raises ValueError before the first step if labels, class names, batch size, stages, checkpoint or Accelerate's
     engine (FSDP) do not fit, FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint
@@ -129,9 +130,8 @@ def train(
     learner, weights = getattr(model, "learner", None), trained_weights(model)
     if not weights and (learner is None or learner.config.trains):
         raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to go on with it.")
-    if not weights:
-        _fit(model, learner, images)
-        return []
+    if learner is not None and not learner.config.trains:
+        return _fit(model, learner, images, validation, config, accelerator)
     sampler = EpochSampler(len(images), config.seed)
     collate = Collator()
     if model.uses_captions and "caption" in images.dataset.column_names:
@@ -152,7 +152,7 @@ def train(
             steps_per_epoch, steps, Progress(), interruption, bar,
         )  # fmt: skip
         if checkpoint is None:
-            _fit(model, learner, images)
+            _fit(model, learner, images, validation, config, accelerator)
         # A run goes on in the stage that its checkpoint was saved in.
         current = next((number for number, span in enumerate(spans) if span.first < done <= span.last), 0)
         try:
@@ -174,10 +174,24 @@ def train(
     return run.progress.history
 
 
-def _fit(model: AdaptedModel, learner: PromptLearner | None, images: FewShotImages | CachedImages) -> None:
-    """Calls the hook of a method that has one."""
-    if learner is not None and type(learner).fit is not PromptLearner.fit:
-        learner.fit(encoder_of(model.get_base_model()), *encode_views(model, images))
+def _fit(
+    model: AdaptedModel,
+    learner: PromptLearner | None,
+    images: FewShotImages | CachedImages,
+    validation: DataLoader | None,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+) -> list[dict[str, float]]:
+    """Calls the hook of a method that has one, and has all processes keep what the first was fitted to."""
+    if learner is None or type(learner).fit is PromptLearner.fit:
+        return []
+    held_out = None if validation is None else encode_loader(model, validation, accelerator)
+    history = learner.fit(encoder_of(model.get_base_model()), encode_views(model, images), held_out, steps_of(config))
+    with torch.no_grad():
+        for tensor in learner.state_dict().values():
+            tensor.copy_(broadcast(tensor.clone()))
+    model.eval()
+    return history
 
 
 def train_stage(run: Run, span: Span, resumed: bool) -> None:
@@ -193,7 +207,7 @@ def train_stage(run: Run, span: Span, resumed: bool) -> None:
         logger.warning(f"The warm-up of {wanted} steps is cut to {warmup}, because there are {steps} in all.")
     for name, weight in run.weights.items():
         weight.requires_grad_(name in span.trained)
-    optimizer = make_optimizer(run.model, span.config)
+    optimizer = make_optimizer(run.model.parameters(), span.config)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate(step, steps, run.steps_per_epoch, span.config)
     )

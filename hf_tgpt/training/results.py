@@ -69,6 +69,7 @@ def summarise(
         **({"captions": captions} if model.uses_captions else {}),
         "zero_shot_accuracy": zero_shot["accuracy"],
         **{name: value for name, value in adapted.items() if name != "per_class_accuracy"},
+        **({"fitted": fitted} if (fitted := model.learner.config.fitted) else {}),
         "remarks": remarks,
         "takes_new_classes": model.takes_new_classes,
         "trainable_parameters": sum(value.numel() for value in trained_weights(model).values()),

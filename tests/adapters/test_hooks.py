@@ -218,8 +218,8 @@ def test_an_image_side_method_has_no_field_of_the_text_side(load_clip, tmp_path)
 def test_fit_comes_before_the_first_step_with_all_training_images(load_clip, tmp_path):
     fitted = []
 
-    def fit(self, encoder, image_states, labels):
-        fitted.append((image_states, labels))
+    def fit(self, encoder, data, validation, steps):
+        fitted.append((data, validation, steps))
         with torch.no_grad():
             self.head.weight.zero_()
 
@@ -230,9 +230,11 @@ def test_fit_comes_before_the_first_step_with_all_training_images(load_clip, tmp
     config = define("Fitted", LinearProbeConfig, LinearProbe, fit=fit, forward=losing)
     model = get_peft_model(load_clip(), config(class_names=CLASS_NAMES))
     run(model, tmp_path)
-    ((states, labels),) = fitted
-    assert states.shape == (8, load_clip().config.projection_dim)
-    assert labels.tolist() == [0, 1, 2, 3] * 2
+    ((data, validation, steps),) = fitted
+    assert data.states.shape == (1, 8, load_clip().config.projection_dim)
+    assert data.labels.tolist() == [0, 1, 2, 3] * 2
+    assert validation is None
+    assert steps.epochs == 2
 
 
 def averaging(epochs_seen=None):
@@ -404,9 +406,10 @@ def test_a_method_that_is_fitted_and_not_trained_keeps_what_it_was_fitted_to(loa
         PromptLearner.__init__(self, config, encoder)
         self.means = torch.nn.Buffer(torch.zeros(len(config.class_names), encoder.shape()["projection_width"]))
 
-    def fit(self, encoder, image_states, labels):
+    def fit(self, encoder, data, validation, steps):
         for label in range(len(self.means)):
-            self.means[label] = unit(image_states[labels == label]).mean(0)
+            self.means[label] = unit(data.states[0, data.labels == label]).mean(0)
+        return []
 
     def forward(self, encoder, pixel_values, labels=None, class_texts=None, image_states=None, **kwargs):
         states = encode_image(encoder, pixel_values) if image_states is None else image_states

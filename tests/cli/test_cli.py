@@ -247,9 +247,9 @@ def test_info_tells_what_is_in_an_adapter(name, open_list, adapters, capsys):
 def test_an_adapter_of_a_package_that_is_missing_is_not_called_damaged(adapters, tmp_path, capsys):
     folder = shutil.copytree(adapters["coop"], tmp_path / "foreign")
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "GDA"}))
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "THEIRS"}))
     assert run("info", folder) == 1
-    assert "the method 'GDA', which neither hf_tgpt" in capsys.readouterr().err
+    assert "the method 'THEIRS', which neither hf_tgpt" in capsys.readouterr().err
 
 
 def test_convert_makes_a_folder_that_loads(tmp_path, capsys):

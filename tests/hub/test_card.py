@@ -30,7 +30,7 @@ def test_saving_leaves_our_card(method, adapt, tmp_path):
     assert card.data.pipeline_tag == "image-classification"
     assert method.config().method.lower() in card.data.tags
     assert "bibtex" in card.text
-    for unknown in ("None", "More Information Needed", "undefined", "nan"):
+    for unknown in ("None", "More Information Needed", "undefined", " nan"):
         assert unknown not in card.text
     assert str(tmp_path.parent) not in card.content  # the base model's folder means nothing to anybody else
 

@@ -59,8 +59,9 @@ def test_gradients_reach_a_text_tower_that_is_trained(adapt):
 
 
 def test_gradients_flow_in_evaluation_mode_too(model, count):
+    model.learner.forget()
     model(pixels(model)).logits.sum().backward()
-    assert len(count) == 1
+    assert len(count) == METHODS[model.learner.config.method.lower()].prompts  # else no weight is in the texts
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 

@@ -68,14 +68,14 @@ def run(load_clip, clip_folders, tmp_path, accelerator):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_training_learns(method, run, accelerator, optimizer):
+def test_training_learns(stepped, run, accelerator, optimizer):
     rates = {"sgd": 0.01, "adamw": 0.01}
-    model, history = run(method, optimizer=optimizer, learning_rate=rates[optimizer], epochs=12)
+    model, history = run(stepped, optimizer=optimizer, learning_rate=rates[optimizer], epochs=12)
     assert history[-1]["loss"] < history[0]["loss"]
     metrics = evaluate(model, evaluation_loader(images(5), accelerator), accelerator)
     assert metrics["accuracy"] > 0.6  # the features of a random CLIP, which methods without vision prompts must take
     assert len(metrics["per_class_accuracy"]) == len(COLOURS)
-    assert ("wise_ft_accuracy" in metrics) == method.has("wise_ft")
+    assert ("wise_ft_accuracy" in metrics) == stepped.has("wise_ft")
 
 
 def test_the_active_adapter_is_the_one_that_is_trained_and_kept(load_clip, clip_folders, tmp_path, accelerator):
@@ -123,8 +123,8 @@ def test_without_validation_the_last_epoch_is_kept(run, tmp_path):
     assert not (tmp_path / "run" / "best_adapter.safetensors").exists()
 
 
-def test_a_stopped_run_resumes_exactly(method, run, monkeypatch):
-    whole, history = run(method, "whole")
+def test_a_stopped_run_resumes_exactly(stepped, run, monkeypatch):
+    whole, history = run(stepped, "whole")
     save, saved = loop.save_checkpoint, []
 
     def stop_after_two(*args):
@@ -135,9 +135,9 @@ def test_a_stopped_run_resumes_exactly(method, run, monkeypatch):
 
     monkeypatch.setattr(loop, "save_checkpoint", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        run(method, "stopped")
+        run(stepped, "stopped")
     monkeypatch.setattr(loop, "save_checkpoint", save)
-    resumed, resumed_history = run(method, "stopped", resume=True)
+    resumed, resumed_history = run(stepped, "stopped", resume=True)
     assert resumed_history == history
     weights = get_peft_model_state_dict(resumed)
     assert all(torch.equal(value, weights[name]) for name, value in get_peft_model_state_dict(whole).items())

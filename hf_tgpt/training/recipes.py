@@ -1,0 +1,46 @@
+"""The recipes in hf_tgpt/recipes: JSON files of training's arguments, by method."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ..methods import method_name
+from ..utils.files import read_json
+from .config import TrainingConfig
+
+DEFAULT_METHOD = "tgpt"
+RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = {"papers": "{}.json", "toy": "toy_{}.json"}
+# What a recipe file may hold besides arguments.
+NOTES = ("source", "note")
+
+
+def read_recipe(path: Path, method: str | None = None) -> dict[str, Any]:
+    """A recipe's arguments, `method` among them. Raises ValueError if it cannot be read or is another method's."""
+    try:
+        recipe = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`config`={str(path)!r} is no readable JSON file ({error}).") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"`config`={str(path)!r} must hold a JSON object of arguments.")
+    named = recipe.get("method", method or DEFAULT_METHOD)
+    if not isinstance(named, str):
+        raise ValueError(f"`config`={str(path)!r} names as `method` {named!r}, which is no name.")
+    recipe["method"] = method_name(named)
+    if method is not None and recipe["method"] != method_name(method):
+        raise ValueError(f"`config`={str(path)!r} is a recipe of another method than `method`={method!r}.")
+    return recipe
+
+
+def training_of(method: str) -> TrainingConfig:
+    """How a method's paper trains it; the defaults where there is no recipe.
+
+    Example:
+        >>> config = training_of("zs_lp")
+    """
+    path = RECIPES_FOLDER / RECIPES["papers"].format(method_name(method))
+    recipe = read_recipe(path) if path.is_file() else {}
+    names = {own.name for own in dataclasses.fields(TrainingConfig)}
+    return TrainingConfig(**{name: value for name, value in recipe.items() if name in names})

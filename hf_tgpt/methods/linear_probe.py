@@ -1,10 +1,11 @@
 """A linear probe: one linear layer on the frozen image tower's unit features.
 
 Source: Radford et al.: Learning Transferable Visual Models From Natural Language Supervision, ICML 2021,
-arXiv 2103.00020, section 3.2, there fitted by L-BFGS, here trained like the other methods.
+arXiv 2103.00020, section 3.2, there from random weights and fitted by L-BFGS, here from the class texts and trained
+like the other methods.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -16,19 +17,33 @@ from ..adapters.registry import register
 from ..encoders import DualEncoder
 from ..encoders.walk import encode_image, unit
 from ..texts.class_texts import ClassTexts
-from ..utils.fields import checked
+from ..texts.zero_shot_head import zero_shot_head
+from ..utils.fields import checked, documented
+from ..utils.names import check_templates
 from .zero_shot import ZeroShot
 
 
 @checked
 class LinearProbeConfig(PromptConfig):
-    """Configuration of a linear probe, which has nothing to choose.
+    """Configuration of a linear probe.
 
     Example:
-        >>> config = LinearProbeConfig(class_names=["cat", "dog"])
+        >>> config = LinearProbeConfig(class_names=["cat", "dog"], initial_weights="random")
     """
 
     kind: ClassVar = "linear-probe"
+    initial_weights: Literal["class_texts", "random"] = documented(
+        "class_texts",
+        "What training starts from: the class texts, which is zero-shot classification, or random weights.",
+    )
+    templates: list[str] = documented(
+        ["a photo of a {}."],
+        "Sentences with {} for the class name, averaged after encoding, where training starts from them.",
+        check_templates,
+    )
+    tokenizer_name_or_path: str | None = documented(
+        None, "Tokenizer of the sentences; a Hub id or folder. Default: the base model's own."
+    )
 
     @property
     def takes_new_classes(self) -> bool:
@@ -46,6 +61,13 @@ class LinearProbe(PromptLearner):
         super().__init__(config, encoder)
         device = encoder.model.device
         self.head = nn.Linear(encoder.shape()["projection_width"], len(config.class_names), device=device)
+        if (
+            config.initial_weights == "class_texts" and not config.inference_mode
+        ):  # then what is loaded takes their place
+            with torch.no_grad():
+                texts = zero_shot_head(encoder, config.class_names, config.templates, self.tokenizer(encoder))
+                self.head.weight.copy_(texts)
+                self.head.bias.zero_()
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from torch import nn
 Kept = tuple[list | None, torch.Tensor]
 
 
+@torch.compiler.disable  # what it compares (addresses, versions) no compiler can follow
 def kept(
     before: Kept | None,
     rests_on: Iterable[nn.Parameter],

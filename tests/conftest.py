@@ -13,6 +13,7 @@ import transformers
 from hub_server import Hub
 from huggingface_hub import constants
 from peft import PeftConfig, get_peft_model
+from PIL import Image as PILImage
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
@@ -275,6 +276,20 @@ def make_classifier(method, clip, class_names, **fields):
 
 class Failed(Exception):
     """What a program said on stderr before it ended with status 1."""
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of pictures as people have them: splits, class folders, JPEG, one of them grey."""
+    folder = tmp_path_factory.mktemp("pictures")
+    colours = {"ripe_tomato": (210, 30, 20), "lime": (120, 200, 40)}
+    for split, count, width in (("train", 5, 80), ("val", 2, 90), ("test", 4, 100)):
+        for name, colour in colours.items():
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = PILImage.new("RGB", (width + i, 70), tuple(min(255, v + 5 * i) for v in colour))
+                (image.convert("L") if i == 4 else image).save(folder / split / name / f"{i}.jpg")
+    return folder
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 from string import Template
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -29,6 +30,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 import hf_tgpt
 from hf_tgpt import CoOpConfig, MaPLeConfig
+from hf_tgpt.cli import compare
 from hf_tgpt.cli.arguments import parse_arguments
 from hf_tgpt.cli.main import main, parse
 from hf_tgpt.data import FewShotImages, ImageTransform, load_splits
@@ -170,6 +172,8 @@ def check(words, monkeypatch):
         check(["hf-tgpt", *arguments[2:]], monkeypatch)
     elif program == "hf-tgpt" and arguments[0] in ("convert", "demo"):
         parse(arguments)
+    elif program == "hf-tgpt" and arguments[0] == "compare":
+        comparison(arguments[1:], monkeypatch)
     elif program == "hf-tgpt":
         assert main([*arguments, *(SHORT if arguments[0] == "train" else [])]) == 0
     else:
@@ -190,7 +194,21 @@ def script(name, *arguments, monkeypatch):
         patch.setattr(sys, "argv", [name, *arguments, *(SHORT if name == "examples/train.py" else [])])
         with contextlib.suppress(SystemExit):
             runpy.run_path(str(ROOT / name), run_name="__main__")
-    assert bool(started) == (name in ("examples/compare.py", "examples/benchmark.py"))
-    for command in started:
-        if Path(command[2]).name == "train.py":
-            parse_arguments(command[3:])
+    assert bool(started) == (name == "examples/benchmark.py")
+
+
+def comparison(arguments, monkeypatch):
+    """Checks the trainings that a comparison would run."""
+    trainings = []
+
+    def run(words, log):
+        trainings.append(words)
+        return "left out"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "runner", lambda launcher: contextlib.nullcontext(SimpleNamespace(run=run)))
+        patch.setattr(compare, "_check_data", lambda source, of_data: None)
+        assert compare.main(arguments) == 1
+    for words in trainings:
+        parse_arguments(words[1:])
+    assert trainings

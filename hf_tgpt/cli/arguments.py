@@ -33,7 +33,7 @@ DEFAULT_MODEL = "openai/clip-vit-base-patch16"
 # What two runs may differ in although one resumes the other.
 _NOT_SETTINGS = {
     "config", "recipes", "output_dir", "resume", "log_with", "push_to_hub", "private", "json", "cache_dir",
-    "num_workers", "save_every", "keep_checkpoints", "strict",
+    "num_workers", "save_every", "keep_checkpoints", "strict", "allow_fewer",
 }  # fmt: skip
 
 

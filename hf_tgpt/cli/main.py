@@ -23,11 +23,12 @@ _DESCRIPTION = (
 _PARSED_BY_THEMSELVES = {
     "train": "train an adapter, and compare it with zero-shot CLIP",
     "evaluate": "an adapter on any data set, beside zero-shot CLIP",
+    "compare": "methods on your pictures, over shots and seeds: a table, pictures, the best one",
     "describe": "a description of each training image, by a model that looks at pictures",
 }
 _EXIT = (
-    "exit status: 0 done; 1 failed; 2 wrong arguments; 3 done, but some files could not be read and were skipped; 130 "
-    "stopped by Ctrl-C; 143 training stopped by SIGTERM"
+    "exit status: 0 done; 1 failed (of a comparison: any run); 2 wrong arguments; 3 done, but some files could not be "
+    "read and were skipped; 130 stopped by Ctrl-C; 143 training or comparison stopped by SIGTERM"
 )
 
 
@@ -41,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:  # what is imported here takes seconds
         module = import_module(f".{command if args is None else args.command}", __package__)
         if args is None:
-            module.main(arguments[1:], prog=f"hf-tgpt {command}")
-            return 0
+            return module.main(arguments[1:], prog=f"hf-tgpt {command}") or 0
         return module.main(args)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

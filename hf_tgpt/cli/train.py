@@ -10,7 +10,6 @@ class on the package's toy world, with the toy CLIP that ships with it.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -44,6 +43,7 @@ from ..methods import config_class
 from ..methods.zero_shot import zero_shot_beside
 from ..texts.sentences import load_tokenizer
 from ..training.batches import check_engine
+from ..training.checkpoint import Clock
 from ..training.features import CachedImages, cache_features, check_can_be_cached
 from ..training.loop import train
 from ..training.results import judge, summarise, write_run
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=run.log_with, project_dir=output_dir)
     check_engine(accelerator, config.gradient_accumulation_steps)
     say = (lambda text: None) if run.json else accelerator.print
-    start = time.perf_counter()
+    clock = Clock()
 
     # 3. The images, all judged before anything is written: k per class for training, min(4, k) for validation, the
     # whole test split.
@@ -132,12 +132,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             if model.learner.states_are == plain.learner.states_are:
                 test_images = store(tested, 1, dtype=torch.float32)
                 validation_images = held_out and store(held_out, 1, dtype=torch.float32)
+    stored = (images for images in (train_images, test_images, validation_images) if isinstance(images, CachedImages))
+    saved = sum(images.seconds_saved for images in stored)
     test = evaluation_loader(test_images, accelerator, config.num_workers)
     validation = None
     if validation_images is not None:
         validation = evaluation_loader(validation_images, accelerator, config.num_workers)
     zero_shot = evaluate(plain, test, accelerator, "zero-shot")
-    history = train(model, train_images, config, accelerator, output_dir, tokenizer, validation, run.resume)
+    history = train(model, train_images, config, accelerator, output_dir, tokenizer, validation, run.resume, clock)
     predictions = predict(model.eval(), test, accelerator, "testing")
     adapted = measure(predictions)
 
@@ -159,7 +161,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     remarks = judge(zero_shot["accuracy"], adapted, predictions["logits"].argmax(-1), history, names)
     fitted = model.learner.config.fitted or {}
     remarks += [fitted["note"]] if "note" in fitted else []
-    results = summarise(about, config, model, zero_shot, adapted, captions, remarks, time.perf_counter() - start)
+    results = summarise(about, config, model, zero_shot, adapted, captions, remarks, clock.seconds, saved)
     if accelerator.is_main_process:
         write_run(output_dir, model, history, zero_shot, adapted, results)
         if not can_plot():

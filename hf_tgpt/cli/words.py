@@ -14,7 +14,7 @@ _known: set[str] = set()
 def speak_of(parser: argparse.ArgumentParser) -> None:
     """From now on names the options of this parser as they are typed."""
     _known.clear()
-    _known.update(action.dest for action in parser._actions if action.option_strings)
+    _known.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
 
 
 def in_options(text: str) -> str:

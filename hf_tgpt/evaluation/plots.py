@@ -126,8 +126,8 @@ def _plot_changes(axes: Axes, change: list[tuple[float, str]]) -> None:
     axes.set(xlabel="accuracy, adapter minus zero-shot", title="change per class")
 
 
-# {(shots, method): {measure: (mean, deviation)}}, in percent.
-Table = dict[tuple[int, str], dict[str, tuple[float, float]]]
+# {(shots, method): {measure: (mean, deviation)}}, in percent; of one seed there is no deviation.
+Table = dict[tuple[int, str], dict[str, tuple[float, float | None]]]
 
 
 def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], table: Table, shots: int) -> None:
@@ -137,7 +137,7 @@ def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], tab
     figure = new_figure(9, 1 + len(rows) * (0.25 + 0.13 * len(measures)))
     axes = figure.subplots()
     for i, measure in enumerate(measures):
-        bars = [(place, *row[measure]) for place, row in enumerate(rows.values()) if measure in row]
+        bars = [(place, *_known(row[measure])) for place, row in enumerate(rows.values()) if measure in row]
         if not bars:
             continue
         places, means, deviations = zip(*bars, strict=True)
@@ -157,7 +157,7 @@ def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Ta
         rows = [(shots, row) for (shots, method), row in table.items() if method == name and measure in row]
         if not rows:
             continue
-        points = sorted((shots, *row[measure]) for shots, row in rows)
+        points = sorted((shots, *_known(row[measure])) for shots, row in rows)
         places, means, deviations = zip(*points, strict=True)
         line = "--" if i >= 10 else "-"  # there are ten colours
         axes.errorbar(places, means, deviations, label=name, marker="o", capsize=2, color=f"C{i % 10}", linestyle=line)
@@ -166,4 +166,62 @@ def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Ta
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    _save(figure, path)
+
+
+def _known(entry: tuple[float, float | None]) -> tuple[float, float]:
+    return entry[0], entry[1] or 0.0
+
+
+def plot_costs(
+    path: str | os.PathLike[str], title: str, points: dict[str, tuple[float, float, tuple[float, float | None]]]
+) -> None:
+    """A picture of accuracy beside time and beside memory: {method: (seconds, MiB, (mean, deviation))}, in percent."""
+    figure = new_figure(11, max(4.5, 1.5 + 0.25 * len(points)))
+    panels = figure.subplots(1, 2, sharey=True)
+    for i, (method, (seconds, memory, accuracy)) in enumerate(points.items()):
+        mean, deviation = _known(accuracy)
+        for axes, cost in zip(panels, (seconds, memory), strict=True):
+            style = {"marker": "os^Dv"[i // 10 % 5], "color": f"C{i % 10}", "linestyle": "none"}  # ten colours
+            axes.errorbar(cost, mean, deviation, label=method, capsize=2, **style)
+    seconds_of = [seconds for seconds, _, _ in points.values()]
+    if max(seconds_of) > 10 * min(seconds_of):
+        panels[0].set_xscale("log")
+    else:
+        panels[0].set_xlim(0)
+    panels[0].set(xlabel="seconds", ylabel="accuracy in percent", title=title)
+    panels[1].set(xlabel="peak MiB", xlim=(0, None))
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+    _save(figure, path)
+
+
+def plot_class_accuracies(
+    path: str | os.PathLike[str],
+    title: str,
+    methods: list[str],
+    class_names: list[str],
+    accuracies: list[list[float]],
+    most: int = 40,
+) -> None:
+    """A heat map of the accuracy of each class by each method, (m, c): of the `most` classes where they differ most."""
+    shares = np.array(accuracies).T  # (c, m)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # of a class without a picture
+        spread = np.nan_to_num(np.nanmax(shares, axis=1) - np.nanmin(shares, axis=1), nan=-1.0)
+    shown = np.sort(np.argsort(-spread, kind="stable")[:most])
+    figure = new_figure(4 + 0.5 * len(methods), 2.5 + 0.25 * len(shown))
+    axes = figure.subplots()
+    picture = axes.imshow(100 * shares[shown], vmin=0, vmax=100, cmap="cividis", aspect="auto")
+    for row, values in enumerate(shares[shown]):
+        for column, value in enumerate(values):
+            if not np.isnan(value):
+                colour = "white" if value < 0.5 else "black"
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(len(methods)), methods, rotation=90)
+    axes.set_yticks(range(len(shown)), [class_names[i] for i in shown], fontsize=8)
+    rest = f", the {most} classes that differ most" if len(class_names) > most else ""
+    axes.set(title=title + rest)
+    figure.colorbar(picture, ax=axes, label="accuracy of the class in percent", shrink=0.8)
     _save(figure, path)

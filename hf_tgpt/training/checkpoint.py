@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..utils.files import put_in_place, read_json
+
+
+class Clock:
+    """The seconds that a run takes, over all its parts; checkpoints keep them."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._start -= state["seconds"]
 
 
 def find_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:

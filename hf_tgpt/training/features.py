@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from ..data import Collator, FewShotImages
 from ..encoders import DualEncoder, encoder_of
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors names them
+_SECONDS = "seconds"  # in a file's metadata, beside the fingerprint
 logger = logging.getLogger(__name__)
 
 
@@ -39,12 +41,15 @@ class CachedImages(torch.utils.data.Dataset):
     Epoch e shows view e modulo the number of views, which is what live images show in epoch e as long as there are
     enough views. The file is mapped into memory, so only rows that are asked for are read, and processes share them.
 
+    `seconds_saved` is what encoding took where the file was there already, else 0.
+
     Shapes: `image_states` (d,) or (p, d_v), in the file's dtype; `labels` an int, `caption` a string.
     """
 
-    def __init__(self, images: FewShotImages, path: str | os.PathLike[str]):
+    def __init__(self, images: FewShotImages, path: str | os.PathLike[str], seconds_saved: float = 0.0):
         self.dataset = images.dataset.remove_columns("image")
         self.path = Path(path)
+        self.seconds_saved = seconds_saved
         self._states: torch.Tensor | None = None
         # Shared memory, so that persistent workers, which hold a copy of this object, see a new epoch too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -117,13 +122,14 @@ def cache_features(
 
     wanted = _fingerprint(encoder, learner, images, views, dtype)
     path = Path(folder) / f"image_states-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}.safetensors"
-    fingerprint = _read_fingerprint(path)
+    fingerprint, seconds = _read_fingerprint(path)
     if fingerprint != wanted:
+        seconds = 0.0
         if fingerprint is not None:
             logger.warning("%s is damaged; it is made anew.", path)
         loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers)
         _write(path, wanted, _states_of(encoder, learner, images, loader, views), (views, len(images)), dtype)
-    return CachedImages(images, path)
+    return CachedImages(images, path, seconds)
 
 
 @torch.no_grad()
@@ -185,6 +191,7 @@ def _write(
     By hand because safetensors itself wants the whole tensor in memory; the format is a length, a JSON header and data.
     Not numpy's open_memmap: where the disk is full, writing to a mapping ends the process instead of raising.
     """
+    start = time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -198,13 +205,15 @@ def _write(
                     f"`views`={leading[0]} of {leading[1]} images take {size / 1e9:.1f} GB in {path.parent}, which has "
                     f"{free / 1e9:.1f} GB free; keep fewer views or choose another folder."
                 )
-            header = {
-                "__metadata__": fingerprint,
-                "states": {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [0, size]},
-            }
-            text = json.dumps(header).encode()
-            text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
-            file.write(len(text).to_bytes(8, "little") + text)
+            tensor = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [0, size]}
+
+            def header(seconds: float) -> bytes:
+                metadata = fingerprint | {_SECONDS: f"{seconds:012.3f}"}
+                text = json.dumps({"__metadata__": metadata, "states": tensor}).encode()
+                text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
+                return len(text).to_bytes(8, "little") + text
+
+            file.write(header(0))
             for states in itertools.chain([first], batches):
                 stored = states.to("cpu", dtype)
                 if not stored.isfinite().all():
@@ -213,6 +222,8 @@ def _write(
                         "torch.float32."
                     )
                 file.write(stored.contiguous().view(torch.uint8).numpy().data)
+            file.seek(0)
+            file.write(header(time.perf_counter() - start))  # as long as the one before
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -221,16 +232,17 @@ def _write(
 # When a kept file is still true -------------------------------------------------------------------------------------
 
 
-def _read_fingerprint(path: Path) -> dict[str, str] | None:
-    """A file's fingerprint, empty if it is damaged; None if there is no file."""
+def _read_fingerprint(path: Path) -> tuple[dict[str, str] | None, float]:
+    """A file's fingerprint, empty if it is damaged, and the seconds that it took; None if there is no file."""
     if not path.is_file():
-        return None
+        return None, 0.0
     try:
         with safe_open(path, framework="pt") as file:
             file.get_slice("states")
-            return file.metadata() or {}
+            metadata = file.metadata() or {}
+        return metadata, float(metadata.pop(_SECONDS, 0))  # which files of earlier versions do not tell
     except (SafetensorError, OSError):
-        return {}
+        return {}, 0.0
 
 
 def _fingerprint(

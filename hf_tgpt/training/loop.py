@@ -28,6 +28,7 @@ from ..encoders import encoder_of
 from ..evaluation.accuracy import evaluate, silent
 from .batches import EpochSampler, check_engine, check_labels, of_the_whole_batch, split, train_loader
 from .checkpoint import (
+    Clock,
     adapter_checkpoints,
     find_checkpoint,
     load_checkpoint,
@@ -83,6 +84,7 @@ class Run:
     steps: int
     progress: Progress
     interruption: Interruption
+    clock: Clock
     bar: tqdm
 
     @property
@@ -105,6 +107,7 @@ def train(
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation: DataLoader | None = None,
     resume: bool = False,
+    clock: Clock | None = None,
 ) -> list[dict[str, float]]:
     """Trains the active adapter of a PeftModel in place and returns the history, one row an epoch.
 
@@ -112,7 +115,8 @@ def train(
     `uses_captions`; the hooks are those of its `learner`, where it has one. With a `validation` loader (prepared by the
     accelerator) the weights end up at the epoch of the best accuracy, of the last stage where a method has several,
     else at the last epoch. `tokenizer` is needed where the method reads captions. Checkpoints go to
-    `output_dir/checkpoint-STEP`; with `resume` the run goes on from the newest exactly as if it had never stopped.
+    `output_dir/checkpoint-STEP`; with `resume` the run goes on from the newest exactly as if it had never stopped, and
+    `clock` then counts the seconds of its earlier parts too.
 
     A method that is not trained step by step is fitted, and has the history of that, if any.
 
@@ -149,7 +153,7 @@ def train(
         bar = tqdm(total=steps, initial=done, desc="training", disable=silent(accelerator))
         run = Run(
             model, learner, weights, images, sampler, loader, validation, config, accelerator, Path(output_dir),
-            steps_per_epoch, steps, Progress(), interruption, bar,
+            steps_per_epoch, steps, Progress(), interruption, clock or Clock(), bar,
         )  # fmt: skip
         if checkpoint is None:
             _fit(model, learner, images, validation, config, accelerator)
@@ -214,7 +218,7 @@ def train_stage(run: Run, span: Span, resumed: bool) -> None:
     accelerator.free_memory()  # of an earlier training or stage with this accelerator
     wrapped, optimizer, loader = accelerator.prepare(run.model, optimizer, run.loader)
     # The schedule is not prepared: Accelerate would step it once for each process.
-    with adapter_checkpoints(accelerator, run.tensors(), progress=progress, schedule=schedule):
+    with adapter_checkpoints(accelerator, run.tensors(), progress=progress, schedule=schedule, clock=run.clock):
         if resumed:
             load_checkpoint(accelerator, run.output_dir)
         while progress.step < last:

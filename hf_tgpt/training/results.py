@@ -48,11 +48,13 @@ def summarise(
     captions: str,
     remarks: list[str],
     seconds: float,
+    feature_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """The content of results.json: accuracies are fractions, on the test split.
 
     `about` is what was asked for, `method`, `model` (None: the toy CLIP), `dataset`, `classes` and `shots`, and
-    `training_images`, their number; `remarks` are those of `judge`.
+    `training_images`, their number; `remarks` are those of `judge`. Where stored features came from another run,
+    `feature_seconds` is what encoding them took there.
     """
     dataset = about["dataset"]
     return {
@@ -68,12 +70,14 @@ def summarise(
         "recipe": _recipe(config),
         **({"captions": captions} if model.uses_captions else {}),
         "zero_shot_accuracy": zero_shot["accuracy"],
-        **{name: value for name, value in adapted.items() if name != "per_class_accuracy"},
+        "class_names": model.class_names,
+        **adapted,
         **({"fitted": fitted} if (fitted := model.learner.config.fitted) else {}),
         "remarks": remarks,
         "takes_new_classes": model.takes_new_classes,
         "trainable_parameters": sum(value.numel() for value in trained_weights(model).values()),
         "seconds": round(seconds, 1),
+        "feature_seconds": round(feature_seconds, 1),
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": library_versions(),
     }

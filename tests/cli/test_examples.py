@@ -40,20 +40,6 @@ def parse(*arguments):
     return parse_arguments(list(map(str, arguments)))
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of pictures as people have them: splits, class folders, JPEG, one of them grey."""
-    folder = tmp_path_factory.mktemp("pictures")
-    colours = {"ripe_tomato": (210, 30, 20), "lime": (120, 200, 40)}
-    for split, count, width in (("train", 5, 80), ("val", 2, 90), ("test", 4, 100)):
-        for name, colour in colours.items():
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                image = PILImage.new("RGB", (width + i, 70), tuple(min(255, v + 5 * i) for v in colour))
-                (image.convert("L") if i == 4 else image).save(folder / split / name / f"{i}.jpg")
-    return folder
-
-
 def test_the_main_command_as_the_readme_gives_it(tmp_path):
     command = ["accelerate", "launch", str(EXAMPLES / "train.py")]
     done = subprocess.run([*command, "--epochs", "2"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
@@ -263,61 +249,6 @@ def test_a_picture_shows_the_change_of_each_class_and_the_confusions(tmp_path, m
     plot_classes(tmp_path / "new" / "classes.png", names, *metrics, (labels + (labels > 5)) % 8, labels, most)
     with PILImage.open(tmp_path / "new" / "classes.png") as picture:
         assert picture.width > 600
-
-
-# A comparison whose programs run in its own process, which spares the start of a dozen.
-COMPARE = """
-import contextlib, io, runpy, subprocess, sys
-def run(command, **_):
-    assert command[:2] == ["accelerate", "launch"]
-    sys.argv = [str(word) for word in command[2:]]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as stop:
-        return subprocess.CompletedProcess(command, bool(stop.code), stderr=str(stop))
-    return subprocess.CompletedProcess(command, 0)
-subprocess.run, sys.argv = run, sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_compare_writes_one_table_and_goes_on_where_it_stopped(pictures, tmp_path):
-    output = tmp_path / "results"
-
-    def compare(*arguments):
-        command = [sys.executable, "-c", COMPARE, EXAMPLES / "compare.py", "--output_dir", output, *arguments]
-        command += [
-            "--datasets",
-            pictures,
-            "--model",
-            "toy",
-            "--protocols",
-            "base-to-new",
-            "--shots",
-            2,
-            "--seeds",
-            0,
-            "--max_steps",
-            2,
-        ]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done
-
-    compare("--methods", "shallow: maple --prompt_depth 1")
-    (first,) = output.rglob("results.json")
-    time = first.stat().st_mtime_ns
-    done = compare("--methods", "linear probe", "shallow: maple --prompt_depth 1")
-    assert first.stat().st_mtime_ns == time
-    assert "| shallow | 100.0 | 100.0 | 100.0 |" in done.stdout
-    assert "| linear probe | 100.0 |  |  |" in done.stdout  # it has no accuracy on new classes
-    assert (output / "table.md").read_text().strip() == done.stdout.strip()
-    assert (output / "table.csv").read_text().count("\n") == 3
-    assert len(list(output.glob("*.png"))) == 1
-    compare("--methods", "shallow: maple --prompt_depth 1", "--class_pictures")
-    assert first.stat().st_mtime_ns == time
-    assert len(list(first.parent.glob("*-new.png"))) == 1
 
 
 def test_a_run_is_not_overwritten(run, pictures, tmp_path):

@@ -1,0 +1,276 @@
+"""Compares methods on data sets over shots and seeds: a table, pictures, and by how much the best one is ahead.
+
+    hf-tgpt compare --dataset path/to/pictures
+    hf-tgpt compare --dataset path/to/pictures --shots 1 4 16 --output_dir results
+    hf-tgpt compare --methods fast maple "short MaPLe: maple --prompt_depth 1" --datasets dtd eurosat
+    hf-tgpt compare --methods maple tgpt --dataset photos --test_datasets sketches
+
+Without --methods it compares zero-shot with the methods on frozen features, which take seconds each; `--methods all`
+takes every method. The protocol "few-shot" trains and tests on all classes, and then tests on each of --test_datasets
+(cross-dataset, domain generalisation); "base-to-new" trains on the first half of the classes and tests on both halves.
+
+Each run is one `hf-tgpt train`, into a folder of its own; every option that is not listed here goes to it. The same
+call with --output_dir goes on where it was interrupted, and adds what is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shlex
+import shutil
+import statistics
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..data import load_splits
+from ..evaluation.comparison import Case, Runs
+from ..training.run_folder import lock_folder
+from ..utils.files import read_json
+from .arguments import DataArguments, parse_arguments, parser_of
+from .compare_files import write_comparison
+from .compare_plan import FAST, LABELS, Method, Trial, chosen_methods, data_folder, method_folder, short_names
+from .compare_runs import Runner, runner
+from .options import add_json, underscored, whole_number
+from .output import tidy_output
+from .words import in_options, speak_of
+
+# Options of train that each run is given here, and what to type instead.
+_OURS = {
+    "method": "--methods", "seed": "--seeds", "resume": "--output_dir, the folder to go on in",
+    "push_to_hub": "`hf-tgpt train` for the best method",
+}  # fmt: skip
+# Options of all runs together, which one of several methods cannot have for itself.
+_OF_ALL = ("dataset", "shots", "classes", "output_dir", "cache_dir", "model", "json")
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Compares as the command line says (None: that of the process). Returns 1 if any run failed, else 0."""
+    # 1. Arguments, and a look at all that they ask for before the first run.
+    parser = _parser(prog)
+    args, for_train = parser.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
+    tidy_output()
+    speak_of(parser)
+    try:
+        methods = chosen_methods(args.methods)
+    except ValueError as error:
+        parser.error(in_options(str(error)))
+    _refuse(parser, for_train, _OURS)
+    of_data, of_any = _data_options(for_train)
+    of_few_shot = of_data.pop("classes")
+    classes = {"few-shot": of_few_shot, "base-to-new": "base"}
+    if of_few_shot != "all" and "base-to-new" in args.protocols:
+        parser.error(f"--classes={of_few_shot} is for few-shot alone; base-to-new has both halves.")
+    launcher = shlex.split(args.launcher)
+    if launcher and shutil.which(launcher[0]) is None:
+        parser.error(f"--launcher={args.launcher!r}: there is no program {launcher[0]!r}; install it or correct this.")
+    output_dir = args.output_dir or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+    if output_dir.exists() and not output_dir.is_dir():
+        parser.error(f"--output_dir={str(output_dir)!r} is a file; name a folder.")
+    shots = [f"--shots={number}" for number in args.shots or [16]] + ["--allow_fewer"] * (args.shots is None)
+    for method in methods:
+        for source in args.datasets:
+            _check(parser, method, ["--dataset", source, *shots, *for_train])
+
+    # 2. The runs, each only if it is missing.
+    names = short_names([*args.datasets, *args.test_datasets])
+    trials = [
+        Trial(Case(names[source], number, method.label), source, method, seed, classes[protocol],
+              output_dir / data_folder(source) / method_folder(method, for_train) / f"{number}-shots-seed-{seed}" /
+              classes[protocol])
+        for source in args.datasets for number in args.shots or [16] for method in methods for seed in args.seeds
+        for protocol in args.protocols
+    ]  # fmt: skip
+    missing = [trial for trial in trials if not trial.done]
+    for source in dict.fromkeys(trial.source for trial in missing):
+        _check_data(source, of_data)
+    for source in args.test_datasets if missing else ():
+        _check_data(source, {})
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not lock_folder(output_dir):
+        raise ValueError(f"`output_dir`={str(output_dir)!r} is being written to by another comparison.")
+    say(f"{len(methods)} methods, {len(trials)} runs, {len(trials) - len(missing)} of them done -> {output_dir}")
+    for_train += ["--cache_dir", str(args.cache_dir or output_dir / "features")]
+    for_train += ["--allow_fewer"] * (args.shots is None)
+    with runner(launcher) as run:
+        comparison = Comparison(run, args, for_train, of_data, of_any, names)
+        runs = comparison.run(trials)
+
+    # 3. The table for people, the same for programs, and pictures.
+    measures: dict[str, str] = {}
+    if "base-to-new" in args.protocols:
+        measures |= {"base": "base", "new": "new", "harmonic_mean": "H"}
+    if "few-shot" in args.protocols:
+        measures |= {"accuracy": f"{of_few_shot} classes", "wise_ft_accuracy": "WiSE-FT"}
+        measures |= {f"on {names[source]}": f"on {names[source]}" for source in args.test_datasets}
+    datasets = [names[source] for source in args.datasets]
+    table, results = write_comparison(output_dir, runs, datasets, args.seeds, measures)
+    results |= {"failures": comparison.failures, "output_dir": str(output_dir)}
+    print(json.dumps(results, indent=2, ensure_ascii=False) if args.json else table)
+    if comparison.failures:
+        say("\n".join([f"{len(comparison.failures)} failed:", *(f"  - {reason}" for reason in comparison.failures)]))
+    return int(bool(comparison.failures))
+
+
+@dataclass
+class Comparison:
+    """The runs of a comparison, one after the other, and what they gave."""
+
+    runner: Runner
+    args: argparse.Namespace
+    for_train: list[str]
+    of_data: dict[str, Any]  # what evaluate has to know of the data that was trained on
+    of_any: dict[str, Any]  # and of any
+    names: dict[str, str]
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, trials: list[Trial]) -> Runs:
+        """Calls what is missing and returns all results by case and seed, without those that failed."""
+        runs: Runs = {}
+        taken: dict[str, list[float]] = {}  # seconds, by method
+        for number, trial in enumerate(trials, 1):
+            new = not trial.done
+            results = self._trained(trial)
+            if results is None:
+                continue
+            known = runs.setdefault(trial.case, {}).setdefault(trial.seed, {})
+            known |= self._measured(trial, results, known)
+            taken.setdefault(trial.method.label, []).append(results["seconds"])
+            if new:
+                left = _time_left([trial for trial in trials[number:] if not trial.done], taken)
+                done = f"{100 * results['accuracy']:.1f} % in {results['seconds']:.0f} s"
+                say(f"[{number}/{len(trials)}] {trial}: {done}{left}")
+        return runs
+
+    def _trained(self, trial: Trial) -> dict[str, Any] | None:
+        """The results of a training, which runs if there are none; None if it fails."""
+        if not trial.done:
+            about = ["--dataset", trial.source, "--classes", trial.classes, "--shots", str(trial.case.shots)]
+            about += ["--seed", str(trial.seed), *self.for_train, "--output_dir", str(trial.folder)]
+            about += ["--resume"] * (trial.folder / "run.json").exists()
+            if why := self.runner.run(["train", "--method", *trial.method.words, *about], trial.log):
+                self._failed(trial, why)
+                return None
+        return read_json(trial.folder / "results.json")
+
+    def _measured(self, trial: Trial, results: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+        """What a training and the tests of it tell of its case, beside what is `known` by the other protocol."""
+        # What a run costs by itself: features that another one has stored count as its own.
+        costs = {"seconds": results["seconds"] + results.get("feature_seconds", 0)}
+        costs |= {name: results[name] for name in ("trainable_parameters", "peak_memory_bytes")}
+        if "base-to-new" in self.args.protocols and trial.classes == "base":
+            base, new = results["accuracy"], self._accuracy(trial, trial.source, "new", self.of_data)
+            both = {} if new is None else {"harmonic_mean": statistics.harmonic_mean([base, new])}
+            return costs | known | {"base": base, "new": new} | both
+        if self.args.class_pictures:
+            self._accuracy(trial, trial.source, trial.classes, self.of_data)
+        others = {self.names[other]: other for other in self.args.test_datasets}
+        tested = {f"on {name}": self._accuracy(trial, other, trial.classes, {}) for name, other in others.items()}
+        return results | costs | tested
+
+    def _accuracy(self, trial: Trial, source: str, classes: str, of_data: dict[str, Any]) -> float | None:
+        """Of `hf-tgpt evaluate`; None where a method does not know these classes, and where it fails."""
+        file = trial.folder / f"{data_folder(source)}-{classes}.json"
+        picture = file.with_suffix(".png")
+        if not file.exists() or (self.args.class_pictures and not picture.exists()):
+            words = ["--adapter", str(trial.folder), "--dataset", source, "--classes", classes, "--output", str(file)]
+            words += ["--picture", str(picture)] if self.args.class_pictures else []
+            options = {name: value for name, value in (self.of_any | of_data).items() if value is not None}
+            words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+            why = self.runner.run(["evaluate", *words], trial.log)
+            if why and not file.exists():
+                self._failed(trial, f"{why} (tested on {self.names[source]})")
+        return read_json(file)["accuracy"] if file.exists() else None
+
+    def _failed(self, trial: Trial, why: str) -> None:
+        self.failures.append(f"{trial}: {why} (all of it: {trial.log})")
+        say(f"{trial}: failed: {why}")
+
+
+def say(text: str) -> None:
+    """Prints what is not the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _time_left(todo: list[Trial], taken: dict[str, list[float]]) -> str:
+    """In words, by the mean of each method's runs so far, or of all."""
+    usual = statistics.fmean(seconds for each in taken.values() for seconds in each)
+    left = sum(statistics.fmean(taken.get(trial.method.label, [usual])) for trial in todo)
+    if not todo:
+        return ""
+    for unit, seconds in (("h", 3600), ("min", 60)):
+        if left >= 1.5 * seconds:
+            return f"; about {left / seconds:.0f} {unit} left"
+    return f"; about {left:.0f} s left"
+
+
+# Arguments -----------------------------------------------------------------------------------------------------------
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--datasets", "--dataset", nargs="+", default=["toyworld:codes"], metavar="DATASET",
+        help="folders of pictures and all else that train takes (default: toyworld:codes)")  # fmt: skip
+    add("--methods", nargs="+", default=["fast"], metavar="METHOD", help=f"by name, of {', '.join(LABELS)}; fast, the "
+        f'first {len(FAST)} of them; all; or "LABEL: METHOD OPTIONS" of train (default: fast)')  # fmt: skip
+    add("--shots", nargs="+", type=lambda text: whole_number(text, 1, None), metavar="N",
+        help="training images per class (default: 16, or what a class has where it has fewer)")  # fmt: skip
+    add("--seeds", nargs="+", type=whole_number, default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
+    add("--output_dir", type=Path, help="all results (default: a new folder in runs/)")
+    add("--protocols", nargs="+", default=["few-shot"], choices=["few-shot", "base-to-new"],
+        help="(default: few-shot)")  # fmt: skip
+    add("--test_datasets", nargs="+", default=[], metavar="DATASET", help="few-shot: tested on these too")
+    add("--class_pictures", action="store_true", help="for each run and test also a picture of the change of each "
+        "class and of the confusions")  # fmt: skip
+    add("--cache_dir", type=Path, help="stored features, which runs share (default: features in --output_dir)")
+    add("--launcher", default="", metavar="COMMAND", help='what starts each run, such as "accelerate launch" for '
+        "several processes (default: a single process)")  # fmt: skip
+    add_json(parser)
+    return parser
+
+
+def _refuse(parser: argparse.ArgumentParser, words: Sequence[str], names: dict[str, str]) -> None:
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--") if word.startswith("--") else ""
+        if name in names:
+            parser.error(f"--{name} is given to each run by this command; use {names[name]}.")
+
+
+def _check(parser: argparse.ArgumentParser, method: Method, words: list[str]) -> None:
+    """Ends the program, with train's own words, for options that it would not take."""
+    options = underscored(method.words[1:])
+    _refuse(parser, options, _OURS | {name: f"--{name} beside --methods" for name in _OF_ALL})
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parse_arguments(["--method", method.words[0], *options, *words])
+    except SystemExit:
+        parser.error(f"{method.label}: {said.getvalue().strip().rpartition('error: ')[2]}")
+    finally:
+        speak_of(parser)
+
+
+def _data_options(for_train: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of train's options those on the data that it is to run on, and those that any evaluation takes."""
+    parser = parser_of(DataArguments, add_help=False)
+    parser.add_argument("--mixed_precision")
+    known = vars(parser.parse_known_args(for_train)[0])
+    del known["dataset"]
+    return known, {name: known.pop(name) for name in ("model", "mixed_precision")}
+
+
+def _check_data(source: str, of_data: dict[str, Any]) -> None:
+    """Raises ValueError or OSError for data that cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each run lists what is odd
+        load_splits(**DataArguments(**of_data | {"dataset": source}).source, seed=None)

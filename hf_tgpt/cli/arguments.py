@@ -22,7 +22,7 @@ from ..data import BENCHMARKS, find_benchmark, read_class_descriptions
 from ..data.fewshot import CLASSES
 from ..methods import available_methods, config_class, method_name
 from ..training.config import TrainingConfig
-from ..training.recipes import DEFAULT_METHOD, NOTES, RECIPES, RECIPES_FOLDER, read_recipe
+from ..training.recipes import DEFAULT_METHOD, NOTES, RECIPES, RECIPES_FOLDER, TOY_METHOD, read_recipe
 from ..utils.compat import spelled
 from ..utils.names import TOY
 from .options import underscored
@@ -35,6 +35,12 @@ _NOT_SETTINGS = {
     "config", "recipes", "output_dir", "resume", "log_with", "push_to_hub", "private", "json", "cache_dir",
     "num_workers", "save_every", "keep_checkpoints", "strict", "allow_fewer",
 }  # fmt: skip
+# What says how weights are trained, of which a method that is fitted at once has none.
+_OF_STEPS = (
+    "optimizer", "learning_rate", "weight_decay", "adam_epsilon", "batch_size", "gradient_accumulation_steps", "epochs",
+    "max_steps", "warmup_steps", "warmup_epochs", "warmup_learning_rate", "max_grad_norm", "non_finite",
+    "evaluate_every", "save_every", "keep_checkpoints",
+)  # fmt: skip
 
 
 def _option(default: Any, help: str, **options: Any) -> Any:
@@ -127,6 +133,7 @@ class Arguments:
     data: DataArguments
     run: RunArguments
     training: TrainingConfig
+    method_by_default: bool = False  # nobody named it
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -147,7 +154,7 @@ def parse_arguments(
     arguments = underscored(sys.argv[1:] if arguments is None else arguments)
     choice = Parser(prog=prog, add_help=False, allow_abbrev=False)
     choice.add_argument("--method", help=f"one of {', '.join(available_methods())} (default: the recipe's, or "
-                        f"{DEFAULT_METHOD})")  # fmt: skip
+                        f"{DEFAULT_METHOD}; on the toy world {TOY_METHOD})")  # fmt: skip
     choice.add_argument("--config", type=Path, help="a recipe, a JSON file of arguments, or the name of one of "
                         "hf_tgpt/recipes (default: METHOD.json or toy_METHOD.json there)")  # fmt: skip
     choice.add_argument("--recipes", choices=list(RECIPES), help="which of the two: the papers' or those for a toy of "
@@ -178,12 +185,19 @@ def parse_arguments(
             DataArguments(**vars(data)),
             RunArguments(**vars(run)),
             TrainingConfig(**vars(training)),
+            method_by_default=first.method is None and first.config is None,
         )
         config_class(method)(class_names=["any", "other"], **result.method_config)  # the data's come later
     except ValueError as error:
         parser.error(in_options(str(error)))
     result.data.model = _base_model(result.data.model, result.data.dataset)
     given = {argument.partition("=")[0] for argument in arguments}
+    idle = sorted(given & {f"--{name}" for name in (*_OF_STEPS, "descriptions")})
+    if result.method_by_default and method == DEFAULT_METHOD and idle:
+        parser.error(
+            f"{idle[0]} means nothing to {DEFAULT_METHOD}, which is what pictures of your own get without --method; "
+            f"name the method that it is for, such as --method {TOY_METHOD}."
+        )
     if "--shots" not in given and "shots" not in recipe:
         result.run.allow_fewer = True
     for name in ("shots", "cache_features"):
@@ -247,7 +261,8 @@ class Parser(HfArgumentParser):
 
 def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]]:
     """The method, the file of its recipe and what is in it; a method without a recipe has an empty one."""
-    method = method_name(first.method or DEFAULT_METHOD)
+    default = TOY_METHOD if first.dataset.startswith("toyworld") else DEFAULT_METHOD
+    method = method_name(first.method or default)
     kind = first.recipes or ("toy" if _base_model(first.model, first.dataset) is None else "papers")
     own = Path(RECIPES[kind].format(method))
     if not (RECIPES_FOLDER / own).is_file():  # what needs no other settings for a toy has no recipe of its own for it
@@ -258,7 +273,7 @@ def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]
                      if ours.is_file()), path)  # fmt: skip
     if first.config is None and not path.is_file():
         return method, None, {}
-    recipe = read_recipe(path, first.method)
+    recipe = read_recipe(path, first.method, default)
     return recipe.pop("method"), path, recipe
 
 

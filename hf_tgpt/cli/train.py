@@ -3,8 +3,9 @@
     hf-tgpt train
     hf-tgpt train --method maple --model openai/clip-vit-base-patch16 --dataset path/to/pictures
 
-On several GPUs or machines `accelerate launch -m hf_tgpt train ...`. Without arguments: TGP-T with 16 images per
-class on the package's toy world, with the toy CLIP that ships with it.
+On several GPUs or machines `accelerate launch -m hf_tgpt train ...`. Without --method your own pictures get GDA, which
+is fitted in one pass over them. Without arguments: TGP-T with 16 images per class on the package's toy world, with the
+toy CLIP that ships with it.
 """
 
 from __future__ import annotations
@@ -46,12 +47,18 @@ from ..training.batches import check_engine
 from ..training.checkpoint import Clock
 from ..training.features import CachedImages, cache_features, check_can_be_cached
 from ..training.loop import train
+from ..training.recipes import DEFAULT_METHOD
 from ..training.results import judge, summarise, write_run
 from ..training.run_folder import check_output_dir, prepare_output_dir, write_seen_pictures
 from ..utils.names import TOY_CLIP
 from .arguments import parse_arguments
 from .output import accuracies, list_remarks, tidy_output
 from .words import in_options
+
+BY_DEFAULT = (
+    f"--method is not given, so it is {DEFAULT_METHOD}: of the methods that need no GPU, the most accurate one on real "
+    "pictures (README). `hf-tgpt compare` tries all of them on yours."
+)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -107,6 +114,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 5. Zero-shot CLIP, to compare with, and the method, in a folder that is made when nothing is left to be refused.
     say(f"{args.method} on {args.data.dataset} by {args.recipe or 'the defaults'} -> {output_dir}")
+    if args.method_by_default and args.method == DEFAULT_METHOD:
+        say(f"Note: {BY_DEFAULT}")
     templates = args.data.zero_shot_templates(names, args.method_config.get("templates"))
     plain = zero_shot_beside(clip, names, **templates)
     kind = config_class(args.method)

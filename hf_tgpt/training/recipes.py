@@ -10,22 +10,27 @@ from ..methods import method_name
 from ..utils.files import read_json
 from .config import TrainingConfig
 
-DEFAULT_METHOD = "tgpt"
+# What is trained unless a method is named: on the toy world, which is there to show the package, and on anybody's own
+# pictures. GDA led the comparison on real pictures (README), and takes one pass over them and no GPU.
+TOY_METHOD, DEFAULT_METHOD = "tgpt", "gda"
 RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = {"papers": "{}.json", "toy": "toy_{}.json"}
 # What a recipe file may hold besides arguments.
 NOTES = ("source", "note")
 
 
-def read_recipe(path: Path, method: str | None = None) -> dict[str, Any]:
-    """A recipe's arguments, `method` among them. Raises ValueError if it cannot be read or is another method's."""
+def read_recipe(path: Path, method: str | None = None, default: str = DEFAULT_METHOD) -> dict[str, Any]:
+    """A recipe's arguments, `method` among them, `default` if it names none.
+
+    Raises ValueError if it cannot be read or is another method's.
+    """
     try:
         recipe = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"`config`={str(path)!r} is no readable JSON file ({error}).") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"`config`={str(path)!r} must hold a JSON object of arguments.")
-    named = recipe.get("method", method or DEFAULT_METHOD)
+    named = recipe.get("method", method or default)
     if not isinstance(named, str):
         raise ValueError(f"`config`={str(path)!r} names as `method` {named!r}, which is no name.")
     recipe["method"] = method_name(named)

@@ -290,7 +290,16 @@ def test_splits_names_and_descriptions_are_files_of_ones_own(run, pictures, tmp_
     (tmp_path / "descriptions.txt").write_text("\n".join(lines))
     (tmp_path / "classes.json").write_text(json.dumps({"green fruit": ["sour and green"], "red fruit": ["red"]}))
     output = tmp_path / "run"
-    about = ("--splits", tmp_path / "split.json", "--class_names_file", tmp_path / "names.txt", "--shots", 4)
+    about = (
+        "--method",
+        "tgpt",
+        "--splits",
+        tmp_path / "split.json",
+        "--class_names_file",
+        tmp_path / "names.txt",
+        "--shots",
+        4,
+    )
     run("--dataset", pictures, *about, "--descriptions", tmp_path / "descriptions.txt", "--max_steps", 1,
         "--class_descriptions", tmp_path / "classes.json", "--batch_size", 4, "--output_dir", output)  # fmt: skip
     results = json.loads((output / "results.json").read_text())

@@ -130,12 +130,27 @@ def test_names_that_are_no_options_stay_as_they_are():
 
 def test_photographs_get_a_clip_that_knows_them_and_the_toy_world_the_toy():
     args = parse_arguments(["--dataset", "pictures"])
-    assert (args.data.model, args.recipe) == (DEFAULT_MODEL, RECIPES_FOLDER / "tgpt.json")
+    assert (args.data.model, args.recipe) == (DEFAULT_MODEL, RECIPES_FOLDER / "gda.json")
     args = parse_arguments(["--dataset", "oxford_pets", "--method", "maple"])
     assert (args.data.model, args.recipe) == (DEFAULT_MODEL, RECIPES_FOLDER / "maple.json")
-    for arguments in ([], ["--dataset", "toyworld:shapes"], ["--dataset", "pictures", "--model", "toy"]):
+    for arguments, recipe in (
+        ([], "toy_tgpt.json"),
+        (["--dataset", "toyworld:shapes"], "toy_tgpt.json"),
+        (["--dataset", "pictures", "--model", "toy"], "gda.json"),
+    ):
         args = parse_arguments(arguments)
-        assert (args.data.model, args.recipe) == (None, RECIPES_FOLDER / "toy_tgpt.json")
+        assert (args.data.model, args.recipe) == (None, RECIPES_FOLDER / recipe)
+
+
+@pytest.mark.parametrize("option", ["--epochs=3", "--learning_rate=0.1", "--descriptions=file.jsonl"])
+def test_options_of_other_methods_are_not_passed_over_where_no_method_is_named(option, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--dataset", "pictures", option])
+    message = (
+        f"{option.partition('=')[0]} means nothing to gda, which is what pictures of your own get without --method"
+    )
+    assert message in capsys.readouterr().err
+    assert parse_arguments(["--dataset", "pictures", "--method", "tgpt", option]).method == "tgpt"
 
 
 def test_without_the_hub_the_default_is_refused_with_what_to_do(here, capsys):

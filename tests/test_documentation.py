@@ -42,6 +42,12 @@ CLIP = "openai/clip-vit-base-patch16"
 SHORT = ["--max_steps", "1", "--shots", "2"]
 
 
+def shortened(arguments):
+    """A training of one step, or of one view where no method is named and so none is trained by steps."""
+    by_default = "--dataset" in arguments and "--method" not in arguments
+    return [*arguments, *(["--cache_features", "1"] if by_default else SHORT)]
+
+
 def blocks(language):
     """{place: code} of all code blocks in this language; those of bash with the words of each command."""
     found = {}
@@ -175,7 +181,7 @@ def check(words, monkeypatch):
     elif program == "hf-tgpt" and arguments[0] == "compare":
         comparison(arguments[1:], monkeypatch)
     elif program == "hf-tgpt":
-        assert main([*arguments, *(SHORT if arguments[0] == "train" else [])]) == 0
+        assert main(shortened(arguments) if arguments[0] == "train" else arguments) == 0
     else:
         assert program == "python"
         script(*arguments, monkeypatch=monkeypatch)
@@ -191,7 +197,7 @@ def script(name, *arguments, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", start)
-        patch.setattr(sys, "argv", [name, *arguments, *(SHORT if name == "examples/train.py" else [])])
+        patch.setattr(sys, "argv", [name, *(shortened(arguments) if name == "examples/train.py" else arguments)])
         with contextlib.suppress(SystemExit):
             runpy.run_path(str(ROOT / name), run_name="__main__")
     assert bool(started) == (name == "examples/benchmark.py")

@@ -114,6 +114,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     table, results = write_comparison(output_dir, runs, datasets, args.seeds, measures)
     results |= {"failures": comparison.failures, "output_dir": str(output_dir)}
     print(json.dumps(results, indent=2, ensure_ascii=False) if args.json else table)
+    leads = sorted(results["best"], key=lambda row: row["shots"])
+    best = {row["dataset"]: Case(row["dataset"], row["shots"], row["best"]) for row in leads}  # at the most shots
+    for trial in trials:
+        if trial.case == best.get(trial.case.dataset) and trial.done:
+            say(f"The best method's adapter, {trial}: {trial.folder}")
+            del best[trial.case.dataset]
     if comparison.failures:
         say("\n".join([f"{len(comparison.failures)} failed:", *(f"  - {reason}" for reason in comparison.failures)]))
     return int(bool(comparison.failures))

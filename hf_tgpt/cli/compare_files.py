@@ -78,7 +78,7 @@ def _markdown(
             lines += [f"**{dataset}**, {number} shot{'s' * (number > 1)}, {about}", ""]
             lines += [*_of_methods({case.method: (runs[case], table[case]) for case in cases}, columns), ""]
             if found := leads.get((dataset, number)):
-                lines += [_in_words(found), ""]
+                lines += [_in_words(found, columns[main or ""]), ""]
     return lines
 
 
@@ -110,8 +110,8 @@ def _cell(entry: tuple[float, float | None] | None, best: float | None) -> str:
     return f"**{text}**" if mean == best else text
 
 
-def _in_words(found: Lead) -> str:
-    ahead = f"Best: {found.best}, {found.difference:.1f} points ahead of {found.next}"
+def _in_words(found: Lead, column: str) -> str:
+    ahead = f"Best on {column}: {found.best}, {found.difference:.1f} points ahead of {found.next}"
     if found.interval is None:
         return f"{ahead} on one seed, which does not tell how much of it is chance."
     low, high = found.interval

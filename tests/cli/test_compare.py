@@ -145,7 +145,7 @@ def test_a_comparison_tells_the_best_goes_on_and_lists_what_failed(run, pictures
     assert out.strip() == table.strip()
     assert f"**{pictures.name}**, 2 shots, seeds 0, 1" in table
     assert "\n| GDA | **100.0 ± 0.0** | 0 | " in table
-    assert "\nBest: " in table
+    assert "\nBest on all classes: " in table
     assert "paired over 2 seeds, 95 % interval" in table
     with (output / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -164,6 +164,8 @@ def test_a_comparison_tells_the_best_goes_on_and_lists_what_failed(run, pictures
     assert status == 0, err
     assert err.startswith(f"2 methods, 8 runs, 4 of them done -> {output}\n[1/8] ")
     assert all(file.stat().st_mtime_ns == when for file, when in before.items())
+    (folder,) = output.glob("*/gda*/2-shots-seed-0/all")
+    assert err.splitlines()[-1] == f"The best method's adapter, {pictures.name}, 2 shots, GDA, seed 0: {folder}"
     told = json.loads(out)
     assert {row["shots"] for row in told["table"]} == {1, 2}
     assert told["failures"] == []

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import METHODS, TESTS
+from conftest import HEADS, METHODS, TESTS
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from peft import get_peft_model, get_peft_model_state_dict
 from PIL import Image as PILImage
@@ -61,13 +61,14 @@ def pictures(count, train=False):
 def trained(folder, clip_folder, name, accelerator, parts):
     """Two epochs of three steps of 8 pictures and 4 that are left over -> history, metrics, logits and weights."""
     torch.manual_seed(0)
-    images = pictures(28, train=True)
+    head = name in HEADS
+    images = pictures(58 if head else 28, train=True)  # a head needs a picture of every class
     names = images.dataset.features["label"].names
     clip = CLIPModel.from_pretrained(clip_folder)
     with torch.no_grad():  # words and pictures that a random CLIP tells apart, so that no two scores are almost equal
         clip.text_model.embeddings.token_embedding.weight.mul_(50)
         clip.vision_model.embeddings.patch_embedding.weight.mul_(20)
-    model = get_peft_model(clip, METHODS[name].config(names, text_chunk_size=5))
+    model = get_peft_model(clip, METHODS[name].config(names, **({} if head else {"text_chunk_size": 5})))
     config = TrainingConfig(
         learning_rate=0.01, optimizer="sgd", batch_size=8, epochs=2, gradient_accumulation_steps=parts, max_grad_norm=5
     )
@@ -87,13 +88,13 @@ def trained(folder, clip_folder, name, accelerator, parts):
 
 
 def work(folder, clip_folder, parts=2):
-    """All methods that differ in what processes do: TGP-T counts tokens, MaPLe shares its classes."""
+    """All methods that differ in what processes do: TGP-T counts tokens, MaPLe shares its classes, GDA is fitted."""
     torch.set_num_threads(1)
     shares.LEAST_SHARE = 4  # 29 classes are shared by up to 7 processes
     shared, all_gather = [], shares.all_gather
     shares.all_gather = lambda rows, *args: shared.append(len(rows)) or all_gather(rows, *args)
     accelerator = Accelerator(cpu=True)
-    outcomes = {name: trained(folder, clip_folder, name, accelerator, parts) for name in ("tgpt", "maple")}
+    outcomes = {name: trained(folder, clip_folder, name, accelerator, parts) for name in ("tgpt", "maple", "gda")}
     outcomes["shares"] = set(shared)
     torch.save(outcomes, Path(folder) / f"{accelerator.process_index}.pt")
 
@@ -160,7 +161,7 @@ def alone(clip_folders, tmp_path_factory):
     """What one process makes of it, a step at once."""
     folder = tmp_path_factory.mktemp("alone")
     accelerator = Accelerator(cpu=True)
-    return {name: trained(folder, clip_folders["plain"], name, accelerator, 1) for name in ("tgpt", "maple")}
+    return {name: trained(folder, clip_folders["plain"], name, accelerator, 1) for name in ("tgpt", "maple", "gda")}
 
 
 def test_parts_of_a_batch_train_like_the_whole(clip_folders, tmp_path, alone):

@@ -11,7 +11,9 @@ from .utils.imports import when_imported
 from .utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .data import load_splits as load_splits
     from .encoders.loading import load_clip as load_clip
+    from .evaluation.accuracy import evaluate as evaluate
     from .evaluation.accuracy import for_classes as for_classes
     from .hub.client import HubError as HubError
     from .hub.convert import adapter_from_release as adapter_from_release
@@ -42,15 +44,18 @@ if TYPE_CHECKING:
     from .methods import ZSLPConfig as ZSLPConfig
     from .methods import available_methods as available_methods
     from .methods import config_class as config_class
+    from .training.config import TrainingConfig as TrainingConfig
     from .training.fit import add_classes as add_classes
     from .training.fit import fit as fit
     from .training.fit import remove_classes as remove_classes
+    from .training.loop import train as train
     from .utils.names import TOY_CLIP as TOY_CLIP
 
 # Where each public name is.
 _NAMES = {
+    "data": ["load_splits"],
     "encoders.loading": ["load_clip"],
-    "evaluation.accuracy": ["for_classes"],
+    "evaluation.accuracy": ["evaluate", "for_classes"],
     "hub.client": ["HubError"],
     "hub.convert": ["adapter_from_release", "convert_original_state_dict", "convert_to_original_state_dict"],
     "hub.loading": ["load_adapter", "load_base_model", "load_trained"],
@@ -77,7 +82,9 @@ _NAMES = {
         "available_methods",
         "config_class",
     ],
+    "training.config": ["TrainingConfig"],
     "training.fit": ["add_classes", "fit", "remove_classes"],
+    "training.loop": ["train"],
     "utils.names": ["TOY_CLIP"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

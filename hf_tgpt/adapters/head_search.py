@@ -10,6 +10,7 @@ from typing import Any
 from ..encoders import DualEncoder
 from .fitting import Features, Steps, held_out
 
+_CAUTION = 0.5  # standard errors
 _MILESTONES = 20  # numbers of epochs that are tried
 Choice = tuple[float, ...]  # a value for each name that is searched
 Score = tuple[float, float]  # hits, and the sum of losses
@@ -23,7 +24,7 @@ def search(
 
     They are tried on the validation pictures, without any by cross-validation on the training pictures, and where each
     class has one picture not at all. Few pictures tell little: the values given stay unless others are right more often
-    by more than one standard error.
+    by more than half a standard error.
     """
     given = tuple(getattr(head.config, name) for name in head.grid) or (steps.epochs,)
     if validation is not None and len(validation.labels):
@@ -41,7 +42,7 @@ def search(
         count = sum(len(tried.labels) for _, tried in parts)
         best = max(scores, key=lambda choice: (scores[choice][0], -scores[choice][1]))  # by hits, then by loss
         hits = scores[best][0]
-        if hits - scores[given][0] <= math.sqrt(hits * (1 - hits / count)):
+        if hits - scores[given][0] <= _CAUTION * math.sqrt(hits * (1 - hits / count)):
             best = given
     values = dict(zip(head.grid or ["epochs"], best, strict=True))
     told: dict[str, Any] = {"searched": values if parts else {}, "searched_on": tried_on if parts else None}

@@ -25,7 +25,7 @@ from ..training.config import TrainingConfig
 from ..training.recipes import DEFAULT_METHOD, NOTES, RECIPES, RECIPES_FOLDER, TOY_METHOD, read_recipe
 from ..utils.compat import spelled
 from ..utils.names import TOY
-from .options import underscored
+from .options import CommandParser, underscored
 from .words import in_options, speak_of
 
 # What pictures are adapted with unless --model names another; the toy CLIP knows nothing of photographs.
@@ -236,9 +236,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (here: %(default)s)"
 
 
-class Parser(HfArgumentParser):
+class Parser(CommandParser, HfArgumentParser):
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **({"allow_abbrev": False, "formatter_class": _Help} | options))
+        defaults: dict[str, Any] = {"allow_abbrev": False, "formatter_class": _Help}
+        super().__init__(*args, **(defaults | options))
         for own in (own for kind in self.dataclass_types for own in dataclasses.fields(kind)):
             if own.type is bool and own.default is not True:  # where it is True, HfArgumentParser adds the same
                 self.add_argument(f"--no_{own.name}", action="store_false", dest=own.name, help=argparse.SUPPRESS)
@@ -254,8 +255,7 @@ class Parser(HfArgumentParser):
             look_for_args_file=False,  # a file beside the program that happens to have its name
             return_remaining_strings=True,
         )
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        self.refuse_unknown(unknown, _owners())
         return tuple(parts)
 
 
@@ -282,6 +282,16 @@ def _base_model(model: str | None, dataset: str) -> str | None:
     if model is None and not dataset.startswith("toyworld"):
         return DEFAULT_MODEL
     return None if model == TOY else model
+
+
+def _owners() -> dict[str, list[str]]:
+    """Which methods each field of a method's config is of."""
+    owners: dict[str, list[str]] = {}
+    for method, kind in available_methods().items():
+        for own in dataclasses.fields(kind):
+            if own.name not in _not_by_hand():
+                owners.setdefault(own.name, []).append(method)
+    return owners
 
 
 def _not_by_hand() -> set[str]:

@@ -38,7 +38,7 @@ from .arguments import DataArguments, parse_arguments, parser_of
 from .compare_files import write_comparison
 from .compare_plan import FAST, LABELS, Method, Trial, chosen_methods, data_folder, method_folder, short_names
 from .compare_runs import Runner, runner
-from .options import add_json, underscored, whole_number
+from .options import CommandParser, add_json, underscored, whole_number
 from .output import tidy_output
 from .words import in_options, speak_of
 
@@ -220,8 +220,8 @@ def _time_left(todo: list[Trial], taken: dict[str, list[float]]) -> str:
 # Arguments -----------------------------------------------------------------------------------------------------------
 
 
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(prog: str | None) -> CommandParser:
+    parser = CommandParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
@@ -261,7 +261,8 @@ def _check(parser: argparse.ArgumentParser, method: Method, words: list[str]) ->
         with contextlib.redirect_stderr(said):
             parse_arguments(["--method", method.words[0], *options, *words])
     except SystemExit:
-        parser.error(f"{method.label}: {said.getvalue().strip().rpartition('error: ')[2]}")
+        reason = said.getvalue().strip().rpartition("error: ")[2].rpartition(" `")[0]  # without train's own hint
+        parser.error(f"{method.label}: {reason}")
     finally:
         speak_of(parser)
 

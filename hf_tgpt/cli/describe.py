@@ -24,7 +24,7 @@ from ..data import class_names, decode_image, load_splits, sample_few_shot
 from ..data.readers.captions import image_key, undecoded_images
 from ..encoders.loading import check_device
 from ..utils.files import parse_json
-from .options import add_json, at_least_one, underscored, whole_number
+from .options import CommandParser, add_json, at_least_one, underscored, whole_number
 from .output import list_remarks, make_room_for, tidy_output
 from .words import speak_of
 
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument

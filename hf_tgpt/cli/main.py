@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from .options import ADAPTER, add_classes, add_json, add_model, at_least_one, port, underscored
+from .options import ADAPTER, CommandParser, add_classes, add_json, add_model, at_least_one, port, underscored
 from .words import in_options, speak_of
 
 _DESCRIPTION = (
@@ -60,14 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command that does not parse them by itself; ends the program for wrong ones."""
     top, commands = parser()
-    args = top.parse_args(arguments)
+    args, unknown = top.parse_known_args(arguments)
+    commands.choices[args.command].refuse_unknown(unknown)
     speak_of(commands.choices[args.command])
     return args
 
 
-def parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
+def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
     """The parser of all commands but those that parse by themselves, and the commands in it."""
-    top = argparse.ArgumentParser("hf-tgpt", description=_DESCRIPTION, epilog=_EXIT, allow_abbrev=False)
+    top = CommandParser("hf-tgpt", description=_DESCRIPTION, epilog=_EXIT, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, help: str) -> argparse.ArgumentParser:

@@ -3,8 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence that says what to do, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        stop = "" if message.endswith((".", "?", "!")) else "."
+        self.exit(2, f"{self.prog}: error: {message}{stop} `{self.prog} --help` lists all options.\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The arguments; ends the program for one that nobody takes."""
+        found, unknown = self.parse_known_args(args, namespace)
+        self.refuse_unknown(unknown)
+        return found
+
+    def refuse_unknown(self, unknown: Sequence[str], owners: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Ends the program for arguments that nobody takes, with the nearest option or, by `owners`, whose it is."""
+        if not unknown:
+            return
+        first = next((word for word in unknown if word.startswith("--")), unknown[0])
+        name = first.partition("=")[0]
+        own = [option for action in self._actions if action.help != argparse.SUPPRESS
+               for option in action.option_strings]  # fmt: skip
+        message = f"unrecognized arguments: {' '.join(unknown)}"
+        if methods := (owners or {}).get(name.removeprefix("--")):
+            message += f"; {name} is an option of {', '.join(methods)}"
+        elif near := difflib.get_close_matches(name, own, n=1, cutoff=0.7):
+            message += f"; did you mean {near[0]}?"
+        self.error(message)
+
 
 ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
 

@@ -141,7 +141,9 @@ def test_the_programs_are_commands_of_hf_tgpt(pictures, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             main([command, "--datset", "pictures"])
         assert stopped.value.code == 2
-        assert f"usage: hf-tgpt {command}" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert err.startswith(f"hf-tgpt {command}: error: ")
+        assert err.endswith(f" `hf-tgpt {command} --help` lists all options.\n")
 
 
 def test_a_training_that_diverges_is_explained_like_any_failure(monkeypatch, capsys):

@@ -113,6 +113,29 @@ def test_other_commands_refuse_in_options_too(arguments, message, here, capsys):
     assert not PYTHON.search(err.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("train", "--datset", "pictures"), "--datset pictures; did you mean --dataset?"),
+        (("train", "--method", "maple", "--alpha", "1"), "--alpha 1; --alpha is an option of gda, tip_adapter."),
+        (("predict", "run", "pictures", "--topk", "3"), "--topk 3; did you mean --top_k?"),
+        (
+            ("compare", "--methods", "gda", "--epoch", "3"),
+            "GDA: unrecognized arguments: --epoch 3; did you mean --epochs?",
+        ),
+        (("info", "run", "--qqqq"), "unrecognized arguments: --qqqq."),
+    ],
+)
+def test_a_wrong_option_is_answered_by_the_nearest_or_by_whose_it_is(arguments, hint, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert hint in err
+    assert err.count("\n") == 1
+    assert err.endswith(f"`hf-tgpt {arguments[0]} --help` lists all options.\n")
+
+
 def test_names_that_are_no_options_stay_as_they_are():
     import argparse
 

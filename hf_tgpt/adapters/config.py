@@ -168,14 +168,14 @@ def change_config(model: PeftModel, fields: dict[str, str]) -> dict[str, str]:
     the same config.
     """
     if not isinstance(model, PeftModel) or getattr(model, "learner", None) is None:
-        raise ValueError("`change`: only an active adapter of a prompt method has a config to change.")
+        raise ValueError("`fields`: only an active adapter of a prompt method has a config to change.")
     config = model.learner.config
     changed = copy.copy(config)
     for name, text in fields.items():
         if name not in config.changeable:
             known = ", ".join(config.changeable) or "none"
             raise ValueError(
-                f"`change`: {name!r} is no field of {type(config).__name__} that may change after training; those "
+                f"`fields`: {name!r} is no field of {type(config).__name__} that may change after training; those "
                 f"that may: {known}."
             )
         try:

@@ -1,9 +1,9 @@
 """Evaluates a trained adapter on any data set beside zero-shot CLIP. It never trains.
 
-    hf-tgpt evaluate --adapter runs/maple --dataset path/to/other/pictures
-    hf-tgpt evaluate --adapter runs/maple --dataset toyworld:shapes/fog --classes new
-    hf-tgpt evaluate --adapter runs/tgpt --dataset toyworld:codes --change wise_ft=0.3
-    hf-tgpt evaluate --adapter runs/maple --dataset oxford_pets --classes new --compare_with_published
+    hf-tgpt evaluate runs/maple --dataset path/to/other/pictures
+    hf-tgpt evaluate runs/maple --dataset toyworld:shapes/fog --classes new
+    hf-tgpt evaluate runs/tgpt --dataset toyworld:codes --set wise_ft=0.3
+    hf-tgpt evaluate runs/maple --dataset oxford_pets --classes new --compare_with_published
 
 On several GPUs `accelerate launch -m hf_tgpt evaluate ...`. A method that classifies by text takes the data set's
 own class names; one whose classes are fixed has to know them all, and is then scored among those alone.
@@ -11,6 +11,7 @@ own class names; one whose classes are fixed has to know them all, and is then s
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -33,8 +34,8 @@ from ..training.recipes import RECIPES_FOLDER
 from ..training.results import library_versions
 from ..utils.files import write_json
 from .arguments import DataArguments, Parser, parser_of
-from .loaded import choose_pictures
-from .options import add_json, whole_number
+from .loaded import choose_pictures, fields_of
+from .options import ADAPTER, add_json, add_set, whole_number
 from .output import accuracies, list_remarks, make_room_for, markdown_table, tidy_output
 
 
@@ -44,8 +45,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     Ends the program for classes that a method with a closed list does not know; `--output` then says so too.
     """
     # 1. Arguments.
-    data, args = _parser(prog).read(argv)
-    data = DataArguments(**vars(data))
+    parser = _parser(prog)
+    data, args = parser.read(argv)
+    args.adapter = args.adapter or args.adapter_option
+    if not args.adapter:
+        parser.error("the adapter is not named: a folder that training wrote, or an id on the Hub")
+    data, changes = DataArguments(**vars(data)), fields_of(args.set)
     if args.output:
         make_room_for(args.output)
     if args.picture and args.picture.suffix != ".png":
@@ -76,7 +81,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     # 3. Zero-shot and the adapter on the same pictures.
     results = {"adapter": args.adapter, "dataset": data.dataset, "classes": data.classes, "images": len(images)} | seen
     trained = load_trained(clip, folder)
-    changes = dict(change.partition("=")[::2] for change in args.change)
     unchanged = change_config(trained, changes) if changes else {}
     try:
         model = for_classes(trained, names)
@@ -119,10 +123,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def _parser(prog: str | None) -> Parser:
     parser = parser_of(DataArguments, prog=prog, description=__doc__)
     add = parser.add_argument
-    add("--adapter", required=True, help="a folder that training wrote, or an adapter's id on the Hub")
+    add("adapter", nargs="?", help=ADAPTER)
+    add("--adapter", dest="adapter_option", help=argparse.SUPPRESS)  # as it was before it had a place
     add("--revision", help="of the adapter on the Hub")
-    add("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the adapter's config to change; "
-        "tells how its answers agree with the unchanged adapter's")  # fmt: skip
+    add_set(parser, "--change")
     add("--templates", nargs="+", help="zero-shot's (default: a known data set's, or 'a photo of a {}.')")
     add("--seed", type=whole_number, help="split data that come without a test split by this seed (default: what the "
         "run held out, of its own pictures, and all of others)")  # fmt: skip

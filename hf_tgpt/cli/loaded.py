@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from ..adapters.config import change_config
 from ..data.class_lists import read_class_names
 from ..data.duplicates import digests
 from ..data.fewshot import split_each_class
@@ -18,10 +20,21 @@ from .output import list_remarks
 
 
 def classifier_of(args: argparse.Namespace) -> Classifier:
-    """The adapter on its base model; one whose training was cut off is remarked on."""
+    """The adapter on its base model, as --set changes it; one whose training was cut off is remarked on."""
     with list_remarks():
         remark_on_cut_off(local_folder(args.adapter, revision=args.revision))
-    return load_classifier(args.adapter, args.device, base_model=args.model, revision=args.revision)
+    classifier = load_classifier(args.adapter, args.device, base_model=args.model, revision=args.revision)
+    if args.set:
+        change_config(classifier.model, fields_of(args.set))
+    return classifier
+
+
+def fields_of(changes: Sequence[str]) -> dict[str, str]:
+    """What --set lists as FIELD=VALUE. Raises ValueError for anything else."""
+    for change in changes:
+        if "=" not in change:
+            raise ValueError(f"`fields`: {change!r} is not of the form FIELD=VALUE; write it so, without blanks.")
+    return dict(change.partition("=")[::2] for change in changes)
 
 
 def class_names_of(args: argparse.Namespace) -> list[str] | None:

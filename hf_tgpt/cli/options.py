@@ -98,8 +98,15 @@ def add_classes(parser: argparse.ArgumentParser, purpose: str = "in place of the
     names.add_argument("--class_names_file", help="a file of class names, a line each, or .json")
 
 
+def add_set(parser: argparse.ArgumentParser, *also: str) -> None:
+    """Adds `--set`, and other names of it."""
+    parser.add_argument("--set", *also, dest="set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the "
+                        "adapter's config to change for this call, such as wise_ft=0.3")  # fmt: skip
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds what loading an adapter takes beside its name."""
+    add_set(parser)
     parser.add_argument("--model", help="another copy of the base model: a Hub id or folder")
     parser.add_argument("--revision", help="of the adapter on the Hub")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU where there is one)")

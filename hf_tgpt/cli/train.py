@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
+from accelerate.utils import LoggerType, set_seed
 
 from ..data import (
     FewShotImages,
@@ -70,9 +70,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     # 2. Processes; a folder that nothing else is in.
     tidy_output()
     if run.log_with and run.log_with not in {str(tracker) for tracker in get_available_trackers()}:
-        raise ValueError(
-            f"`log_with`={run.log_with!r} is no tracker that is installed here; install it or leave it out."
-        )
+        known = sorted({str(kind) for kind in LoggerType} - {"all"})
+        remedy = f"install it (pip install {run.log_with.replace('_', '-')})"
+        remedy = remedy if run.log_with in known else f"choose one of {', '.join(known)}"
+        raise ValueError(f"`log_with`={run.log_with!r} is no tracker that is installed here; {remedy} or leave it out.")
     output_dir = run.output_dir or Path("runs") / f"{args.method}-{datetime.now():%Y%m%d-%H%M%S}"
     check_output_dir(output_dir, run.resume)
     accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=run.log_with, project_dir=output_dir)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +94,20 @@ def test_predict_writes_csv_and_takes_other_class_names(adapters, pictures, tmp_
     assert list(row) == ["image", "label", "score", "label_2", "score_2", "error"]
     assert {row["label"], row["label_2"]} == {"forest", "zigzag texture"}
     assert [path.name for path in output.parent.iterdir()] == ["rows.csv"]
+
+
+def test_a_field_is_changed_for_one_call_alone(adapters, pictures, capsys):
+    def scores(*arguments):
+        assert run("predict", adapters["tgpt"], pictures, *arguments) == 0
+        return capsys.readouterr().out
+
+    config = Path(adapters["tgpt"], "adapter_config.json")
+    before, saved = scores(), config.read_bytes()
+    assert scores("--set", "wise_ft=0.5") != before
+    assert config.read_bytes() == saved
+    assert scores() == before
+    assert run("predict", adapters["tgpt"], pictures, "--set", "head=1") == 1
+    assert "--set: 'head' is no field of TGPTConfig that may change" in capsys.readouterr().err
 
 
 def test_files_that_are_no_pictures_are_skipped_counted_and_listed(adapters, tmp_path, capsys):

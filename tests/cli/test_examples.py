@@ -207,14 +207,16 @@ def test_zero_shots_folder_is_evaluated_as_zero_shot_clip(run, pictures, tmp_pat
 def test_a_changed_field_is_evaluated_beside_the_adapter_as_it_is(run, pictures, tmp_path):
     about = ("--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", tmp_path / "run")
     run("--method", "tgpt", *about)
-    about = ("--adapter", tmp_path / "run", "--dataset", pictures)
-    told = json.loads(run(*about, "--change", "wise_ft=1.0", "--json", program="evaluate.py"))
+    about = (tmp_path / "run", "--dataset", pictures)
+    told = json.loads(run(*about, "--set", "wise_ft=1.0", "--json", program="evaluate.py"))
     assert told["changed"]["fields"] == {"wise_ft": "1.0"}
     assert told["changed"]["largest_difference_of_logits"] > 0  # the zero-shot head alone
     assert told["accuracy"] == json.loads(run(*about, "--json", program="evaluate.py"))["accuracy"]
     assert "with wise_ft=1.0: " in run(*about, "--change", "wise_ft=1.0", program="evaluate.py")
-    with pytest.raises(Failed, match="'head' is no field of TGPTConfig that may change"):
-        run(*about, "--change", "head=1", program="evaluate.py")
+    with pytest.raises(Failed, match="--set: 'head' is no field of TGPTConfig that may change"):
+        run(*about, "--set", "head=1", program="evaluate.py")
+    with pytest.raises(Failed, match="--set: 'wise_ft' is not of the form FIELD=VALUE"):
+        run(*about, "--set", "wise_ft", program="evaluate.py")
 
 
 def test_without_matplotlib_a_run_has_no_picture_and_says_so(run, pictures, tmp_path, monkeypatch):

@@ -60,7 +60,8 @@ CASES = [
     (("--dataset", "file"), "--dataset='file' is no folder and no file of a known kind"),
     (("--dataset", "no/where/at/all"), "--dataset='no/where/at/all' is not there; correct the path"),
     (("--dataset", "ucf101"), "--dataset='ucf101' has no copy on the Hub"),
-    (("--log_with", "x"), "--log_with='x' is no tracker that is installed here"),
+    (("--log_with", "x"), "--log_with='x' is no tracker that is installed here; choose one of aim, clearml, comet_ml"),
+    (("--log_with", "clearml"), "is no tracker that is installed here; install it (pip install clearml)"),
     (("--model", "/no/such"), "--model='/no/such' is not a folder"),
     (("--method", "maple", "--cache_features", "1"), "MAPLE as configured learns prompts in the vision tower"),
     (("--prompt_length", "500"), "--prompt_length=500: the text tower's context of 77 leaves room for 73"),
@@ -88,6 +89,8 @@ def test_a_training_that_cannot_be_is_refused_in_options_and_leaves_nothing(argu
     [
         (("evaluate", "--adapter", "a", "--seed", "99999999999"), "--seed: 99999999999: choose 0 to 4294967295"),
         (("evaluate", "--adapter", ""), "--adapter is empty"),
+        (("evaluate", "--dataset", "pictures"), "the adapter is not named: a folder that training wrote, or an id on"),
+        (("evaluate", "a", "--set", "x"), "--set: 'x' is not of the form FIELD=VALUE"),
         (("evaluate", "--adapter", "a", "--output", "file/x.json"), "='file/x.json': its folder cannot be made"),
         (("predict", "a", "pictures", "--top_k", "0"), "argument --top_k: 0: choose 1 or more"),
         (("predict", "a", "pictures", "--top_k", "two"), "argument --top_k: two: choose a whole number"),

@@ -36,8 +36,6 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]  # evaluate.py there hides the library
-
 import torch
 import torch.nn.functional as F
 from peft import get_peft_model

@@ -5,9 +5,6 @@ accelerate launch examples/train.py --method maple --model openai/clip-vit-base-
 """
 
 import sys
-from pathlib import Path
-
-sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]  # evaluate.py there hides the library
 
 from hf_tgpt.cli.main import main
 

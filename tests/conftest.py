@@ -1,7 +1,5 @@
 """Tiny random CLIPs of different shapes on disk, and one row for each method. Nothing here needs the network."""
 
-import runpy
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +44,7 @@ from hf_tgpt import (
     fit,
 )
 from hf_tgpt.adapters.feature_head import FeatureHead
+from hf_tgpt.cli.main import main
 from hf_tgpt.utils.compat import pil_image_processor
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
@@ -293,16 +292,17 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def run_example(monkeypatch, capsys):
-    """run_example("train.py", *arguments) runs a program of examples in this process and returns what it printed."""
+def run_command(capsys):
+    """run_command("train", *arguments) runs a command of hf-tgpt in this process and returns what it printed."""
 
-    def run(program, *arguments):
-        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "examples" / program), run_name="__main__")
+    def run(command, *arguments):
+        try:
+            status = main([command, *map(str, arguments)])
+        except SystemExit as end:
+            status = end.code
         out, err = capsys.readouterr()
-        if end.value.code:
-            raise Failed(err) if end.value.code == 1 else end.value
+        if status:
+            raise Failed(err) if status == 1 else SystemExit(status)
         return out
 
     return run

@@ -200,7 +200,7 @@ def script(name, *arguments, monkeypatch):
         patch.setattr(sys, "argv", [name, *(shortened(arguments) if name == "examples/train.py" else arguments)])
         with contextlib.suppress(SystemExit):
             runpy.run_path(str(ROOT / name), run_name="__main__")
-    assert bool(started) == (name == "examples/benchmark.py")
+    assert bool(started) == (name in ("examples/benchmark.py", "examples/benchmark_heads.py"))
 
 
 def comparison(arguments, monkeypatch):

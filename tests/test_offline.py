@@ -34,7 +34,7 @@ from hf_tgpt.data import load_splits
 from PIL import Image
 few = ["--max_steps", "2", "--shots", "1", "--batch_size", "2"]
 run("examples/train.py", "--method", "coop", *few, "--output_dir", f"{folder}/run")
-run("examples/evaluate.py", "--adapter", f"{folder}/run", "--output", f"{folder}/evaluation.json")
+assert main(["evaluate", f"{folder}/run", "--output", f"{folder}/evaluation.json"]) == 0
 hf_tgpt.load_adapter(hf_tgpt.load_clip(hf_tgpt.TOY_CLIP), f"{folder}/run").save_pretrained(f"{folder}/again")
 Image.new("RGB", (40, 40), "red").save(f"{folder}/picture.png")
 for command in ("info", "predict", "export"):

@@ -136,13 +136,14 @@ class Comparison:
     of_any: dict[str, Any]  # and of any
     names: dict[str, str]
     failures: list[str] = field(default_factory=list)
+    place: str = ""  # of the run that is under way, among all
 
     def run(self, trials: list[Trial]) -> Runs:
         """Calls what is missing and returns all results by case and seed, without those that failed."""
         runs: Runs = {}
         taken: dict[str, list[float]] = {}  # seconds, by method
         for number, trial in enumerate(trials, 1):
-            new = not trial.done
+            new, self.place = not trial.done, f"[{number}/{len(trials)}]"
             results = self._trained(trial)
             if results is None:
                 continue
@@ -152,7 +153,7 @@ class Comparison:
             if new:
                 left = _time_left([trial for trial in trials[number:] if not trial.done], taken)
                 done = f"{100 * results['accuracy']:.1f} % in {results['seconds']:.0f} s"
-                say(f"[{number}/{len(trials)}] {trial}: {done}{left}")
+                say(f"{self.place} {trial}: {done}{left}")
         return runs
 
     def _trained(self, trial: Trial) -> dict[str, Any] | None:
@@ -197,7 +198,7 @@ class Comparison:
 
     def _failed(self, trial: Trial, why: str) -> None:
         self.failures.append(f"{trial}: {why} (all of it: {trial.log})")
-        say(f"{trial}: failed: {why}")
+        say(f"{self.place} {trial}: failed: {why}")
 
 
 def say(text: str) -> None:

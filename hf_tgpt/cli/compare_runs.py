@@ -19,7 +19,7 @@ from ..training.interruption import EXIT_CODES, Interruption, interruptions
 
 # Seconds that a run has to save itself in when it is to end.
 GRACE = 60.0
-_PRELOADED = ["hf_tgpt.cli.train", "hf_tgpt.cli.evaluate"]
+_PRELOADED = ["hf_tgpt.cli.main", "hf_tgpt.cli.train", "hf_tgpt.cli.evaluate"]
 
 
 class Runner:
@@ -41,7 +41,8 @@ class Runner:
         """
         self._stop_if_asked()
         log.parent.mkdir(parents=True, exist_ok=True)
-        start = log.stat().st_size if log.exists() else 0
+        log.touch()
+        start = log.stat().st_size
         process = self._processes.Process(target=_call, args=(list(arguments), self._launcher, log, os.getcwd()))
         process.start()
         try:

@@ -94,6 +94,10 @@ def evaluate(*args: Any, **kwargs: Any) -> dict[str, Any]:
     """All metrics of `evaluation.metrics` for what `predict` gives; arguments as there.
 
     Of other answers that the model gives too, the accuracy: with TGP-T `wise_ft_accuracy`.
+
+    Example:
+        >>> accelerator = Accelerator()
+        >>> accuracy = evaluate(model, evaluation_loader(images, accelerator), accelerator)["accuracy"]
     """
     return measure(predict(*args, **kwargs))
 

@@ -137,6 +137,7 @@ def test_a_comparison_tells_the_best_goes_on_and_lists_what_failed(run, pictures
     assert said[0] == f"3 methods, 6 runs, 0 of them done -> {output}"
     assert said[1].startswith(f"[1/6] {pictures.name}, 2 shots, zero-shot, seed 0: ")
     assert said[1].endswith(" left")
+    assert any(line.startswith(f"[6/6] {pictures.name}, 2 shots, broken, seed 1: failed: ") for line in said)
     assert said[-3] == "2 failed:"
     assert "broken, seed 1: hf-tgpt train: " in said[-1]
     assert not list(output.rglob("coop*/**/results.json"))

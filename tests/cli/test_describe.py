@@ -102,9 +102,9 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def describe(run_example):
-    """describe(*arguments) runs examples/describe.py in this process and returns what it printed."""
-    return lambda *arguments: run_example("describe.py", *arguments, "--max_new_tokens", "4")
+def describe(run_command):
+    """describe(*arguments) runs `hf-tgpt describe` in this process and returns what it printed."""
+    return lambda *arguments: run_command("describe", *arguments, "--max_new_tokens", "4")
 
 
 def lines(file):

@@ -1,6 +1,8 @@
 """The main command, as a newcomer runs it."""
 
 import json
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -27,17 +29,36 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture
-def run(run_example):
-    """run(*arguments) runs examples/train.py with the toy CLIP, or another program, and returns what it printed."""
+def run(run_command):
+    """run(*arguments) trains with the toy CLIP, or runs another command, and returns what it printed."""
 
-    def run(*arguments, program="train.py"):
-        return run_example(program, *(["--model", "toy"] if program == "train.py" else []), *arguments)
+    def run(*arguments, program="train"):
+        return run_command(program, *(["--model", "toy"] if program == "train" else []), *arguments)
 
     return run
 
 
 def parse(*arguments):
     return parse_arguments(list(map(str, arguments)))
+
+
+def test_the_python_example_reads_and_runs_from_top_to_bottom(capsys):
+    runpy.run_path(str(EXAMPLES / "python_api.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    zero_shot, gda = map(float, re.match(r"zero-shot (0\.\d+), GDA (0\.\d+)\n", out).groups())
+    assert gda > zero_shot + 0.3
+    assert "MaPLe after 20 steps 0." in out
+    assert "{'label': 'red things'" in out
+    assert out.endswith("GDA knows 41 classes now\n")
+
+
+def test_the_notebook_has_the_code_of_the_python_example():
+    notebook = json.loads((EXAMPLES / "python_api.ipynb").read_text())
+    code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    headings = [cell["source"][0] for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    script = (EXAMPLES / "python_api.py").read_text().partition('"""\n\n')[2]
+    assert code.split() == re.sub(r"(?m)^# \d\. .*", "", script).split()
+    assert headings[1:] == [f"## {line[2:]}" for line in script.splitlines() if re.match(r"# \d\. ", line)]
 
 
 def test_the_main_command_as_the_readme_gives_it(tmp_path):
@@ -115,14 +136,14 @@ def base_adapters(pictures, tmp_path_factory):
 def test_an_open_method_is_evaluated_on_classes_it_has_not_seen(base_adapters, run, pictures, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in base_adapters["maple"].iterdir()}
     about = ("--dataset", pictures, "--output", tmp_path / "new.json")
-    printed = run("--adapter", base_adapters["maple"], "--classes", "new", *about, program="evaluate.py")
+    printed = run("--adapter", base_adapters["maple"], "--classes", "new", *about, program="evaluate")
     assert "new classes (1), 4 pictures" in printed
     results = json.loads((tmp_path / "new.json").read_text())
     assert results["accuracy"] == 1.0  # there is one class to choose from
     assert len(results["per_class_accuracy"]) == 1
     assert {path: path.stat().st_mtime_ns for path in base_adapters["maple"].iterdir()} == before  # nothing was trained
     told = json.loads(
-        run("--adapter", base_adapters["maple"], "--classes", "new", *about, "--json", program="evaluate.py")
+        run("--adapter", base_adapters["maple"], "--classes", "new", *about, "--json", program="evaluate")
     )
     assert told["accuracy"] == results["accuracy"]
 
@@ -168,7 +189,7 @@ def test_a_run_is_resumed_by_its_folder_and_may_then_keep_other_checkpoints(tmp_
 def test_a_method_with_fixed_classes_refuses_others_and_says_so_in_the_results(base_adapters, run, pictures, tmp_path):
     about = ("--dataset", pictures, "--output", tmp_path / "new.json")
     with pytest.raises(SystemExit, match="'ripe tomato'"):
-        run("--adapter", base_adapters["linear_probe"], "--classes", "new", *about, program="evaluate.py")
+        run("--adapter", base_adapters["linear_probe"], "--classes", "new", *about, program="evaluate")
     results = json.loads((tmp_path / "new.json").read_text())
     assert results["accuracy"] is None
     assert "'ripe tomato'" in results["refused"]
@@ -188,18 +209,18 @@ def test_published_accuracies_of_the_same_training_and_test_stand_beside_ours(ba
     results = json.loads((adapter / "results.json").read_text())
     (adapter / "results.json").write_text(json.dumps(results | {"dataset": f"food101:{pictures}", "shots": 16}))
     about = ("--adapter", adapter, "--dataset", f"food101:{pictures}", "--compare-with-published")
-    printed = run(*about, "--classes", "new", "--output", tmp_path / "new.json", program="evaluate.py")
+    printed = run(*about, "--classes", "new", "--output", tmp_path / "new.json", program="evaluate")
     assert "| MaPLe on CLIP ViT-B/16 | 92.05 | Khattak et al., CVPR 2023 (MaPLe), table 3 |" in printed
     assert f"| measured: {adapter} on {TOY_CLIP} | 100.00 | this run |" in printed
     published = json.loads((tmp_path / "new.json").read_text())["published"]
     assert [row["method"] for row in published] == ["CLIP", "CoOp", "CoCoOp", "MaPLe"]
     with pytest.raises(Failed, match="there is no published number for food101, all classes"):
-        run(*about, program="evaluate.py")
+        run(*about, program="evaluate")
 
 
 def test_zero_shots_folder_is_evaluated_as_zero_shot_clip(run, pictures, tmp_path):
     run("--method", "zero_shot", "--dataset", pictures, "--shots", 2, "--output_dir", tmp_path / "run")
-    told = json.loads(run("--adapter", tmp_path / "run", "--dataset", pictures, "--json", program="evaluate.py"))
+    told = json.loads(run("--adapter", tmp_path / "run", "--dataset", pictures, "--json", program="evaluate"))
     assert told["accuracy"] == told["zero_shot_accuracy"]
 
 
@@ -208,15 +229,15 @@ def test_a_changed_field_is_evaluated_beside_the_adapter_as_it_is(run, pictures,
     about = ("--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", tmp_path / "run")
     run("--method", "tgpt", *about)
     about = (tmp_path / "run", "--dataset", pictures)
-    told = json.loads(run(*about, "--set", "wise_ft=1.0", "--json", program="evaluate.py"))
+    told = json.loads(run(*about, "--set", "wise_ft=1.0", "--json", program="evaluate"))
     assert told["changed"]["fields"] == {"wise_ft": "1.0"}
     assert told["changed"]["largest_difference_of_logits"] > 0  # the zero-shot head alone
-    assert told["accuracy"] == json.loads(run(*about, "--json", program="evaluate.py"))["accuracy"]
-    assert "with wise_ft=1.0: " in run(*about, "--change", "wise_ft=1.0", program="evaluate.py")
+    assert told["accuracy"] == json.loads(run(*about, "--json", program="evaluate"))["accuracy"]
+    assert "with wise_ft=1.0: " in run(*about, "--change", "wise_ft=1.0", program="evaluate")
     with pytest.raises(Failed, match="--set: 'head' is no field of TGPTConfig that may change"):
-        run(*about, "--set", "head=1", program="evaluate.py")
+        run(*about, "--set", "head=1", program="evaluate")
     with pytest.raises(Failed, match="--set: 'wise_ft' is not of the form FIELD=VALUE"):
-        run(*about, "--set", "wise_ft", program="evaluate.py")
+        run(*about, "--set", "wise_ft", program="evaluate")
 
 
 def test_without_matplotlib_a_run_has_no_picture_and_says_so(run, pictures, tmp_path, monkeypatch):
@@ -227,7 +248,7 @@ def test_without_matplotlib_a_run_has_no_picture_and_says_so(run, pictures, tmp_
     assert "training.png" not in (tmp_path / "run" / "README.md").read_text()
     about = ("--adapter", "never read", "--dataset", pictures, "--picture", "classes.png")
     with pytest.raises(Failed, match=r"need matplotlib: pip install \"hf-tgpt\[plots\]\""):
-        run(*about, program="evaluate.py")
+        run(*about, program="evaluate")
 
 
 @pytest.mark.filterwarnings("ignore:`log_with=clearml` was passed")

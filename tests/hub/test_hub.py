@@ -329,16 +329,16 @@ def test_peft_pushes_its_own_adapters_as_ever(load_clip, hub):
     assert "adapter_model.safetensors" in hub.repositories["me/lora"].files()
 
 
-def test_training_asks_for_token_and_repository_before_it_starts(hub, run_example, monkeypatch, tmp_path):
+def test_training_asks_for_token_and_repository_before_it_starts(hub, run_command, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(Failed, match="does not accept the token"):
-        run_example("train.py", "--method", "coop", "--push_to_hub", "me/codes", "--output_dir", tmp_path / "run")
+        run_command("train", "--method", "coop", "--push_to_hub", "me/codes", "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit):  # not an adapter of ours
-        run_example("train.py", "--method", "lora", "--push_to_hub", "me/codes")
+        run_command("train", "--method", "lora", "--push_to_hub", "me/codes")
 
 
-def test_a_trained_adapter_is_published_and_its_cards_example_runs_elsewhere(hub, run_example, tmp_path):
+def test_a_trained_adapter_is_published_and_its_cards_example_runs_elsewhere(hub, run_command, tmp_path):
     for split, name, colour in itertools.product(("train", "test"), ("red", "blue"), (200, 220)):
         (tmp_path / "pictures" / split / name).mkdir(parents=True, exist_ok=True)
         colour += 5 * (split == "test")
@@ -346,7 +346,7 @@ def test_a_trained_adapter_is_published_and_its_cards_example_runs_elsewhere(hub
         Image.new("RGB", (64, 64), pixel).save(tmp_path / "pictures" / split / name / f"{colour}.png")
     arguments = ("--dataset", tmp_path / "pictures", "--shots", 2, "--batch_size", 2, "--max_steps", 2)
     where = ("--model", "toy", "--output_dir", tmp_path / "run", "--push_to_hub", "me/colours", "--private")
-    run_example("train.py", "--method", "coop", *arguments, *where)
+    run_command("train", "--method", "coop", *arguments, *where)
     repository = hub.repositories["me/colours"]
     assert repository.private
     assert set(FILES) <= set(repository.files())

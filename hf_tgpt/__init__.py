@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .hub.convert import adapter_from_release as adapter_from_release
     from .hub.convert import convert_original_state_dict as convert_original_state_dict
     from .hub.convert import convert_to_original_state_dict as convert_to_original_state_dict
+    from .hub.convert_base import convert_base as convert_base
     from .hub.loading import load_adapter as load_adapter
     from .hub.loading import load_base_model as load_base_model
     from .hub.loading import load_trained as load_trained
@@ -58,6 +59,7 @@ _NAMES = {
     "evaluation.accuracy": ["evaluate", "for_classes"],
     "hub.client": ["HubError"],
     "hub.convert": ["adapter_from_release", "convert_original_state_dict", "convert_to_original_state_dict"],
+    "hub.convert_base": ["convert_base"],
     "hub.loading": ["load_adapter", "load_base_model", "load_trained"],
     "hub.push": ["push_folder"],
     "inference.classifier": ["Classifier", "load_classifier"],

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT, ImageProcessor
+from open_clip_files import write_open_clip
 from peft import get_peft_model
 from PIL import Image
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
@@ -123,6 +124,7 @@ def test_the_examples_in_docstrings_run(module, newcomer):
     model = get_peft_model(hf_tgpt.load_clip(CLIP), CoOpConfig(class_names=["cat", "dog"])).eval()
     weights = hf_tgpt.convert_to_original_state_dict(peft.get_peft_model_state_dict(model), "coop")
     torch.save({"state_dict": weights}, "model.pth.tar-50")
+    write_open_clip(Path("bioclip"))
     transform = ImageTransform(32, (0.5,) * 3, (0.5,) * 3, train=True)
     images = FewShotImages(load_splits("pictures")["train"], transform)
     names = {
@@ -176,7 +178,7 @@ def check(words, monkeypatch):
         check(["python", *module, launch.training_script, *launch.training_script_args], monkeypatch)
     elif (program, arguments[:2]) == ("python", ["-m", "hf_tgpt"]):
         check(["hf-tgpt", *arguments[2:]], monkeypatch)
-    elif program == "hf-tgpt" and arguments[0] in ("convert", "demo"):
+    elif program == "hf-tgpt" and arguments[0] in ("convert", "convert-base", "demo"):
         parse(arguments)
     elif program == "hf-tgpt" and arguments[0] == "compare":
         comparison(arguments[1:], monkeypatch)

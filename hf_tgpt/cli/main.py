@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Without the line of code that a warning comes from; before the imports, which may warn.
     warnings.formatwarning = lambda message, *place, **line: f"Note: {in_options(str(message))}\n"
     try:  # what is imported here takes seconds
-        module = import_module(f".{command if args is None else args.command}", __package__)
+        name = command if args is None else args.command
+        module = import_module(f".{name.replace('-', '_')}", __package__)
         if args is None:
             return module.main(arguments[1:], prog=f"hf-tgpt {command}") or 0
         return module.main(args)
@@ -126,4 +127,20 @@ def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
         "--set", nargs="+", default=[], metavar="FIELD=VALUE",
         help='fields of the config that the tensors do not tell: initial_text="a photo of a", class_position=front'
     )  # fmt: skip
+
+    base = command("convert-base", "open_clip's files of a plain CLIP as a base model of transformers")
+    base.add_argument(
+        "file", help=".safetensors, .bin, .pt or .pth, or its folder; open_clip_config.json there is read"
+    )
+    base.add_argument("--to", required=True, metavar="FOLDER", help="a new folder, to be named with --model")
+    base.add_argument("--activation", choices=["quick_gelu", "gelu"], help="needed without open_clip_config.json")
+    base.add_argument(
+        "--heads", nargs=2, type=at_least_one, metavar=("VISION", "TEXT"),
+        help="attention heads (default: as open_clip_config.json says; without it as in open_clip's models, of width "
+        "64 each, and 16 in image towers wider than 1024)"
+    )  # fmt: skip
+    base.add_argument(
+        "--tokenizer", help="a Hub id or folder (default: that beside the file, or else openai/clip-vit-base-patch32)"
+    )
+    add_json(base)
     return top, commands

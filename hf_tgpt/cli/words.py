@@ -6,7 +6,7 @@ import argparse
 import re
 
 # What the library calls by another name than the command line.
-_OPTIONS = {"source": "dataset", "base_model": "model", "fields": "set"}
+_OPTIONS = {"source": "dataset", "base_model": "model", "fields": "set", "folder": "to"}
 # The options of the command that runs. A process runs one, and its warnings come from anywhere.
 _known: set[str] = set()
 

@@ -150,7 +150,8 @@ def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             f"{str(file)!r} {reason}; it is damaged or no checkpoint of a release. Download it again, or save its "
             "tensors as safetensors and convert that."
         ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    content = content if isinstance(content, dict) else {}
+    content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise ValueError(f"{str(file)!r} holds no tensors by name; a release's file has them under 'state_dict'.")

@@ -9,9 +9,10 @@ import transformers
 from .base import DualEncoder as DualEncoder
 from .clip import CLIP
 from .metaclip2 import MetaCLIP2
+from .siglip import SigLIP
 
 # A family of encoders is one line here and one file beside this one.
-FAMILIES: dict[str, type[DualEncoder]] = {family.model_type: family for family in (CLIP, MetaCLIP2)}
+FAMILIES: dict[str, type[DualEncoder]] = {family.model_type: family for family in (CLIP, MetaCLIP2, SigLIP)}
 
 
 def encoder_of(model: Any) -> DualEncoder:

@@ -3,13 +3,17 @@
 The reference never touches this package: hooks on a transformers model put prompts among its hidden states.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 import torch
-from conftest import SHAPES, pixels, pooled, token_ids
+from conftest import CLIPS, SHAPES, pixels, pooled, token_ids
+from transformers import AutoTokenizer
 
 from hf_tgpt.encoders import encoder_of
 from hf_tgpt.encoders.packing import common_length, pack
-from hf_tgpt.encoders.walk import encode_image, encode_text, encode_words, image_tokens, split_tokens
+from hf_tgpt.encoders.walk import encode_image, encode_text, encode_words, image_tokens, split_tokens, unit
 from hf_tgpt.utils.compat import before
 
 N = 2
@@ -23,6 +27,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(params=SHAPES)
 def model(request, load_clip):
+    return load_clip(request.param).double()
+
+
+@pytest.fixture(params=CLIPS)
+def causal_model(request, load_clip):
     return load_clip(request.param).double()
 
 
@@ -45,16 +54,49 @@ def hooked(modules, change):
     return [module.register_forward_pre_hook(hook_of(i), with_kwargs=True) for i, module in enumerate(modules)]
 
 
-def text_reference(model, ids, prompts, insert):
+@dataclass(frozen=True)
+class Parts:
+    """Where the reference hooks a family's model, and how it reads what comes out."""
+
+    words: str = "embeddings.token_embedding"  # of the text tower
+    text_layers: str = "encoder.layers"
+    start: int = 1  # tokens of a sentence before its first word, and of a picture before its patches
+    causal: bool = True
+    before_layers: str = "pre_layrnorm"  # of the image tower, where its prompts enter
+    read_text: Callable = lambda model, hidden, ends: model.text_projection(
+        model.text_model.final_layer_norm(hidden[torch.arange(len(hidden)), ends])
+    )
+    read_image: Callable = lambda model, hidden, patches: model.visual_projection(
+        model.vision_model.post_layernorm(hidden[:, 0])
+    )
+
+
+FAMILIES = {
+    "siglip": Parts(
+        start=0,
+        causal=False,
+        before_layers="encoder.layers.0",
+        read_text=lambda model, hidden, ends: model.text_model.head(model.text_model.final_layer_norm(hidden[:, -1])),
+        read_image=lambda model, hidden, patches: model.vision_model.head(
+            model.vision_model.post_layernorm(hidden[:, :patches])
+        ),
+    ),
+}
+
+
+def parts_of(model):
+    return FAMILIES.get(model.config.model_type, Parts())
+
+
+def text_reference(model, ids, ends, prompts, insert):
     """T by the model's own text tower, with hooks that put the prompts in place."""
-    tower, ends = model.text_model, encoder_of(model).ends(ids)
-    embedded = []
+    tower, parts = model.text_model, parts_of(model)
+    start, layers = parts.start, tower.get_submodule(parts.text_layers)
 
     def embed(module, args, output):
-        embedded.append(output)
         if 0 in prompts and not insert:  # before positions are added
             own = prompts[0].expand(len(output), -1, -1)
-            return torch.cat([output[:, :1], own, output[:, 1 + N :]], dim=1)
+            return torch.cat([output[:, :start], own, output[:, start + N :]], dim=1)
         return output
 
     state = {"inserted": False}
@@ -65,12 +107,14 @@ def text_reference(model, ids, prompts, insert):
         own = prompts[layer].expand(len(hidden), -1, -1)
         skip = 0 if insert and not state["inserted"] else N
         state["inserted"] = True
-        return torch.cat([hidden[:, :1], own, hidden[:, 1 + skip :]], dim=1)
+        return torch.cat([hidden[:, :start], own, hidden[:, start + skip :]], dim=1)
 
-    handles = [tower.embeddings.token_embedding.register_forward_hook(embed), *hooked(tower.encoder.layers, change)]
+    handles = [tower.get_submodule(parts.words).register_forward_hook(embed), *hooked(layers, change)]
     states = []
-    handles.append(tower.final_layer_norm.register_forward_hook(lambda module, args, output: states.append(output)))
-    if insert:  # the tower makes its mask for the length of the ids, so the longer rows need one of their own
+    handles.append(layers[-1].register_forward_hook(lambda module, args, output: states.append(output)))
+    if (
+        insert and parts.causal
+    ):  # the tower makes its mask for the length of the ids, so the longer rows need one of their own
         length = ids.shape[1] + N
         mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
         first = min(prompts)
@@ -81,15 +125,17 @@ def text_reference(model, ids, prompts, insert):
 
             return hook
 
-        handles += [
-            layer.register_forward_pre_hook(masked(i), with_kwargs=True) for i, layer in enumerate(tower.encoder.layers)
-        ]
+        handles += [layer.register_forward_pre_hook(masked(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
         tower(input_ids=ids)
     finally:
         for handle in handles:
             handle.remove()
-    return model.text_projection(states[-1][torch.arange(len(ids)), ends + (N if insert else 0)])
+    return parts.read_text(model, states[-1], ends + (N if insert else 0))
+
+
+def ends_of(model, ids):
+    return encoder_of(model).ends(ids, AutoTokenizer.from_pretrained(model.name_or_path).eos_token_id)
 
 
 def gradients(output, prompts):
@@ -101,8 +147,10 @@ def gradients(output, prompts):
 @pytest.mark.parametrize("layers", TEXT_PLACES.values(), ids=list(TEXT_PLACES))
 def test_text_prompts_replaced_or_inserted_at_chosen_layers(model, layers, insert, packed):
     encoder, ids = encoder_of(model), token_ids(model, SENTENCES)
-    ends, prompts = encoder.ends(ids), prompts_for("text", layers, encoder.shape()["text_width"])
-    expected = text_reference(model, ids, prompts, insert)
+    if packed and not encoder.causal:
+        pytest.skip("such sentences are not packed")
+    ends, prompts = ends_of(model, ids), prompts_for("text", layers, encoder.shape()["text_width"])
+    expected = text_reference(model, ids, ends, prompts, insert)
     # Prompts that replace words make the sentences alike up to the words behind them.
     packing = (
         pack(ends, min(common_length(ids, ends), 1 + N), encoder.shape()["context_length"] - N) if packed else None
@@ -113,12 +161,13 @@ def test_text_prompts_replaced_or_inserted_at_chosen_layers(model, layers, inser
         torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)
 
 
-def test_sentences_that_begin_alike_for_less_than_the_prompts_are_not_packed(model):
+def test_sentences_that_begin_alike_for_less_than_the_prompts_are_not_packed(causal_model):
+    model = causal_model
     encoder, ids = encoder_of(model), token_ids(model, ["cat.", "forest at night.", "a blue striped square"])
     ends, prompts = encoder.ends(ids), prompts_for("text", (1,), encoder.shape()["text_width"])
     packing = pack(ends, common_length(ids, ends), encoder.shape()["context_length"])  # BOS alone
     found = encode_text(encoder, encoder.words()[ids], ends, prompts, packing)
-    torch.testing.assert_close(found, text_reference(model, ids, prompts, False), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(found, text_reference(model, ids, ends, prompts, False), atol=1e-10, rtol=1e-10)
 
 
 def test_prompts_without_a_place_are_refused(load_clip):
@@ -142,10 +191,10 @@ def test_prompts_without_a_place_are_refused(load_clip):
 @pytest.mark.parametrize("layers", TEXT_PLACES.values(), ids=list(TEXT_PLACES))
 def test_each_sentence_may_have_text_prompts_of_its_own(model, layers):
     encoder, ids = encoder_of(model), token_ids(model, SENTENCES)
-    ends, prompts = encoder.ends(ids), prompts_for("text", layers, encoder.shape()["text_width"], len(SENTENCES))
-    packing = pack(ends, 1, encoder.shape()["context_length"])
+    ends, prompts = ends_of(model, ids), prompts_for("text", layers, encoder.shape()["text_width"], len(SENTENCES))
+    packing = pack(ends, 1, encoder.shape()["context_length"]) if encoder.causal else None
     found = encode_text(encoder, encoder.words()[ids], ends, prompts, packing)
-    torch.testing.assert_close(found, text_reference(model, ids, prompts, False), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(found, text_reference(model, ids, ends, prompts, False), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("behind_class_token", [False, True])
@@ -153,7 +202,8 @@ def test_each_sentence_may_have_text_prompts_of_its_own(model, layers):
 def test_vision_prompts_at_the_end_or_behind_the_class_token_at_chosen_layers(model, layers, behind_class_token):
     encoder, pictures = encoder_of(model), pixels(model).double()
     prompts = prompts_for("vision", layers, encoder.shape()["vision_width"])
-    state = {"inserted": False}
+    state, parts = {"inserted": False}, parts_of(model)
+    start, patches = parts.start, encoder.patch_rows() ** 2
 
     def change(layer, hidden):
         if layer in prompts:
@@ -161,29 +211,33 @@ def test_vision_prompts_at_the_end_or_behind_the_class_token_at_chosen_layers(mo
             count = N if state["inserted"] else 0
             state["inserted"] = True
             if behind_class_token:
-                return torch.cat([hidden[:, :1], own, hidden[:, 1 + count :]], dim=1)
+                return torch.cat([hidden[:, :start], own, hidden[:, start + count :]], dim=1)
             return torch.cat([hidden[:, : hidden.shape[1] - count], own], dim=1)
         return hidden
 
     tower = model.vision_model
-    handles = hooked([tower.pre_layrnorm, *tower.encoder.layers[1:]], change)
+    handles = hooked([tower.get_submodule(parts.before_layers), *tower.encoder.layers[1:]], change)
     states = []
     last = tower.encoder.layers[-1]
     handles.append(last.register_forward_hook(lambda module, args, output: states.append(output)))
     try:
-        expected = model.visual_projection(tower(pixel_values=pictures).pooler_output)
+        tower(pixel_values=pictures)
     finally:
         for handle in handles:
             handle.remove()
+    last_states = states[-1]
+    if behind_class_token:  # the picture's own tokens first, as they are where prompts stand at the end
+        last_states = torch.cat([states[-1][:, :start], states[-1][:, start + N :]], dim=1)
+    expected = parts.read_image(model, last_states, patches)
     found = encode_image(encoder, pictures, prompts, behind_class_token)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
     for mine, theirs in zip(gradients(found, prompts), gradients(expected, prompts), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)
     tokens = image_tokens(encoder, pictures, prompts, behind_class_token)
     torch.testing.assert_close(tokens, states[-1], atol=1e-10, rtol=1e-10)
-    picture, inserted = split_tokens(tokens, prompts, behind_class_token)
+    picture, inserted = split_tokens(tokens, prompts, behind_class_token, encoder.class_tokens)
     assert inserted.shape[1] == N
-    assert picture.shape[1] == (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2 + 1
+    assert picture.shape[1] == start + patches
 
 
 def test_without_prompts_features_are_the_models_own_bit_for_bit(load_clip):
@@ -192,9 +246,12 @@ def test_without_prompts_features_are_the_models_own_bit_for_bit(load_clip):
         encoder, ids = encoder_of(model), token_ids(model, SENTENCES)
         assert torch.equal(encode_image(encoder, pixels(model)), pooled(model.get_image_features(pixels(model))))
         own = pooled(model.get_text_features(ids))
-        embeddings, ends = torch.nn.functional.embedding(ids, encoder.words()), encoder.ends(ids)
+        embeddings, ends = torch.nn.functional.embedding(ids, encoder.words()), ends_of(model, ids)
         assert torch.equal(encode_text(encoder, embeddings, ends), own)
         torch.testing.assert_close(encode_words(encoder, ids, ends), own, atol=1e-5, rtol=1e-5)  # packed
+        cosines = unit(encode_image(encoder, pixels(model))) @ unit(encode_text(encoder, embeddings, ends)).T
+        logits = model(input_ids=ids, pixel_values=pixels(model)).logits_per_image
+        torch.testing.assert_close(encoder.scale(cosines), logits, atol=1e-6, rtol=1e-6)
 
 
 def test_an_image_attention_is_the_towers_own(model):

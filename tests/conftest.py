@@ -19,6 +19,8 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
     CLIPConfig,
     CLIPModel,
     MetaClip2Config,
@@ -114,10 +116,11 @@ SHAPES = {
     "metaclip_2": dict(text=(48, 2), vision=(40, 2), projection=24, context=32, image=32, patch=8),
     # transformers' pipelines fill SigLIP's sentences up to 64 tokens; its projection is as wide as its image tower.
     "siglip": dict(text=(48, 2), vision=(40, 2), projection=40, context=64, image=32, patch=8),
+    "chinese_clip": dict(text=(48, 2), vision=(40, 2), projection=24, context=40, image=32, patch=8),
 }
 # What a random SigLIP is to have of a trained one.
 STARTS = {"logit_scale": 2.0, "logit_bias": -3.0}
-CLIPS = [shape for shape in SHAPES if shape not in ("siglip",)]
+CLIPS = [shape for shape in SHAPES if shape not in ("siglip", "chinese_clip")]
 
 
 def make_clip(shape: str, folder: Path) -> str:
@@ -126,6 +129,7 @@ def make_clip(shape: str, folder: Path) -> str:
     config_class, model_class, tokenizer = {
         "metaclip_2": lambda: (MetaClip2Config, MetaClip2Model, metaclip_tokenizer()),
         "siglip": lambda: (SiglipConfig, SiglipModel, siglip_tokenizer()),
+        "chinese_clip": lambda: (ChineseCLIPConfig, ChineseCLIPModel, chinese_tokenizer()),
     }.get(shape, lambda: (CLIPConfig, CLIPModel, AutoTokenizer.from_pretrained(GOLDEN / "clip")))()
     # OpenAI's first configs name token 2 as EOS and mean the highest id, which CLIP looks for when it reads a 2.
     eos = 2 if shape == "legacy_eos" else tokenizer.eos_token_id
@@ -156,10 +160,11 @@ def make_clip(shape: str, folder: Path) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     square = {"height": sizes["image"], "width": sizes["image"]}
-    if shape == "siglip":
-        pil_image_processor("SiglipImageProcessor")(size=square).save_pretrained(folder)
-    else:
-        ImageProcessor(size={"shortest_edge": sizes["image"]}, crop_size=square).save_pretrained(folder)
+    processor = {
+        "siglip": lambda: pil_image_processor("SiglipImageProcessor")(size=square),
+        "chinese_clip": lambda: pil_image_processor("ChineseCLIPImageProcessor")(size=square, crop_size=square),
+    }.get(shape, lambda: ImageProcessor(size={"shortest_edge": sizes["image"]}, crop_size=square))()
+    processor.save_pretrained(folder)
     return str(folder)
 
 
@@ -193,6 +198,20 @@ def siglip_tokenizer(end: str = "</s>", padding: str = "</s>"):
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_input_names=["input_ids"], model_max_length=64, **names
     )
+
+
+def chinese_tokenizer():
+    """BERT's: CLS before and SEP behind a sentence, Chinese characters as words of their own, words in pieces."""
+    golden = AutoTokenizer.from_pretrained(GOLDEN / "clip").get_vocab()
+    words = {word.removesuffix("</w>") for word in golden if word.removesuffix("</w>").isalnum()}
+    pieces = [*sorted(words), *(f"##{word}" for word in sorted(words)), *".,。一张猫狗的照片只红色圆形"]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *pieces]))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]")
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
 def pooled(answer):

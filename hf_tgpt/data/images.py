@@ -168,8 +168,10 @@ class ImageTransform:
         Raises ValueError for pictures that are not square in the end and for steps that these recipes do not have.
         """
         size = image_processor.size
-        crops = getattr(image_processor, "do_center_crop", None)
-        squeeze = not crops and bool(size.get("height")) and size.get("height") == size.get("width")
+        square = {"height": size.get("height") or 0, "width": size.get("height") or 0}
+        # A crop of what is of that size already does nothing.
+        crops = getattr(image_processor, "do_center_crop", None) and dict(image_processor.crop_size) != square
+        squeeze = dict(size) == square and not crops
         for step in ("do_resize", *(() if squeeze else ("do_center_crop",)), "do_rescale", "do_normalize"):
             if not getattr(image_processor, step, None):
                 raise ValueError(

@@ -37,6 +37,8 @@ class DualEncoder:
     image_processor: ClassVar[str] = "CLIPImageProcessor"
     # What its tokenizer makes of a text beside `input_ids` and `attention_mask`, which says nothing of one sentence.
     tokenizer_extras: ClassVar[frozenset[str]] = frozenset()
+    # The linear layers that make queries, keys and values, in both towers.
+    attention_inputs: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj")
     # Tokens before the first word of a sentence (BOS).
     prefix: ClassVar[int] = 1
     # Whether a token sees the tokens before it alone, so that sentences may be cut behind their end and packed.

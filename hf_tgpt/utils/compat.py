@@ -45,6 +45,18 @@ def causal_mask(config: Any, hidden: Any) -> Any:
     return create_causal_mask(config, hidden, None, **cache)
 
 
+def padding_mask(config: Any, hidden: Any, is_word: Any) -> Any:
+    """What each token of hidden states (s, t, d) sees: the words, `is_word` (s, t). Before transformers 5 there is no
+    function for it."""
+    if _TRANSFORMERS_4:
+        import torch
+
+        return torch.finfo(hidden.dtype).min * (~is_word[:, None, None]).to(hidden.dtype)
+    from transformers.masking_utils import create_bidirectional_mask
+
+    return create_bidirectional_mask(config, hidden, is_word)
+
+
 def encoder_layer(layer: Any, causal: bool) -> Any:
     """A layer of a tower, from hidden states and a mask to hidden states. Before transformers 5 it gives a tuple, and
     takes one mask, two, of which the last is the causal one, or none."""

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, pipeline
 
 import hf_tgpt
 from hf_tgpt import config_class
-from hf_tgpt.data import ImageTransform
+from hf_tgpt.data import Collator, ImageTransform
 from hf_tgpt.encoders import FAMILIES, encoder_of
 from hf_tgpt.encoders.loading import load_image_processor
 from hf_tgpt.inference.classifier import Classifier
@@ -27,7 +27,7 @@ from hf_tgpt.inference.plain_transformers import export_transformers
 from hf_tgpt.texts.sentences import class_sentences, tokenize, word_ids
 
 # A tiny model of each family beside CLIP, whose own matrix is test_promises.py.
-SHAPE_OF = {"metaclip_2": "metaclip_2", "siglip": "siglip"}
+SHAPE_OF = {"metaclip_2": "metaclip_2", "siglip": "siglip", "chinese_clip": "chinese_clip"}
 PICTURE = Image.effect_noise((40, 40), 80).convert("RGB")
 LABELS = torch.tensor([0, 3, 1])
 
@@ -228,6 +228,84 @@ def test_coop_finds_the_name_wherever_sentences_begin_and_end(family, position, 
     assert learner.text_prompts.grad.abs().sum() > 0
 
 
+def test_captions_are_spelled_from_their_first_word_to_their_end(family, adapt):
+    model = adapt(METHODS["tgpt"], SHAPE_OF[family], label_smoothing=0.0, templates=["a photo of a {}."])
+    learner, encoder = model.learner, encoder_of(model.get_base_model())
+    tokenizer, words = learner.tokenizer(encoder), encoder.words()
+    captions = ["a red cat", "a photo of the forest.", "blue " * 30]
+    rows = [{"pixel_values": p, "labels": 0, "caption": c} for p, c in zip(pixels(model), captions, strict=True)]
+    batch = Collator(tokenizer, encoder.shape()["context_length"])(rows)
+    output = model(**batch)
+    tokens = learner.bonder_tokens(encoder, learner.image_states(encoder, batch["pixel_values"]))
+    losses = []
+    for caption, prompt in zip(captions, learner.content_bonder(learner.content_queries, tokens), strict=True):
+        targets = torch.tensor(tokenizer(caption).input_ids[encoder.prefix :][: len(prompt)])
+        losses.append(F.cross_entropy(prompt[: len(targets)] @ words.T, targets, reduction="none"))
+    torch.testing.assert_close(output.loss_content, torch.cat(losses).mean(), atol=1e-5, rtol=1e-5)
+    weights = model.tokens_per_image(batch["labels"], batch["caption_ids"])
+    assert weights["content"] == pytest.approx(sum(map(len, losses)) / len(losses))
+
+
+@torch.no_grad()
+def test_tgpts_prompts_stand_where_words_do(family, adapt, load_clip):
+    """The text feature of a prompt is the untouched model's, of a sentence of as many words that are replaced."""
+    model, plain = adapt(METHODS["tgpt"], SHAPE_OF[family]), load_clip(SHAPE_OF[family])
+    encoder, count = encoder_of(model.get_base_model()), 6
+    prompts = torch.randn(1, count, encoder.shape()["text_width"])
+    inputs = tokenize_like_a_user(plain, [" ".join(["cat"] * count) + "."])
+    start = encoder.prefix
+
+    def replace(module, args, output):
+        return torch.cat([output[:, :start], prompts, output[:, start + count :]], dim=1)
+
+    words = encoder_of(plain).words()
+    embedding = next(module for module in plain.modules() if getattr(module, "weight", None) is words)
+    handle = embedding.register_forward_hook(replace)
+    expected = pooled(plain.get_text_features(**inputs))
+    handle.remove()
+    torch.testing.assert_close(model.learner.encode_prompts(encoder, prompts), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lora_changes_both_towers(family, load_clip):
+    model = make_classifier("lora", load_clip(SHAPE_OF[family]), CLASS_NAMES)
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad and "lora_A" in name]
+    base = model.get_base_model()
+    layers = encoder_of(base).text_layers(), encoder_of(base).image_layers()
+    for tower, own in zip(("text_model", "vision_model"), layers, strict=True):
+        assert sum(tower in name for name in names) == 3 * len(own)
+
+
+def test_chinese_clip_reads_chinese(load_clip):
+    model = load_clip("chinese_clip").requires_grad_(False)
+    names, pictures = ["猫", "狗"], pixels(model)
+    inputs = tokenize_like_a_user(model, ["一张猫的照片。", "一张狗的照片。"])
+    assert inputs.input_ids.shape == (2, 9)  # a token each, between CLS and SEP
+    expected = model(**inputs, pixel_values=pictures).logits_per_image
+    config = config_class("zero-shot")(class_names=names, templates=["一张{}的照片。"])
+    torch.testing.assert_close(get_peft_model(model, config)(pictures).logits, expected, atol=1e-6, rtol=1e-6)
+    config = config_class("coop")(class_names=names, prompt_length=2, initial_text="一张")
+    learner = get_peft_model(load_clip("chinese_clip"), config).learner
+    words = model.text_model.embeddings.word_embeddings.weight
+    assert torch.equal(learner.text_prompts, words[inputs.input_ids[0, 1:3]])
+    with pytest.raises(ValueError, match=r"holds '\[SEP\]', which ends a sentence"):
+        get_peft_model(load_clip("chinese_clip"), config_class("coop")(class_names=["猫[SEP]"]))
+
+
+@torch.no_grad()
+def test_chinese_clip_sees_no_padding(load_clip):
+    """Neither that of a user, with a mask or without, nor that of a class with a shorter name."""
+    model = load_clip("chinese_clip")
+    adapted = get_peft_model(load_clip("chinese_clip"), config_class("maple")(class_names=CLASS_NAMES, prompt_depth=2))
+    adapted = adapted.eval()
+    sentences = [f"a photo of a {name}." for name in CLASS_NAMES]
+    inputs = tokenize_like_a_user(model, sentences)
+    together = pooled(adapted.get_text_features(**inputs))
+    assert torch.equal(together, pooled(adapted.get_text_features(inputs.input_ids)))
+    for sentence, row in zip(sentences, together, strict=True):
+        alone = pooled(adapted.get_text_features(**tokenize_like_a_user(model, [sentence])))[0]
+        torch.testing.assert_close(alone, row, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("end", "padding"), [("</s>", "</s>"), ("<eos>", "<pad>")])
 def test_siglip_fills_the_context_as_its_tokenizer_pads(load_clip, end, padding, tmp_path):
     """SigLIP's padding is its EOS, SigLIP 2's is not."""
@@ -261,8 +339,9 @@ def test_siglip_is_explained_by_its_pooling(adapt, load_clip, clip_folders):
     assert (earlier.flatten(1).sum(1) < 1).all()  # the rest is on the prompts
 
 
-def test_siglips_pictures_are_squeezed_as_its_image_processor_does(clip_folders):
-    processor = load_image_processor(clip_folders["siglip"])
+def test_pictures_become_pixels_as_the_familys_image_processor_makes_them(family, clip_folders):
+    processor = load_image_processor(clip_folders[SHAPE_OF[family]])
+    assert type(processor).__name__.removesuffix("Pil") == FAMILIES[family].image_processor
     picture = Image.effect_noise((70, 30), 80).convert("RGB")
     transform = ImageTransform.from_processor(processor, train=False)
     theirs = torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"][0])

@@ -12,16 +12,20 @@ from hub_server import Hub
 from huggingface_hub import constants
 from peft import PeftConfig, get_peft_model
 from PIL import Image as PILImage
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
     CLIPConfig,
     CLIPModel,
     MetaClip2Config,
     MetaClip2Model,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
 )
 
 from hf_tgpt import (
@@ -109,20 +113,30 @@ SHAPES = {
     "narrow_projection": dict(text=(40, 3), vision=(24, 2), projection=16, context=24, image=24, patch=8),
     "legacy_eos": dict(text=(64, 2), vision=(32, 4), projection=64, context=77, image=48, patch=16),
     "metaclip_2": dict(text=(48, 2), vision=(40, 2), projection=24, context=32, image=32, patch=8),
+    # transformers' pipelines fill SigLIP's sentences up to 64 tokens; its projection is as wide as its image tower.
+    "siglip": dict(text=(48, 2), vision=(40, 2), projection=40, context=64, image=32, patch=8),
+    "chinese_clip": dict(text=(48, 2), vision=(40, 2), projection=24, context=40, image=32, patch=8),
 }
+# What a random SigLIP is to have of a trained one.
+STARTS = {"logit_scale": 2.0, "logit_bias": -3.0}
+CLIPS = [shape for shape in SHAPES if shape not in ("siglip", "chinese_clip")]
 
 
 def make_clip(shape: str, folder: Path) -> str:
-    """Writes a random CLIP with the golden tokenizer's files to `folder`."""
-    sizes, metaclip = SHAPES[shape], shape == "metaclip_2"
-    tokenizer = metaclip_tokenizer() if metaclip else AutoTokenizer.from_pretrained(GOLDEN / "clip")
+    """Writes a random CLIP, or another dual encoder, with its tokenizer's files to `folder`."""
+    sizes = SHAPES[shape]
+    config_class, model_class, tokenizer = {
+        "metaclip_2": lambda: (MetaClip2Config, MetaClip2Model, metaclip_tokenizer()),
+        "siglip": lambda: (SiglipConfig, SiglipModel, siglip_tokenizer()),
+        "chinese_clip": lambda: (ChineseCLIPConfig, ChineseCLIPModel, chinese_tokenizer()),
+    }.get(shape, lambda: (CLIPConfig, CLIPModel, AutoTokenizer.from_pretrained(GOLDEN / "clip")))()
     # OpenAI's first configs name token 2 as EOS and mean the highest id, which CLIP looks for when it reads a 2.
     eos = 2 if shape == "legacy_eos" else tokenizer.eos_token_id
 
     def tower(width, layers):
         return dict(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4)
 
-    config = (MetaClip2Config if metaclip else CLIPConfig)(
+    config = config_class(
         projection_dim=sizes["projection"],
         text_config=tower(*sizes["text"])
         | dict(
@@ -131,18 +145,25 @@ def make_clip(shape: str, folder: Path) -> str:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=eos,
             pad_token_id=tokenizer.pad_token_id,
+            **({"projection_size": sizes["projection"]} if shape == "siglip" else {}),
         ),
         vision_config=tower(*sizes["vision"]) | dict(image_size=sizes["image"], patch_size=sizes["patch"]),
     )
-    model = (MetaClip2Model if metaclip else CLIPModel)(config)
+    model = model_class(config)
     chance = torch.Generator().manual_seed(3)
     for name, weight in model.named_parameters():  # the same with every version of transformers
         if weight.ndim > 1 or name.endswith("class_embedding"):
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5, generator=chance)
+        elif shape == "siglip" and name in STARTS:
+            nn.init.constant_(weight, STARTS[name])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    size = sizes["image"]
-    ImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(folder)
+    square = {"height": sizes["image"], "width": sizes["image"]}
+    processor = {
+        "siglip": lambda: pil_image_processor("SiglipImageProcessor")(size=square),
+        "chinese_clip": lambda: pil_image_processor("ChineseCLIPImageProcessor")(size=square, crop_size=square),
+    }.get(shape, lambda: ImageProcessor(size={"shortest_edge": sizes["image"]}, crop_size=square))()
+    processor.save_pretrained(folder)
     return str(folder)
 
 
@@ -157,7 +178,39 @@ def metaclip_tokenizer():
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     names = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+
+
+def siglip_tokenizer(end: str = "</s>", padding: str = "</s>"):
+    """Words behind SigLIP's special tokens: no BOS, padding that may be EOS, punctuation dropped, all in lower case."""
+    golden = AutoTokenizer.from_pretrained(GOLDEN / "clip").get_vocab()
+    words = sorted({word.removesuffix("</w>") for word in golden if word.removesuffix("</w>").isalnum()})
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys([padding, end, "<unk>", *words]))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"\p{P}"), "")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, vocabulary[end])]
+    )
+    names = dict(eos_token=end, pad_token=padding, unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids"], model_max_length=64, **names
+    )
+
+
+def chinese_tokenizer():
+    """BERT's: CLS before and SEP behind a sentence, Chinese characters as words of their own, words in pieces."""
+    golden = AutoTokenizer.from_pretrained(GOLDEN / "clip").get_vocab()
+    words = {word.removesuffix("</w>") for word in golden if word.removesuffix("</w>").isalnum()}
+    pieces = [*sorted(words), *(f"##{word}" for word in sorted(words)), *".,。一张猫狗的照片只红色圆形"]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *pieces]))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]")
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
 def pooled(answer):
@@ -264,8 +317,10 @@ def pixels(model, count=3, seed=0):
 
 
 def token_ids(model, sentences):
-    """Padded ids, as a user of CLIP would make them."""
-    return AutoTokenizer.from_pretrained(model.name_or_path)(sentences, padding=True, return_tensors="pt").input_ids
+    """Padded ids, as a user of the model would make them."""
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    padding = "max_length" if model.config.model_type == "siglip" else True
+    return tokenizer(sentences, padding=padding, return_tensors="pt").input_ids
 
 
 def make_classifier(method, clip, class_names, **fields):

@@ -108,7 +108,7 @@ def test_the_oldest_set_is_the_lower_bounds_and_there_are_no_upper_ones():
 def test_one_file_alone_asks_for_versions():
     asking = {name for name, code in code_of(None) if re.search(r"packaging|\w+\.__version__|metadata\.version", code)}
     assert asking == {"hf_tgpt.utils.compat"}
-    assert len((PACKAGE / "utils/compat.py").read_text().splitlines()) < 100
+    assert len((PACKAGE / "utils/compat.py").read_text().splitlines()) < 120
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput
 
 from ..encoders import DualEncoder
-from ..encoders.chunks import chunks, in_chunks
+from ..encoders.chunks import in_chunks
 from ..encoders.packing import Packing, pack
-from ..encoders.walk import chunk_tokens, encode_image, encode_text, unit
+from ..encoders.walk import encode_image, encode_text, text_chunks, unit
 from ..texts.class_texts import ClassTexts
 from ..texts.sentences import Sentences
 from .open_learner import Forward, OpenPromptLearner
@@ -101,7 +101,7 @@ class ImageConditionedLearner(OpenPromptLearner):
             packing = pack(on_cpu[0][part], shared, context, on_cpu[1][part]).to(ends.device) if shared else None
             return encode_text(encoder, embeddings, pair_ends[part], {0: prompts[of_image[part]]}, packing)
 
-        parts = chunks(on_cpu[0], shared, self.config.text_chunk_size, chunk_tokens(encoder))
+        parts = text_chunks(encoder, on_cpu[0], input_ids.shape[1], shared, self.config.text_chunk_size)
         return unit(in_chunks(encode, parts, [prompts, *encoder.text_parameters()]))
 
     def forward(

@@ -46,6 +46,7 @@ class OpenPromptLearner(PromptLearner):
     def __init__(self, config: PromptConfig, encoder: DualEncoder):
         super().__init__(config, encoder)
         self.class_texts = self.texts_for(encoder, config.class_names)
+        self.end_token = self.tokenizer(encoder).eos_token_id
 
     @property
     def prompt_length(self) -> int:
@@ -116,7 +117,7 @@ class OpenPromptLearner(PromptLearner):
             encoder,
             share,
             getattr(self.config, "text_chunk_size", None),
-            lambda ids, ends: self.shared_length(encoder, ids, ends),
+            lambda ids, ends: self.shared_length(encoder, ids, ends) if encoder.causal else 0,
             lambda ids, ends: self.pack(encoder, ids, ends),
         )
         return unit(in_chunks(lambda part: self.encode_part(encoder, class_texts, *part), plan, weights))
@@ -194,12 +195,12 @@ class OpenPromptLearner(PromptLearner):
         return encode_image(encoder, pixel_values, **kwargs)
 
     def read_texts(self, encoder: DualEncoder, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, ends = trim(encoder, input_ids)
-        n, shortest = self.prompt_length, int(ends.min())
-        if n and shortest <= n:
+        ids, ends = trim(encoder, input_ids, self.end_token)
+        n, shortest = self.prompt_length, int(ends.min()) - encoder.prefix
+        if n and shortest < n:
             like = f"{getattr(self.config, 'initial_text', None) or ' '.join([PLACEHOLDER] * n)} cat."
             raise ValueError(
-                f"`input_ids` holds a text of {shortest - 1} tokens beside BOS and EOS, but the first {n} are learned; "
+                f"`input_ids` holds a text of {shortest} tokens beside BOS and EOS, but the first {n} are learned; "
                 f"pass class sentences like {like!r}."
             )
         return ids, ends

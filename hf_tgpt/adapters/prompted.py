@@ -196,8 +196,8 @@ class PromptedModel:
         """`model(pixel_values, labels)` classifies; with `input_ids` it is the model's own call.
 
         Shapes: pixel_values (b, 3, h, w), labels (b,), input_ids (s, t); logits (b, c). `attention_mask` is not needed:
-        attention is causal and a sentence is read at its EOS, which sees no padding. `class_texts` are other classes
-        than the adapter's own, from `texts_for`. Other arguments go to the method, for example TGP-T's `caption_ids`.
+        what a sentence sees of its padding is the family's own. `class_texts` are other classes than the adapter's
+        own, from `texts_for`. Other arguments go to the method, for example TGP-T's `caption_ids`.
         `image_states`, what the learner's `image_states` gave of the pictures, may stand in place of pixel_values
         where the image tower has no learned prompts.
         """
@@ -217,7 +217,9 @@ class PromptedModel:
             own = {name: value for name, value in own.items() if value is not None}
             return super().forward(input_ids=input_ids, pixel_values=pixel_values, **own, **kwargs)  # type: ignore[misc]
         allowed = {"interpolate_pos_encoding"}
-        if input_ids is None:
+        if input_ids is not None:
+            kwargs = {name: value for name, value in kwargs.items() if name not in encoder.tokenizer_extras}
+        else:
             allowed |= {"image_states", "caption_ids"} if learner.uses_captions else {"image_states"}
             allowed |= {"tokens_per_image"} if learner.counts_tokens else set()
         for name in kwargs.keys() - allowed:

@@ -122,9 +122,10 @@ def _to_eight_bits(image: PILImage.Image) -> PILImage.Image:
 class ImageTransform:
     """An RGB image to (3, size, size) normalised pixel values, augmented if `train`.
 
-    Training crops a random part of the image and flips it at random; evaluation resizes the shorter side, crops the
-    centre and equals the image processor that it was built from. It holds no state: all randomness comes from the
-    generator in the call, so that a resumed run sees the pictures that an unbroken one would.
+    Training crops a random part of the image and flips it at random; evaluation resizes the shorter side and crops the
+    centre, or resizes to the square if `squeeze`, and equals the image processor that it was built from. It holds no
+    state: all randomness comes from the generator in the call, so that a resumed run sees the pictures that an unbroken
+    one would.
 
     Source: random resized crop and flip as in CoOp (Zhou et al., IJCV 2022, section 4.1).
 
@@ -146,6 +147,7 @@ class ImageTransform:
     flip_probability: float = 0.5
     shorter_side: int | None = None
     resample: PILImage.Resampling = PILImage.Resampling.BICUBIC
+    squeeze: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -159,23 +161,28 @@ class ImageTransform:
     def from_processor(
         cls, image_processor: BaseImageProcessor, train: bool, crop_scale: float = 0.08
     ) -> ImageTransform:
-        """Takes sizes, mean, std and resampling filter from a CLIPImageProcessor.
+        """Takes sizes, mean, std and resampling filter from CLIP's image processor, or another model's like it.
 
         `crop_scale` is the smallest share of an image's area that a random crop of training shows.
 
-        Raises ValueError for a crop that is not square and for steps that CLIP's recipe does not have.
+        Raises ValueError for pictures that are not square in the end and for steps that these recipes do not have.
         """
-        for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-            if not getattr(image_processor, step):
+        size = image_processor.size
+        square = {"height": size.get("height") or 0, "width": size.get("height") or 0}
+        # A crop of what is of that size already does nothing.
+        crops = getattr(image_processor, "do_center_crop", None) and dict(image_processor.crop_size) != square
+        squeeze = dict(size) == square and not crops
+        for step in ("do_resize", *(() if squeeze else ("do_center_crop",)), "do_rescale", "do_normalize"):
+            if not getattr(image_processor, step, None):
                 raise ValueError(
                     f"`{step}`=False but CLIP's preprocessing has this step; use a processor that takes it."
                 )
-        crop, size = image_processor.crop_size, image_processor.size
+        crop = size if squeeze else image_processor.crop_size
         if crop["height"] != crop["width"]:
             raise ValueError(
                 f"`crop_size`={crop['height']}x{crop['width']} is not square; use a processor with a square crop."
             )
-        if not size.get("shortest_edge"):
+        if not squeeze and not size.get("shortest_edge"):
             raise ValueError(
                 f"`size`={dict(size)} names no shortest_edge; use a processor that keeps the aspect ratio."
             )
@@ -185,15 +192,18 @@ class ImageTransform:
             std=tuple(image_processor.image_std),
             train=train,
             scale=(crop_scale, 1.0),
-            shorter_side=size["shortest_edge"],
+            shorter_side=None if squeeze else size["shortest_edge"],
             resample=PILImage.Resampling(image_processor.resample),
+            squeeze=squeeze,
         )
 
     def __call__(self, image: PILImage.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
         """`image` (RGB, any size) to float32 (3, size, size); `rng` is needed if `train` and unused otherwise."""
         if image.mode != "RGB":
             raise ValueError(f"`image` has mode {image.mode}, not RGB; pass it through decode_image first.")
-        if not self.train:
+        if not self.train and self.squeeze:
+            cropped = image.resize((self.size, self.size), self.resample)
+        elif not self.train:
             cropped = self._centre_crop(image)
         elif rng is None:
             raise ValueError("`rng`=None but training crops and flips at random; pass a numpy Generator.")

@@ -7,11 +7,15 @@ from typing import Any
 import transformers
 
 from .base import DualEncoder as DualEncoder
+from .chinese_clip import ChineseCLIP
 from .clip import CLIP
 from .metaclip2 import MetaCLIP2
+from .siglip import SigLIP
 
 # A family of encoders is one line here and one file beside this one.
-FAMILIES: dict[str, type[DualEncoder]] = {family.model_type: family for family in (CLIP, MetaCLIP2)}
+FAMILIES: dict[str, type[DualEncoder]] = {
+    family.model_type: family for family in (CLIP, MetaCLIP2, SigLIP, ChineseCLIP)
+}
 
 
 def encoder_of(model: Any) -> DualEncoder:

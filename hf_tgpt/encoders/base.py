@@ -28,14 +28,25 @@ class DualEncoder:
     An object is a view of `model` that holds no state of it: `encoder_of(model)` makes one whenever it is needed.
     """
 
-    # transformers' names: of `config.model_type`, of the model, and of its vision tower alone with the projection.
+    # transformers' names: of `config.model_type`, of the model, of its vision tower alone, of the entry of that one's
+    # output which is the image features, and of the image processor.
     model_type: ClassVar[str]
     model_class: ClassVar[str]
     vision_class: ClassVar[str]
+    vision_output: ClassVar[str] = "image_embeds"
+    image_processor: ClassVar[str] = "CLIPImageProcessor"
+    # What its tokenizer makes of a text beside `input_ids` and `attention_mask`, which says nothing of one sentence.
+    tokenizer_extras: ClassVar[frozenset[str]] = frozenset()
+    # The linear layers that make queries, keys and values, in both towers.
+    attention_inputs: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj")
     # Tokens before the first word of a sentence (BOS).
     prefix: ClassVar[int] = 1
     # Whether a token sees the tokens before it alone, so that sentences may be cut behind their end and packed.
     causal: ClassVar[bool] = True
+    # Whether padding is read like words, so that every sentence is to be as long as the context.
+    fills_context: ClassVar[bool] = False
+    # Image tokens before the patches (CLS).
+    class_tokens: ClassVar[int] = 1
 
     def __init__(self, model: transformers.PreTrainedModel):
         self.model = model
@@ -56,8 +67,12 @@ class DualEncoder:
             "vision_layers": vision.num_hidden_layers,
             "image_size": vision.image_size,
             "patch_size": vision.patch_size,
-            "projection_width": self.model.config.projection_dim,
+            "projection_width": self.projection_width(),
         }
+
+    def projection_width(self) -> int:
+        """d, the width of the joint space."""
+        return self.model.config.projection_dim
 
     def logit_scale(self) -> torch.Tensor:
         """s, the factor that turns cosines into logits; a scalar."""
@@ -109,9 +124,16 @@ class DualEncoder:
         """The vocabulary E, (v, d_t)."""
         return self.model.text_model.embeddings.token_embedding.weight
 
-    def ends(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Where each sentence is read, its first EOS: input_ids (s, t) -> (s,)."""
+    def ends(self, input_ids: torch.Tensor, end_token: int | None = None) -> torch.Tensor:
+        """Where each sentence ends, its first EOS: input_ids (s, t) -> (s,).
+
+        `end_token` is the tokenizer's EOS, for a family whose models do not tell theirs.
+        """
         return (input_ids == self.model.config.text_config.eos_token_id).int().argmax(dim=-1)
+
+    def reading_places(self, ends: torch.Tensor, length: int) -> torch.Tensor:
+        """Where sentences of `length` tokens that end at `ends` (s,) are read, (s,): at their end."""
+        return ends
 
     def text_parameters(self) -> Iterator[nn.Parameter]:
         """All that text features rest on."""
@@ -126,8 +148,8 @@ class DualEncoder:
         """Whether its attention takes a mask of any form, as packed sentences need; flash attention does not."""
         return self.model.text_model.config._attn_implementation in ("sdpa", "eager")
 
-    def text_mask(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """What each token of hidden states (s, t, d_t) sees."""
+    def text_mask(self, hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor | None:
+        """What each token of hidden states (s, t, d_t) sees, of sentences that end at `ends` (s,)."""
         return causal_mask(self.model.text_model.config, hidden)
 
     def packed_mask(self, sees: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -142,7 +164,7 @@ class DualEncoder:
 
     def text_layers(self) -> list[Layer]:
         """The text tower's layers, each from hidden states (s, t, d_t) and a mask to hidden states."""
-        return [encoder_layer(layer, causal=True) for layer in self.model.text_model.encoder.layers]
+        return [encoder_layer(layer, causal=self.causal) for layer in self.model.text_model.encoder.layers]
 
     def leave_text(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states where the sentences are read (s, d_t) -> text features (s, d), not normalised."""
@@ -154,6 +176,11 @@ class DualEncoder:
         """All that image features rest on."""
         yield from self.model.vision_model.parameters()
         yield from self.model.visual_projection.parameters()
+
+    def patch_rows(self) -> int:
+        """How many rows, and columns, of patches a picture of the model's size has."""
+        shape = self.shape()
+        return shape["image_size"] // shape["patch_size"]
 
     def vision_settings(self) -> dict[str, Any]:
         """The settings that image features rest on beside the weights."""
@@ -196,14 +223,19 @@ class DualEncoder:
 
     def vision_tower(self, class_names: Sequence[str]) -> transformers.PreTrainedModel:
         """A copy of the image tower alone, with its projection: a plain model of transformers with these labels."""
-        config = copy.deepcopy(self.model.config.vision_config)
-        config.projection_dim = self.model.config.projection_dim
-        config.id2label = dict(enumerate(class_names))
-        config.label2id = {name: label for label, name in enumerate(class_names)}
+        config = self.labelled(class_names)
+        config.projection_dim = self.projection_width()
         tower = getattr(transformers, self.vision_class)(config).to(self.model.dtype)
         tower.vision_model.load_state_dict(self.model.vision_model.state_dict())
         tower.visual_projection.load_state_dict(self.model.visual_projection.state_dict())
         return tower
+
+    def labelled(self, class_names: Sequence[str]) -> Any:
+        """The image tower's config with these labels."""
+        config = copy.deepcopy(self.model.config.vision_config)
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: label for label, name in enumerate(class_names)}
+        return config
 
     def image_attention(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """What tokens look at in a layer that takes hidden states (b, p, d_v): (b, heads, p, p), rows that sum to 1."""
@@ -213,3 +245,7 @@ class DualEncoder:
         queries = attention.q_proj(hidden).view(heads).transpose(1, 2)  # (b, heads, p, d_v / heads)
         keys = attention.k_proj(hidden).view(heads).transpose(1, 2)
         return (attention.scale * queries @ keys.transpose(-1, -2)).softmax(-1, dtype=torch.float32)
+
+    def feature_attention(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What the token that becomes the image feature looks at, as in `image_attention`: (b, heads, p)."""
+        return self.image_attention(layer, hidden)[:, :, 0]

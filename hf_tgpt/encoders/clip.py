@@ -20,7 +20,7 @@ class CLIP(DualEncoder):
     model_class = "CLIPModel"
     vision_class = "CLIPVisionModelWithProjection"
 
-    def ends(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def ends(self, input_ids: torch.Tensor, end_token: int | None = None) -> torch.Tensor:
         """The first EOS, or the highest id where the config's EOS is the legacy one."""
         if self.model.config.text_config.eos_token_id == _LEGACY_EOS:
             return input_ids.argmax(dim=-1)

@@ -72,8 +72,13 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
 def load_image_processor(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Any:
     """How pixel values are made of a picture for a base model. Raises ValueError if it does not tell."""
     name = name_here(os.fspath(name_or_path))
+    at = {"revision": revision} if revision else {}
     try:
-        return pil_image_processor().from_pretrained(name, **({"revision": revision} if revision else {}))
+        settings, _ = pil_image_processor().get_image_processor_dict(name, **at)
+        kind = str(settings.get("image_processor_type")).removesuffix("Fast").removesuffix("Pil")
+        known = {family.image_processor for family in FAMILIES.values()}
+        # Old files name a class of another kind, or none; then it is CLIP's.
+        return pil_image_processor(*({kind} & known)).from_pretrained(name, **at)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"The base model {name!r} has no image processor that could be loaded ({error}); name a copy with its "

@@ -38,7 +38,7 @@ def encode_text(
     packing: Packing | None = None,
     insert: bool = False,
 ) -> torch.Tensor:
-    """Token embeddings without positions (s, t, d_t), read at `ends` (s,) -> text features (s, d), not normalised.
+    """Token embeddings without positions (s, t, d_t) that end at `ends` (s,) -> text features (s, d), not normalised.
 
     Prompts replace the first n words. Those of layer 0 replace their embeddings, and so get positions. With `insert`
     the words stay and the sentence grows: the first prompts are inserted before the first word, without positions, and
@@ -58,11 +58,11 @@ def encode_text(
     ):
         packing = None
     if packing is None:
-        rows, places = torch.arange(embeddings.shape[0], device=embeddings.device), ends
+        rows = torch.arange(embeddings.shape[0], device=embeddings.device)
         hidden = encoder.enter_text(embeddings)  # (s, t, d_t)
-        mask = encoder.text_mask(hidden)
+        mask = encoder.text_mask(hidden, ends)
     else:
-        rows, places = packing.row, packing.place
+        rows, ends = packing.row, packing.place
         embeddings = embeddings[packing.sentence, packing.position]  # (r, l, d_t)
         hidden = encoder.enter_text(embeddings, packing.position)  # (r, l, d_t)
         mask = encoder.packed_mask(packing.mask, hidden)
@@ -70,20 +70,20 @@ def encode_text(
         if i in prompts:
             hidden = _put(hidden, prompts[i], start, insert)
             if insert:
-                places, insert = places + prompts[i].shape[-2], False
+                ends, insert = ends + prompts[i].shape[-2], False
                 mask = (
-                    encoder.text_mask(hidden)
+                    encoder.text_mask(hidden, ends)
                     if packing is None
                     else encoder.packed_mask(packing.with_room(start, prompts[i].shape[-2]), hidden)
                 )
         hidden = layer(hidden, mask)
-    return encoder.leave_text(hidden[rows, places])  # (s, d)
+    return encoder.leave_text(hidden[rows, encoder.reading_places(ends, hidden.shape[1])])  # (s, d)
 
 
 def encode_words(
     encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, chunk: int | None = None
 ) -> torch.Tensor:
-    """The model's own text features: ids (s, t) read at `ends` (s,) -> (s, d), not normalised, `chunk` at once."""
+    """The model's own text features: ids (s, t), ends (s,) -> (s, d), not normalised, `chunk` at once."""
     shared = common_length(input_ids, ends) if encoder.causal else 0
 
     def encode(part: slice) -> torch.Tensor:
@@ -91,13 +91,25 @@ def encode_words(
         packing = pack(ends[part], shared, encoder.shape()["context_length"]) if shared else None
         return encode_text(encoder, embeddings, ends[part], packing=packing)
 
-    return in_chunks(encode, chunks(ends, shared, chunk, chunk_tokens(encoder)), encoder.text_parameters())
+    parts = text_chunks(encoder, ends, input_ids.shape[1], shared, chunk)
+    return in_chunks(encode, parts, encoder.text_parameters())
 
 
-def trim(encoder: DualEncoder, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Drops what no EOS can see: input_ids (s, t) -> ids (s, longest), ends (s,). Exact by causality."""
-    ends = encoder.ends(input_ids)
-    return input_ids[:, : int(ends.max()) + 1], ends
+def trim(
+    encoder: DualEncoder, input_ids: torch.Tensor, end_token: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Drops what no sentence sees: input_ids (s, t) -> ids (s, longest), ends (s,). `end_token` as in `ends`."""
+    ends = encoder.ends(input_ids, end_token)
+    return (input_ids if encoder.fills_context else input_ids[:, : int(ends.max()) + 1]), ends
+
+
+def text_chunks(
+    encoder: DualEncoder, ends: torch.Tensor, length: int, shared: int, size: int | None = None
+) -> list[slice]:
+    """Sentences of `length` tokens with ends (s,), `shared` ones in common, in slices of `size` or as many as fit."""
+    if not encoder.causal:  # padding is computed like words
+        ends = torch.full_like(ends, length - 1)
+    return chunks(ends, shared, size, chunk_tokens(encoder))
 
 
 def chunk_tokens(encoder: DualEncoder) -> int:
@@ -130,7 +142,7 @@ def encode_image(
 ) -> torch.Tensor:
     """Pictures (b, 3, h, w) and prompts as in `image_tokens` -> image features (b, d), not normalised."""
     tokens = image_tokens(encoder, pixel_values, prompts, behind_class_token, **kwargs)
-    return encoder.leave_image(split_tokens(tokens, prompts, behind_class_token)[0])
+    return encoder.leave_image(split_tokens(tokens, prompts, behind_class_token, encoder.class_tokens)[0])
 
 
 def image_tokens(
@@ -142,16 +154,17 @@ def image_tokens(
 ) -> torch.Tensor:
     """Pictures (b, 3, h, w) -> the last layer's hidden states (b, p + n, d_v), before any norm.
 
-    The first prompts are appended behind the patches, or with `behind_class_token` inserted between class token and
-    patches; those of later layers replace them. Raises ValueError if the picture's size is not the model's, for prompts
-    of a layer that there is not, and for layers with prompts of different numbers.
+    The first prompts are appended behind the patches, or with `behind_class_token` inserted before them, behind the
+    class token if there is one; those of later layers replace them. Raises ValueError if the picture's size is not the
+    model's, for prompts of a layer that there is not, and for layers with prompts of different numbers.
     """
     prompts = prompts or {}
     _check_prompts(prompts, len(encoder.image_layers()), insert=True)
     hidden, insert = encoder.enter_image(pixel_values, **kwargs), True  # (b, p, d_v)
     for i, layer in enumerate(encoder.image_layers()):
         if i in prompts:
-            start = 1 if behind_class_token else hidden.shape[1] - (0 if insert else prompts[i].shape[-2])
+            behind_patches = hidden.shape[1] - (0 if insert else prompts[i].shape[-2])
+            start = encoder.class_tokens if behind_class_token else behind_patches
             hidden, insert = _put(hidden, prompts[i], start, insert), False  # (b, p + n, d_v)
         if i == 0:
             hidden = encoder.after_prompts(hidden)
@@ -162,12 +175,13 @@ def image_tokens(
 
 
 def split_tokens(
-    tokens: torch.Tensor, prompts: Prompts | None = None, behind_class_token: bool = False
+    tokens: torch.Tensor, prompts: Prompts | None = None, behind_class_token: bool = False, class_tokens: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What `image_tokens` gave for these prompts -> the picture's tokens (b, p, d_v) and the prompts' (b, n, d_v)."""
     count = next(iter(prompts.values())).shape[-2] if prompts else 0
     if behind_class_token:
-        return torch.cat([tokens[:, :1], tokens[:, 1 + count :]], dim=1), tokens[:, 1 : 1 + count]
+        start = class_tokens
+        return torch.cat([tokens[:, :start], tokens[:, start + count :]], dim=1), tokens[:, start : start + count]
     places = tokens.shape[1] - count
     return tokens[:, :places], tokens[:, places:]
 

@@ -69,9 +69,11 @@ def query_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tenso
 @answering()
 @torch.no_grad()
 def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torch.Tensor:
-    """Which patches the CLS token looks at in a `layer` of the image tower, prompts included: (heads, rows, columns).
+    """Which patches the picture's feature is made of in a `layer` of the image tower: (heads, rows, columns).
 
-    A head's map and its attention to the CLS token and to prompts, which are left out, sum to 1. Where the tower runs
+    That is what the CLS token looks at, prompts included, and in a tower without one what its pooling looks at, which
+    stands behind the last layer; in an earlier layer, what the patches look at in the mean. A head's map and its
+    attention to the CLS token and to prompts, which are left out, sum to 1. Where the tower runs
     more than once for a picture, the last time counts.
     """
     encoder = _encoder(classifier)  # a view of its own, so nobody else's pictures are watched
@@ -80,7 +82,7 @@ def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torc
 
     def watch(i: int, hidden: torch.Tensor) -> None:
         if i == number:
-            attention.append(encoder.image_attention(i, hidden)[0, :, 0])  # (heads, p)
+            attention.append(encoder.feature_attention(i, hidden)[0])  # (heads, p)
 
     encoder.on_image_layer = watch
     classifier.model.learner(encoder, _pixels(classifier, image))
@@ -155,6 +157,5 @@ def _pixels(classifier: Classifier, image: Any) -> torch.Tensor:
 
 def _patches(encoder: DualEncoder, weights: torch.Tensor) -> torch.Tensor:
     """Attention (..., CLS, patches, prompts) -> that to the patches, (..., rows, columns)."""
-    shape = encoder.shape()
-    rows = shape["image_size"] // shape["patch_size"]
-    return weights[..., 1 : 1 + rows * rows].unflatten(-1, (rows, rows))
+    rows, start = encoder.patch_rows(), encoder.class_tokens
+    return weights[..., start : start + rows * rows].unflatten(-1, (rows, rows))

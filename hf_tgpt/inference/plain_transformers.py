@@ -21,14 +21,15 @@ CLASSIFIER = "classifier.safetensors"
 def export_transformers(
     classifier: Classifier, folder: str | os.PathLike[str], class_names: Sequence[str] | None = None
 ) -> str:
-    """Writes a plain CLIPVisionModelWithProjection, its image processor and a class matrix; returns how to use them.
+    """Writes the image tower as a plain model, its image processor and a class matrix; returns how to use them.
 
     The matrix is `classifier.safetensors`: `weight` (c, d) and `bias` (c,) of a linear layer on unit image embeddings
-    that gives the logits. `README.md` holds the snippet that is returned.
+    that gives the logits. `README.md` holds the snippet that is returned. The tower is the family's `vision_class`, for
+    CLIP a CLIPVisionModelWithProjection.
 
     transformers' own CLIPForImageClassification cannot hold these: its head reads the mean of the last layer's patch
     tokens, CLIP's features are the CLS token after a norm and a projection, at unit length, and no weights of a linear
-    head make the one of the other.
+    head make the one of the other. SiglipForImageClassification likewise reads the mean, and no attention pooling.
 
     Raises ValueError where the image tower has learned prompts or the texts depend on the image.
     """
@@ -48,10 +49,15 @@ def export_transformers(
     vision = model.merged_encoder().vision_tower(names)
     folder = Path(folder)
     vision.save_pretrained(folder)
-    _processor(classifier.transform).save_pretrained(folder)
+    processor_class = pil_image_processor(encoder.image_processor)
+    _processor(processor_class, classifier.transform).save_pretrained(folder)
     save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, folder / CLASSIFIER)
-    processor = pil_image_processor().__name__
-    snippet = _SNIPPET.format(file=CLASSIFIER, vision_class=encoder.vision_class, processor=processor)
+    snippet = _SNIPPET.format(
+        file=CLASSIFIER,
+        vision_class=encoder.vision_class,
+        output=encoder.vision_output,
+        processor=processor_class.__name__,
+    )
     readme = f"# An image classifier for {len(names)} classes\n\nFor plain transformers:\n\n```python\n{snippet}```\n"
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return snippet
@@ -66,16 +72,17 @@ from transformers import {processor}, {vision_class}
 folder, picture = sys.argv[1:]
 vision, processor = (kind.from_pretrained(folder) for kind in ({vision_class}, {processor}))
 with torch.no_grad():
-    embeds = vision(**processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")).image_embeds
+    embeds = vision(**processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")).{output}
 logits = torch.nn.functional.linear(torch.nn.functional.normalize(embeds), **load_file(f"{{folder}}/{file}"))
 print(vision.config.id2label[int(logits.argmax())])
 """
 
 
-def _processor(transform: ImageTransform) -> Any:
-    return pil_image_processor()(
-        size={"shortest_edge": transform.shorter_side or transform.size},
-        crop_size={"height": transform.size, "width": transform.size},
+def _processor(processor_class: Any, transform: ImageTransform) -> Any:
+    square = {"height": transform.size, "width": transform.size}
+    steps = {"size": {"shortest_edge": transform.shorter_side or transform.size}, "crop_size": square}
+    return processor_class(
+        **({"size": square, "do_center_crop": False} if transform.squeeze else steps),
         image_mean=list(transform.mean),
         image_std=list(transform.std),
         resample=transform.resample,

@@ -17,7 +17,7 @@ from ..encoders import DualEncoder
 from ..encoders.packing import Packing, common_length
 from ..encoders.walk import encode_text, replace_words
 from ..texts.class_texts import ClassTexts
-from ..texts.sentences import PLACEHOLDER, initial_prompts, word_ids
+from ..texts.sentences import full_stop, initial_prompts
 from ..utils.fields import at_least, checked, documented, one_of
 
 POSITIONS = ("end", "front", "middle")
@@ -75,8 +75,7 @@ class CoOp(OpenPromptLearner):
     def __init__(self, config: CoOpConfig, encoder: DualEncoder):
         super().__init__(config, encoder)
         tokenizer = self.tokenizer(encoder)
-        # The full stop as it follows a word; alone it may be another token.
-        self.full_stop = word_ids(tokenizer, f"{PLACEHOLDER}.")[-1]
+        self.full_stop = (*full_stop(tokenizer), -1)[0]  # -1, which no token is, where there is none
         # Departs from the release: with initial text, it ignores that prompts are to be class-specific.
         sets = [
             initial_prompts(tokenizer, encoder, config.initial_text, config.prompt_length)

@@ -48,8 +48,8 @@ class LoRAConfig(ZeroShotConfig):
     # Departs from the release, which scales by lora_alpha / sqrt(r).
     lora_alpha: int = documented(1, "The updates are scaled by lora_alpha / r, as PEFT does.")
     lora_dropout: float = documented(0.25, "Dropout of what goes into the updates, in training. Default: CLIP-LoRA's.")
-    target_modules: list[str] = documented(  # type: ignore[assignment,misc]  # a field here, since it is LoRA's to choose
-        ["q_proj", "k_proj", "v_proj"], "Linear layers of the towers to update."
+    target_modules: list[str] | None = documented(  # type: ignore[assignment,misc]  # a field here, as LoRA chooses it
+        None, "Linear layers of the towers to update. Default: those of queries, keys and values, as in CLIP-LoRA."
     )
 
     @property
@@ -88,6 +88,7 @@ class LoRA(TowerClassifier):
         encoder = encoder_of(model)  # refuses other models, before anything is changed
         config = copy.deepcopy(config)
         config.base_model_name_or_path = encoder.model.name_or_path
+        config.target_modules = config.target_modules or list(encoder.attention_inputs)
         shared = {field.name for field in fields(LoraConfig)} & config.own_fields().keys()
         lora = LoraConfig(**{name: getattr(config, name) for name in shared})
         super().__init__(get_peft_model(model.requires_grad_(False), lora), ZeroShot(config, encoder))

@@ -19,23 +19,25 @@ def sentence_loss(
     vocabulary: torch.Tensor,
     label_smoothing: float = 0.0,
     tokens_per_image: torch.Tensor | None = None,
+    prefix: int = 1,
 ) -> torch.Tensor:
     """How well prompts (b, n, d) spell sentences ids (b, t) that end at `ends` (b,), in words (v, d) -> a scalar.
 
-    Prompt i is to be token i + 1 of its sentence. EOS is a target, padding is not; a sentence longer than the prompt is
-    cut. The mean is over tokens. Where these are a part of a batch, the mean of all parts' losses is that of the whole
-    batch if each is told how many `tokens_per_image` there are in the whole (`target_tokens`).
+    Prompt i is to be token i of its sentence behind the `prefix`, BOS. EOS is a target, padding is not; a sentence
+    longer than the prompt is cut. The mean is over tokens. Where these are a part of a batch, the mean of all parts'
+    losses is that of the whole batch if each is told how many `tokens_per_image` there are in the whole
+    (`target_tokens`).
     """
-    length = min(prompts.shape[1], ids.shape[1] - 1)
-    targets = ids[:, 1 : 1 + length]  # (b, length)
-    has_target = torch.arange(1, 1 + length, device=ids.device) <= ends[:, None]  # (b, length)
+    length = min(prompts.shape[1], ids.shape[1] - prefix)
+    targets = ids[:, prefix : prefix + length]  # (b, length)
+    has_target = torch.arange(prefix, prefix + length, device=ids.device) <= ends[:, None]  # (b, length)
     loss = word_loss(prompts[:, :length][has_target], targets[has_target], vocabulary, label_smoothing)
     return loss if tokens_per_image is None else loss * (has_target.sum() / len(ids) / tokens_per_image)
 
 
-def target_tokens(ends: torch.Tensor, prompt_length: int) -> torch.Tensor:
+def target_tokens(ends: torch.Tensor, prompt_length: int, prefix: int = 1) -> torch.Tensor:
     """How many tokens prompts of a length are to spell, of sentences that end at `ends` (b,): the mean, a scalar."""
-    return ends.clamp(max=prompt_length).float().mean()
+    return (ends + 1 - prefix).clamp(max=prompt_length).float().mean()
 
 
 def check_captions(ids: torch.Tensor, ends: torch.Tensor, eos: torch.Tensor, count: int) -> None:

@@ -20,7 +20,7 @@ from ..adapters.registry import register
 from ..encoders import DualEncoder
 from ..encoders.walk import encode_text, image_tokens, unit
 from ..texts.class_texts import ClassTexts
-from ..texts.sentences import PLACEHOLDER, Sentences, tokenize, word_ids
+from ..texts.sentences import PLACEHOLDER, Sentences, full_stop, tokenize, word_ids
 from ..texts.zero_shot_head import mean_features
 from ..utils.fields import at_least, below, between, checked, documented, one_of
 from ..utils.names import check_templates
@@ -133,9 +133,10 @@ class TGPT(PromptLearner):
         super().__init__(config, encoder)
         self.uses_captions = "content" in SUPERVISION[config.supervision]
         shape, device = encoder.shape(), encoder.model.device
-        text_width, room = shape["text_width"], shape["context_length"] - 3  # BOS, "." and EOS
+        text_width, context = shape["text_width"], shape["context_length"]
+        room = context - encoder.prefix - 2  # "." and EOS
         for name in ("num_category_queries", "num_content_queries"):
-            config.require(name, getattr(config, name) <= room, f"the context of {room + 3} leaves room for {room}.")
+            config.require(name, getattr(config, name) <= room, f"the context of {context} leaves room for {room}.")
 
         tokenizer = self.tokenizer(encoder)
         names, templates = config.class_names, config.templates
@@ -147,10 +148,12 @@ class TGPT(PromptLearner):
         category = (nn.Buffer(part, persistent=False) for part in sentences(start))
         self.category_ids, self.category_ends = category  # (c, t), (c,)
         self.default_caption_ids = nn.Buffer(sentences(templates[0])[0], persistent=False)  # (c, t)
-        # BOS, full stop and EOS, (1, 3). The full stop as it follows a word; alone it may be another token.
-        self.frame_ids = nn.Buffer(
-            tokenize(tokenizer, [f"{PLACEHOLDER}."], encoder)[0][:, [0, -2, -1]], persistent=False
-        )
+        # What stands around a prompt: BOS | full stop, EOS and padding, each where the tokenizer has it, (1, 3 or so).
+        (row,), (end,) = tokenize(tokenizer, [f"{PLACEHOLDER}."], encoder)
+        self.end_token, stops = tokenizer.eos_token_id, len(full_stop(tokenizer))
+        frame = torch.cat([row[: encoder.prefix], row[end - stops :]])
+        self.frame_ids = nn.Buffer(frame[None], persistent=False)
+        self.frame_end = encoder.prefix + stops  # where EOS is in it
         self._warned = False
 
         def queries(count: int) -> torch.Tensor:
@@ -216,7 +219,8 @@ class TGPT(PromptLearner):
         if labels is not None and (self.training or caption_ids is not None):
             for name, targets in self.target_sentences(encoder, labels, caption_ids).items():
                 prompts, of_all = category if name == "category" else content, (tokens_per_image or {}).get(name)
-                losses[name] = sentence_loss(prompts, *targets, encoder.words(), self.config.label_smoothing, of_all)
+                smoothing, prefix = self.config.label_smoothing, encoder.prefix
+                losses[name] = sentence_loss(prompts, *targets, encoder.words(), smoothing, of_all, prefix)
         return TGPTOutput(
             loss=sum(losses.values()) if losses else None,
             logits=logits,
@@ -229,7 +233,10 @@ class TGPT(PromptLearner):
         self, encoder: DualEncoder, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         targets = self.target_sentences(encoder, labels, caption_ids).items()
-        return {name: target_tokens(ends, getattr(self.config, f"num_{name}_queries")) for name, (_, ends) in targets}
+        return {
+            name: target_tokens(ends, getattr(self.config, f"num_{name}_queries"), encoder.prefix)
+            for name, (_, ends) in targets
+        }
 
     def target_sentences(
         self, encoder: DualEncoder, labels: torch.Tensor, captions: torch.Tensor | None
@@ -248,12 +255,16 @@ class TGPT(PromptLearner):
         return self.image_to_text(encoder.project_tokens(image_states).to(self.head.dtype))
 
     def encode_prompts(self, encoder: DualEncoder, prompts: torch.Tensor) -> torch.Tensor:
-        """T of "[BOS] P . [EOS]", n + 3 tokens: prompts (b, n, d_t) -> (b, d), not normalised."""
-        bos, stop, eos = encoder.words()[self.frame_ids[0]].to(prompts.dtype)  # (d_t,) each
+        """T of "[BOS] P . [EOS]", n + 3 tokens: prompts (b, n, d_t) -> (b, d), not normalised.
+
+        A tower that reads padding gets as much of it as the context has room for.
+        """
         count, length, _ = prompts.shape
-        frame = [part.expand(count, 1, -1) for part in (bos, stop, eos)]
-        embeddings = torch.cat([frame[0], prompts, *frame[1:]], dim=1)  # (b, n + 3, d_t)
-        return encode_text(encoder, embeddings, torch.full((count,), length + 2, device=prompts.device))
+        frame = encoder.words()[self.frame_ids[0]].to(prompts.dtype).expand(count, -1, -1)  # (b, 3, d_t)
+        before, after = frame[:, : encoder.prefix], frame[:, encoder.prefix :]
+        room = encoder.shape()["context_length"] - encoder.prefix - length
+        embeddings = torch.cat([before, prompts, after[:, :room]], dim=1)  # (b, n + 3, d_t)
+        return encode_text(encoder, embeddings, torch.full((count,), length + self.frame_end, device=prompts.device))
 
     @torch.compiler.disable  # it looks at values
     def descriptions(self, encoder: DualEncoder, ids: torch.Tensor | None, labels: torch.Tensor) -> Sentences:
@@ -267,8 +278,8 @@ class TGPT(PromptLearner):
                     stacklevel=2,
                 )
             ids = self.default_caption_ids[labels]
-        ends = encoder.ends(ids)
-        check_captions(ids, ends, self.frame_ids[0, -1], len(labels))
+        ends = encoder.ends(ids, self.end_token)
+        check_captions(ids, ends, self.frame_ids[0, self.frame_end], len(labels))
         return ids, ends
 
     def word_scores(

@@ -10,9 +10,8 @@ from torch import nn
 from typing_extensions import Self
 
 from ..encoders import DualEncoder
-from ..encoders.chunks import chunks
 from ..encoders.packing import Packing
-from ..encoders.walk import chunk_tokens
+from ..encoders.walk import text_chunks
 from .kept import Kept, kept
 
 Plan = list[tuple[slice, Packing | None]]  # parts of the classes, each with how its sentences share rows
@@ -24,7 +23,7 @@ class ClassTexts(nn.Module):
     An adapter owns one, for the classes that it was trained on. A question about other classes brings one of its own,
     so no question changes what another one gets or what is saved. A module only so that its ids move with a model.
 
-    Shapes: `ids` (c, t) and `ends` (c,), where each sentence is read; `trained_labels` (c,), each class's number among
+    Shapes: `ids` (c, t) and `ends` (c,), each sentence's last token; `trained_labels` (c,), each class's number among
     those that the adapter was trained on, -1 for one that is new to it.
     """
 
@@ -70,11 +69,12 @@ class ClassTexts(nn.Module):
         shared_length: Callable[[torch.Tensor, torch.Tensor], int],
         pack: Callable[[torch.Tensor, torch.Tensor], Packing | None],
     ) -> Plan:
-        """The classes of a share in chunks of so many (None: as `chunk_tokens` says), worked out once."""
+        """The classes of a share in chunks of so many (None: as `text_chunks` says), worked out once."""
 
         def work_out() -> Plan:
             numbers = range(len(self))[share]
-            parts = chunks(self.ends[share], shared_length(self.ids, self.ends), chunk, chunk_tokens(encoder))
+            shared = shared_length(self.ids, self.ends)
+            parts = text_chunks(encoder, self.ends[share], self.ids.shape[1], shared, chunk)
             slices = [slice(numbers[part].start, numbers[part].stop) for part in parts]
             return [(part, pack(self.ids[part], self.ends[part])) for part in slices]
 

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..encoders import DualEncoder
 from ..utils.names import check_class_names
 
 PLACEHOLDER = "X"
-Sentences = tuple[torch.Tensor, torch.Tensor]  # token ids (s, t), and where each sentence is read (s,)
+Sentences = tuple[torch.Tensor, torch.Tensor]  # token ids (s, t), and where each sentence ends (s,)
 
 
 @lru_cache(maxsize=8)
@@ -53,7 +54,9 @@ def tokenize(
     extra: int = 0,
     truncate: bool = False,
 ) -> Sentences:
-    """Sentences with BOS and EOS -> ids (s, longest) and ends (s,), on the model's device.
+    """Sentences with all that the tokenizer puts around them -> ids (s, longest) and ends (s,), on the model's device.
+
+    For a text tower that reads padding too, ids (s, context).
 
     Raises ValueError for a sentence that with `extra` more tokens is beyond the context, naming the class in `names`
     that it belongs to, unless `truncate` cuts it; for one that holds the token that ends sentences; and for a tokenizer
@@ -63,11 +66,14 @@ def tokenize(
     rows = tokenizer(list(sentences), verbose=not truncate)["input_ids"]
     if truncate:  # not by the tokenizer, which keeps its setting for whoever asks it next, in other threads too
         rows = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
+    closing = [token for token in (tokenizer.eos_token, tokenizer.sep_token, tokenizer.pad_token) if token]
     for i, row in enumerate(rows):
         culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
-        if tokenizer.eos_token and tokenizer.eos_token in sentences[i]:
-            raise ValueError(f"{culprit} holds {tokenizer.eos_token!r}, which ends a sentence; leave it out.")
-        if len(row) < 2 or int(encoder.ends(torch.tensor([row]))) != len(row) - 1:
+        for token in closing:
+            if token in sentences[i]:
+                raise ValueError(f"{culprit} holds {token!r}, which ends a sentence; leave it out.")
+        ending = None if len(row) <= encoder.prefix else encoder.ends(torch.tensor([row]), tokenizer.eos_token_id)
+        if ending is None or int(ending) != len(row) - 1:
             raise ValueError(
                 f"`tokenizer_name_or_path`: the tokenizer makes {row} of {sentences[i]!r}, which does not end with the "
                 "text tower's EOS token; use the tokenizer that the base model was trained with."
@@ -78,10 +84,11 @@ def tokenize(
                 " shorten it, or use fewer learned tokens."
             )
     ends = torch.tensor([len(row) - 1 for row in rows])
-    # No token sees what follows EOS; any id does.
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows], batch_first=True, padding_value=rows[0][-1]
-    )
+    # Under a causal mask no token sees what follows EOS; any id does.
+    padding = rows[0][-1] if encoder.causal else tokenizer.pad_token_id
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+    if encoder.fills_context:
+        ids = F.pad(ids, (0, context - ids.shape[1]), value=padding)
     device = encoder.model.device
     return ids.to(device), ends.to(device)
 
@@ -89,6 +96,12 @@ def tokenize(
 def word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text without BOS and EOS."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def full_stop(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The id of a full stop as it follows a word, where alone it may be another token; none if they are dropped."""
+    ids = word_ids(tokenizer, f"{PLACEHOLDER}.")
+    return [] if ids == word_ids(tokenizer, PLACEHOLDER) else ids[-1:]
 
 
 def class_sentences(
@@ -116,7 +129,8 @@ def class_sentences(
     # By id: a tokenizer may make more than one token of a placeholder's letter.
     placeholder = ids.new_tensor(word_ids(tokenizer, PLACEHOLDER)[:1]).expand(len(ids), prompt_length)
     before, after = ids[:, : encoder.prefix], ids[:, encoder.prefix :]
-    return torch.cat([before, placeholder, after], dim=1), ends + prompt_length
+    longer = torch.cat([before, placeholder, after], dim=1)  # (c, t + n), of which padding alone is beyond the context
+    return longer[:, :context], ends + prompt_length
 
 
 def initial_prompts(

@@ -6,6 +6,7 @@ Each entry names the release that made it needed; it can go when `pyproject.toml
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +25,11 @@ def before(library: str, release: str) -> bool:
 _TRANSFORMERS_4, _BEFORE_5_24 = before("transformers", "5"), before("transformers", "5.24")
 
 
-def pil_image_processor() -> Any:
-    """CLIP's image processor that works with PIL. transformers 5 gave it a name of its own."""
+def pil_image_processor(name: str = "CLIPImageProcessor") -> Any:
+    """An image processor that works with PIL. transformers 5 gave these names of their own."""
     import transformers
 
-    return getattr(transformers, "CLIPImageProcessor" if _TRANSFORMERS_4 else "CLIPImageProcessorPil")
+    return getattr(transformers, name if _TRANSFORMERS_4 else f"{name}Pil")
 
 
 def causal_mask(config: Any, hidden: Any) -> Any:
@@ -44,11 +45,25 @@ def causal_mask(config: Any, hidden: Any) -> Any:
     return create_causal_mask(config, hidden, None, **cache)
 
 
+def padding_mask(config: Any, hidden: Any, is_word: Any) -> Any:
+    """What each token of hidden states (s, t, d) sees: the words, `is_word` (s, t). Before transformers 5 there is no
+    function for it."""
+    if _TRANSFORMERS_4:
+        import torch
+
+        return torch.finfo(hidden.dtype).min * (~is_word[:, None, None]).to(hidden.dtype)
+    from transformers.masking_utils import create_bidirectional_mask
+
+    return create_bidirectional_mask(config, hidden, is_word)
+
+
 def encoder_layer(layer: Any, causal: bool) -> Any:
-    """A layer of a tower, from hidden states and a mask to hidden states. Before transformers 5 it gives a tuple."""
+    """A layer of a tower, from hidden states and a mask to hidden states. Before transformers 5 it gives a tuple, and
+    takes one mask, two, of which the last is the causal one, or none."""
     if not _TRANSFORMERS_4:
         return partial(layer, is_causal=True) if causal else layer
-    return lambda hidden, mask: layer(hidden, None, mask)[0] if causal else layer(hidden, mask, None)[0]
+    masks = [name for name in inspect.signature(layer.forward).parameters if name.endswith("attention_mask")]
+    return lambda hidden, mask: layer(hidden, *([None, mask][-len(masks) :] if masks else ()))[0]
 
 
 def features_output(features: Any) -> Any:

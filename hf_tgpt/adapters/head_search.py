@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..encoders import DualEncoder
 from .fitting import Features, Steps, held_out
 
+# Of more training pictures one part in four tells enough, and values are searched one field after the other.
+_MANY = 2000
 _CAUTION = 0.5  # standard errors
 _MILESTONES = 20  # numbers of epochs that are tried
 Choice = tuple[float, ...]  # a value for each name that is searched
@@ -26,21 +28,26 @@ def search(
     class has one picture not at all. Few pictures tell little: the values given stay unless others are right more often
     by more than half a standard error.
     """
-    given = tuple(getattr(head.config, name) for name in head.grid) or (steps.epochs,)
+    given: Choice = tuple(getattr(head.config, name) for name in head.grid) or (steps.epochs,)
+    many = len(data.labels) > _MANY
     if validation is not None and len(validation.labels):
         parts, tried_on = [(data, validation)], f"{len(validation.labels)} validation pictures"
     else:
-        parts = held_out(data, steps.seed)
+        parts = held_out(data, steps.seed)[: 1 if many else None]
         tried_on = f"cross-validation on {sum(len(tried.labels) for _, tried in parts)} training pictures"
     best = given
     if parts:
         scores: dict[Choice, Score] = {}
-        for train, tried in parts:
-            for choice, (hits, loss) in _trials(head, encoder, train, tried, steps, given):
-                before = scores.get(choice, (0.0, 0.0))
-                scores[choice] = (before[0] + hits, before[1] + loss)
+        for asked in range(len(head.grid)) if many and head.grid else [None]:
+            leading = max(scores, key=lambda choice: _rank(scores[choice]), default=given)
+            choices, found = _choices(head, leading, asked), dict[Choice, Score]()
+            for train, tried in parts:
+                for choice, (hits, loss) in _trials(head, encoder, train, tried, steps, given, choices):
+                    before = found.get(choice, (0.0, 0.0))
+                    found[choice] = (before[0] + hits, before[1] + loss)
+            scores |= found
         count = sum(len(tried.labels) for _, tried in parts)
-        best = max(scores, key=lambda choice: (scores[choice][0], -scores[choice][1]))  # by hits, then by loss
+        best = max(scores, key=lambda choice: _rank(scores[choice]))
         hits = scores[best][0]
         if hits - scores[given][0] <= _CAUTION * math.sqrt(hits * (1 - hits / count)):
             best = given
@@ -49,8 +56,27 @@ def search(
     return (values, None, told) if head.grid else ({}, int(best[0]), told)
 
 
+def _rank(score: Score) -> tuple[float, float]:
+    """By hits, then by loss."""
+    return score[0], -score[1]
+
+
+def _choices(head: Any, leading: Choice, field: int | None) -> list[Choice]:
+    """All values of all fields with each other; with `field` all of that one, beside the others' leading values."""
+    values = list(head.grid.values())
+    if field is None:
+        return list(itertools.product(*values))
+    return [(*leading[:field], value, *leading[field + 1 :]) for value in values[field]]
+
+
 def _trials(
-    head: Any, encoder: DualEncoder, train: Features, tried: Features, steps: Steps, given: Choice
+    head: Any,
+    encoder: DualEncoder,
+    train: Features,
+    tried: Features,
+    steps: Steps,
+    given: Choice,
+    choices: Sequence[Choice],
 ) -> Iterator[tuple[Choice, Score]]:
     """Fits to some pictures, and yields the score on others of each choice, the given one among them."""
     if not head.grid:
@@ -62,7 +88,7 @@ def _trials(
         yield given, head.score(encoder, tried)
         return
     as_given = dict(zip(head.grid, given, strict=True))
-    for number, choice in enumerate(dict.fromkeys([given, *itertools.product(*head.grid.values())])):
+    for number, choice in enumerate(dict.fromkeys([given, *choices])):
         values = dict(zip(head.grid, choice, strict=True))
         if number == 0 or head.grid_is_trained_with:
             head.fit_with(encoder, train, steps, values, as_given)

@@ -16,10 +16,11 @@ from transformers import CLIPModel
 
 import hf_tgpt
 from hf_tgpt import GDAConfig, LinearProbeConfig, MaPLeConfig, TipAdapterConfig, config_class
-from hf_tgpt.adapters import fitting
+from hf_tgpt.adapters import fitting, head_search
 from hf_tgpt.adapters.feature_head import FeatureHead
 from hf_tgpt.inference.onnx import export_onnx
 from hf_tgpt.inference.plain_transformers import export_transformers
+from hf_tgpt.methods.proker import ProKeR
 from hf_tgpt.training.config import TrainingConfig, steps_of
 from hf_tgpt.training.recipes import training_of
 
@@ -240,6 +241,20 @@ def test_what_is_searched_is_tried_on_validation_pictures_alone(name, load_clip,
     hf_tgpt.fit(model, pictures(clip), LABELS, training=short)
     assert sum(len(labels) for labels in {id(labels): labels for labels in tried}.values()) % len(LABELS) == 0
     assert model.peft_config["default"].fitted["searched_on"] == f"cross-validation on {len(LABELS)} training pictures"
+
+
+def test_of_many_pictures_one_part_is_tried_and_one_field_after_the_other(load_clip, monkeypatch):
+    """Each choice of ProKeR inverts a matrix as long as the pictures are many, so all of them would take hours."""
+    monkeypatch.setattr(head_search, "_MANY", 5)
+    settled, settle = [], ProKeR.settle
+    monkeypatch.setattr(ProKeR, "settle", lambda self, values: settled.append(len(self.keys)) or settle(self, values))
+    model = get_peft_model(load_clip(), hf_tgpt.ProKeRConfig(class_names=CLASS_NAMES))
+    labels = torch.arange(32) % 4
+    hf_tgpt.fit(model, torch.randn(32, 3, 32, 32), labels)
+    beta, regularization = (len(values) for values in ProKeR.grid.values())
+    assert len(settled) <= beta + regularization + 3  # and what is given, in each round, and the result
+    assert settled.count(24) == len(settled) - 1
+    assert model.peft_config["default"].fitted["searched_on"] == "cross-validation on 8 training pictures"
 
 
 def test_the_values_given_are_used_where_nothing_is_searched(name, load_clip):

@@ -93,6 +93,11 @@ class Classifier:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _among=OrderedDict(), _lock=threading.Lock())
 
+    def __repr__(self) -> str:
+        names, count = ", ".join(map(repr, self._class_names[:5])), len(self._class_names)
+        more = ", ..." if count > 5 else ""
+        return f"Classifier({self.model.learner.config.method}, {count} classes: {names}{more})"
+
     @property
     def class_names(self) -> list[str]:
         """The classes that the model came with."""

@@ -90,6 +90,27 @@ def one_of(*choices: str) -> Check:
     return check
 
 
+_MOST = 5  # elements of a list that are shown
+# What a config notes for itself.
+_NOTES = {"peft_type", "peft_version", "hf_tgpt_version", "base_model_dimensions", "base_model_fingerprint"}
+
+
+def _told(config: Any) -> str:
+    """What somebody would type to have it: the fields that are not as they are by default, long lists cut short."""
+    shown = []
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if field.name in _NOTES or value == default:
+            continue
+        text = repr(value)
+        if isinstance(value, list) and len(value) > _MOST:
+            text = f"[{', '.join(map(repr, value[:_MOST]))}, ... {len(value)} in all]"
+        shown.append(f"{field.name}={text}")
+    return f"{type(config).__name__}({', '.join(shown)})"
+
+
 @dataclass_transform(field_specifiers=(dataclasses.field, documented))
 def checked(cls: type[_Class]) -> type[_Class]:
     """`@dataclass`, with every field checked when it is set: first its type, then its own checks.
@@ -97,7 +118,7 @@ def checked(cls: type[_Class]) -> type[_Class]:
     Raises ValueError that names the field, the value and the remedy. Fields need real types: no
     `from __future__ import annotations` in the file.
     """
-    made: Any = strict(dataclasses.dataclass(cls))
+    made: Any = strict(dataclasses.dataclass(cls, repr=False))
     set_checked = made.__setattr__
     fields = {field.name: field for field in dataclasses.fields(made)}
 
@@ -113,6 +134,7 @@ def checked(cls: type[_Class]) -> type[_Class]:
             raise ValueError(remedy if remedy.startswith("`") else f"`{name}`={value!r}: {remedy}") from None
 
     made.__setattr__ = set_field
+    made.__repr__ = _told
     helps = [f"    {name}: {field.metadata['help']}" for name, field in fields.items() if "validator" in field.metadata]
     made.__doc__ = "\n".join([inspect.getdoc(made) or "", "", "Args:", *helps])  # what help() shows
     return made

@@ -59,6 +59,7 @@ def classifier(save):
 def test_it_says_what_the_loaded_model_says(name, save, base):
     folder = save(name)
     classifier = hf_tgpt.load_classifier(folder, "cpu")
+    assert re.fullmatch(rf"Classifier\(\w+, {len(CLASS_NAMES)} classes: {CLASS_NAMES[0]!r}, .*\)", repr(classifier))
     model = hf_tgpt.load_trained(hf_tgpt.load_clip(base).eval(), folder).eval()
     pictures = [picture(seed) for seed in range(3)]
     inputs = ImageProcessor.from_pretrained(base)(images=pictures, return_tensors="pt")

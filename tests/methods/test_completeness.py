@@ -30,3 +30,18 @@ def test_a_method_has_all_that_belongs_to_it(method):
     if not config.learner_class.citation.startswith("@"):
         missing.append("the paper as BibTeX, `citation` of its learner")
     assert not missing, f"{method} still lacks " + "; ".join(missing)
+
+
+@pytest.mark.parametrize("method", hf_tgpt.available_methods())
+def test_a_config_shows_what_somebody_would_type_to_have_it(method):
+    config = hf_tgpt.config_class(method)(class_names=["cat", "dog"])
+    assert repr(config) == f"{type(config).__name__}(class_names=['cat', 'dog'])"
+    assert vars(eval(repr(config), vars(hf_tgpt) | {type(config).__name__: type(config)})) == vars(config)
+
+
+def test_a_config_shows_what_is_not_as_by_default_and_cuts_long_lists():
+    config = hf_tgpt.GDAConfig(class_names=[f"class {i}" for i in range(1000)], alpha=2.0)
+    assert repr(config) == (
+        "GDAConfig(class_names=['class 0', 'class 1', 'class 2', 'class 3', 'class 4', ... 1000 in all], alpha=2.0)"
+    )
+    assert repr(hf_tgpt.TrainingConfig(epochs=3)) == "TrainingConfig(epochs=3)"

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except ValueError as error:
         parser.error(in_options(str(error)))
     _refuse(parser, for_train, _OURS)
-    of_data, of_any = _data_options(for_train)
+    of_data, of_any = _data_options(for_train, parser.prog)
     of_few_shot = of_data.pop("classes")
     classes = {"few-shot": of_few_shot, "base-to-new": "base"}
     if of_few_shot != "all" and "base-to-new" in args.protocols:
@@ -268,9 +268,9 @@ def _check(parser: argparse.ArgumentParser, method: Method, words: list[str]) ->
         speak_of(parser)
 
 
-def _data_options(for_train: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _data_options(for_train: list[str], prog: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of train's options those on the data that it is to run on, and those that any evaluation takes."""
-    parser = parser_of(DataArguments, add_help=False)
+    parser = parser_of(DataArguments, prog=prog, add_help=False)
     parser.add_argument("--mixed_precision")
     known = vars(parser.parse_known_args(for_train)[0])
     del known["dataset"]

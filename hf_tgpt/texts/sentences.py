@@ -66,10 +66,11 @@ def tokenize(
     rows = tokenizer(list(sentences), verbose=not truncate)["input_ids"]
     if truncate:  # not by the tokenizer, which keeps its setting for whoever asks it next, in other threads too
         rows = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
-    closing = [token for token in (tokenizer.eos_token, tokenizer.sep_token, tokenizer.pad_token) if token]
+    # Under a causal mask padding is a token like others: some CLIPs pad with "!", which a name may hold.
+    closing = (tokenizer.eos_token, *(() if encoder.causal else (tokenizer.sep_token, tokenizer.pad_token)))
     for i, row in enumerate(rows):
         culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
-        for token in closing:
+        for token in filter(None, closing):
             if token in sentences[i]:
                 raise ValueError(f"{culprit} holds {token!r}, which ends a sentence; leave it out.")
         ending = None if len(row) <= encoder.prefix else encoder.ends(torch.tensor([row]), tokenizer.eos_token_id)

@@ -59,6 +59,7 @@ def test_methods_are_known_by_any_spelling_of_their_names():
         (("--methods", "deep: maple --prompt_depth x"), "deep: argument --prompt_depth"),
         (("--methods", "gda", "maple", "--alpha", "1"), "MaPLe: unrecognized arguments: --alpha 1"),
         (("--seed", "1"), "--seed is given to each run by this command; use --seeds."),
+        (("--classes", "old"), "hf-tgpt compare: error: argument --classes: invalid choice: 'old'"),
         (("--epochs", "0"), "zero-shot: --epochs=0: choose a number above 0"),
         (("--shots", "0"), "argument --shots: 0: choose 1 or more"),
         (("--dataset", "no/where/at"), "--dataset='no/where/at' is not there; correct the path"),

@@ -50,6 +50,8 @@ class PromptConfig(PeftConfig):
     kind: ClassVar[str] = "prompt-learning"
     # Whether it is trained step by step; what is not may still be fitted.
     trains: ClassVar[bool] = True
+    # Whether it puts prompts into the layers of the towers.
+    learns_prompts: ClassVar[bool] = True
     # Whether it asks about each data set by that one's own templates, as zero-shot does.
     follows_data: ClassVar[bool] = False
     # Fields that are read in every forward, so that they may change on a trained adapter.

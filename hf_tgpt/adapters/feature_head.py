@@ -37,6 +37,7 @@ class FeatureHeadConfig(PromptConfig):
 
     kind: ClassVar = "feature-head"
     trains: ClassVar = False
+    learns_prompts: ClassVar = False
     templates: list[str] = documented(
         ["a photo of a {}."],
         "Sentences with {} for the class name, averaged after encoding: what the base model itself knows.",

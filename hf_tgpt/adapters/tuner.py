@@ -10,7 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..encoders import DualEncoder, encoder_of
+from ..encoders import DualEncoder, check_takes_prompts, encoder_of
 from ..encoders.identity import fingerprint, same_weights
 from ..encoders.loading import REVISION
 from .config import PromptConfig
@@ -29,6 +29,8 @@ class PromptTuner(BaseTuner):
 
     def _prepare_model(self, peft_config: PromptConfig, model: nn.Module) -> None:
         encoder = encoder_of(model)
+        if peft_config.learns_prompts:
+            check_takes_prompts(encoder, peft_config.method)
         _check_base_model(peft_config, encoder)
         if SLOT not in model._modules:
             attach(encoder)

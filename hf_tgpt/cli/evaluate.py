@@ -23,7 +23,7 @@ from datasets import DatasetDict
 
 from ..adapters.config import change_config
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
-from ..encoders.loading import load_clip, load_image_processor
+from ..encoders.loading import check_picture_size, load_clip, load_image_processor
 from ..evaluation.accuracy import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
 from ..evaluation.plots import plot_classes, require_matplotlib
 from ..evaluation.published_results import BACKBONE, published_beside, read_published
@@ -69,13 +69,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     model_name, revision = (data.model, None) if data.model else base_and_revision(folder)
     at = {"revision": revision} if revision else {}
     clip = load_clip(model_name, **at).to(accelerator.device).eval()
-    processor = load_image_processor(model_name, revision)
+    transform = ImageTransform.from_processor(load_image_processor(model_name, revision), train=False)
+    check_picture_size(clip, transform.size)
     with list_remarks(silent=not accelerator.is_main_process), accelerator.main_process_first():
         splits = load_splits(**data.source, seed=None, skip_damaged=True)
         chosen, seen = choose_pictures(splits, folder, data.dataset, args.seed)
         splits = choose_classes(DatasetDict({"test": chosen}), data.classes)
     names = class_names(splits["test"])
-    images = FewShotImages(splits["test"], ImageTransform.from_processor(processor, train=False))
+    images = FewShotImages(splits["test"], transform)
     test = evaluation_loader(images, accelerator, args.num_workers)
 
     # 3. Zero-shot and the adapter on the same pictures.

@@ -90,6 +90,10 @@ def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
     )
     add_classes(predict)
     predict.add_argument(
+        "--scores", choices=["softmax", "sigmoid"], default="softmax", help="of the classes asked about together, or "
+        "of SigLIP each class by itself: all low where the picture shows none of them (default: %(default)s)"
+    )  # fmt: skip
+    predict.add_argument(
         "--batch_size", type=at_least_one, default=32, help="pictures at a time (default: %(default)s)"
     )
     add_model(predict)

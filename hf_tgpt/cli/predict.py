@@ -40,7 +40,9 @@ def main(args: argparse.Namespace) -> int:
     classifier = classifier_of(args)
     columns = min(args.top_k, len(names or classifier.class_names))
     about = {"adapter": _content(local_folder(args.adapter, revision=args.revision)), "model": args.model}
-    about |= {"kind": kind, "top_k": args.top_k, "class_names": names} | ({"set": args.set} if args.set else {})
+    about |= {"kind": kind, "top_k": args.top_k, "class_names": names, "scores": args.scores} | (
+        {"set": args.set} if args.set else {}
+    )
     with _output(args.output, about) as (file, done):
         remaining = [path for path in files if path not in done]
         write = _csv_writer(file, columns, begun=bool(done)) if kind == "csv" else _jsonl_writer(file)
@@ -52,7 +54,8 @@ def main(args: argparse.Namespace) -> int:
             write(image, None, str(error))
             progress.update()
 
-        answers = classifier.stream(remaining, args.top_k, class_names=names, batch_size=args.batch_size, skip=skip)
+        options = {"class_names": names, "scores": args.scores, "batch_size": args.batch_size}
+        answers = classifier.stream(remaining, args.top_k, skip=skip, **options)
         for image, answer in answers:
             write(image, answer, "")
             progress.update()

@@ -35,7 +35,7 @@ from ..data import (
 from ..data.fewshot import remark_on_sizes
 from ..data.sources import LARGEST_CHECK
 from ..encoders import encoder_of
-from ..encoders.loading import load_clip, load_image_processor
+from ..encoders.loading import check_picture_size, load_clip, load_image_processor
 from ..evaluation.accuracy import evaluate, evaluation_loader, measure, predict
 from ..evaluation.plots import PLOTS_REMEDY, can_plot
 from ..hub.loading import load_trained
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if run.push_to_hub and accelerator.is_main_process:  # now, so that no work is lost for a wrong token
         check_repository(run.push_to_hub, private=run.private or None)
     as_is = ImageTransform.from_processor(processor, train=False)
+    check_picture_size(clip, as_is.size)
     augmented = ImageTransform.from_processor(processor, train=True, crop_scale=config.crop_scale)
     images = FewShotImages(chosen["train"], augmented, seed=config.seed)
     tested = FewShotImages(chosen["test"], as_is)

@@ -122,8 +122,8 @@ def _to_eight_bits(image: PILImage.Image) -> PILImage.Image:
 class ImageTransform:
     """An RGB image to (3, size, size) normalised pixel values, augmented if `train`.
 
-    Training crops a random part of the image and flips it at random; evaluation resizes the shorter side and crops the
-    centre, or resizes to the square if `squeeze`, and equals the image processor that it was built from. It holds no
+    Training crops a random part of the image and flips it at random; evaluation resizes the shorter side, or with
+    `squeeze` both sides, and crops the centre, and equals the image processor that it was built from. It holds no
     state: all randomness comes from the generator in the call, so that a resumed run sees the pictures that an unbroken
     one would.
 
@@ -169,15 +169,16 @@ class ImageTransform:
         """
         size = image_processor.size
         square = {"height": size.get("height") or 0, "width": size.get("height") or 0}
-        # A crop of what is of that size already does nothing.
-        crops = getattr(image_processor, "do_center_crop", None) and dict(image_processor.crop_size) != square
-        squeeze = dict(size) == square and not crops
-        for step in ("do_resize", *(() if squeeze else ("do_center_crop",)), "do_rescale", "do_normalize"):
-            if not getattr(image_processor, step, None):
+        crops = getattr(image_processor, "do_center_crop", None)
+        squeeze = dict(size) == square and not (crops and image_processor.crop_size["height"] > size["height"])
+        offset = getattr(image_processor, "rescale_offset", False)  # of EfficientNet's: values minus 1, not in 0..1
+        for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+            needless = squeeze if step == "do_center_crop" else offset if step == "do_normalize" else False
+            if not needless and not getattr(image_processor, step, None):
                 raise ValueError(
                     f"`{step}`=False but CLIP's preprocessing has this step; use a processor that takes it."
                 )
-        crop = size if squeeze else image_processor.crop_size
+        crop = image_processor.crop_size if crops else size
         if crop["height"] != crop["width"]:
             raise ValueError(
                 f"`crop_size`={crop['height']}x{crop['width']} is not square; use a processor with a square crop."
@@ -186,13 +187,14 @@ class ImageTransform:
             raise ValueError(
                 f"`size`={dict(size)} names no shortest_edge; use a processor that keeps the aspect ratio."
             )
+        mean, std = _in_unit_range(image_processor, offset)
         return cls(
             size=crop["height"],
-            mean=tuple(image_processor.image_mean),
-            std=tuple(image_processor.image_std),
+            mean=mean,
+            std=std,
             train=train,
             scale=(crop_scale, 1.0),
-            shorter_side=None if squeeze else size["shortest_edge"],
+            shorter_side=size["height"] if squeeze else size["shortest_edge"],
             resample=PILImage.Resampling(image_processor.resample),
             squeeze=squeeze,
         )
@@ -202,7 +204,8 @@ class ImageTransform:
         if image.mode != "RGB":
             raise ValueError(f"`image` has mode {image.mode}, not RGB; pass it through decode_image first.")
         if not self.train and self.squeeze:
-            cropped = image.resize((self.size, self.size), self.resample)
+            side = self.shorter_side or self.size
+            cropped = _centre(image.resize((side, side), self.resample), self.size)
         elif not self.train:
             cropped = self._centre_crop(image)
         elif rng is None:
@@ -241,9 +244,27 @@ class ImageTransform:
             image = image.crop((left, top, left + width, top + height))
         # Rounded down, as the image processor does: one pixel more would move the crop.
         width, height = (int(side * (self.shorter_side or self.size) / short) for side in image.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        resized = image.resize((width, height), self.resample)
-        return resized.crop((left, top, left + self.size, top + self.size))
+        return _centre(image.resize((width, height), self.resample), self.size)
+
+
+def _centre(image: PILImage.Image, size: int) -> PILImage.Image:
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _in_unit_range(image_processor: BaseImageProcessor, offset: bool) -> tuple[Any, Any]:
+    """A processor's mean and std per channel, as they are of pixels in 0..1 whatever range it scales them to."""
+    unit = 255 * image_processor.rescale_factor  # what it makes of a 1
+    normalizes = image_processor.do_normalize
+    mean, std = (image_processor.image_mean, image_processor.image_std) if normalizes else ([0.0] * 3, [1.0] * 3)
+    # EfficientNet's divides by the standard deviation once more where it serves classification.
+    again = image_processor.image_std if getattr(image_processor, "include_top", False) else [1.0] * 3
+    if unit == 1 and not offset and again == [1.0] * 3:
+        return tuple(mean), tuple(std)
+    return (
+        tuple((value + bool(offset)) / unit for value in mean),
+        tuple(value * twice / unit for value, twice in zip(std, again, strict=True)),
+    )
 
 
 class FewShotImages(torch.utils.data.Dataset):

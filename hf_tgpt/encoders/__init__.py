@@ -9,6 +9,7 @@ import transformers
 from .base import DualEncoder as DualEncoder
 from .chinese_clip import ChineseCLIP
 from .clip import CLIP
+from .features_only import NAFLEX, FeaturesOnly, other_model_class
 from .metaclip2 import MetaCLIP2
 from .siglip import SigLIP
 
@@ -23,11 +24,42 @@ def encoder_of(model: Any) -> DualEncoder:
 
     Raises ValueError for a model of an unknown family, and for one of a known family without both towers.
     """
-    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
-    if family is None or not isinstance(model, getattr(transformers, family.model_class)):
-        names = ", ".join(family.model_class for family in FAMILIES.values())
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    name = model_class_of(model_type)
+    if name is None or not isinstance(model, getattr(transformers, name)):
         raise ValueError(
-            f"The base model is a {type(model).__name__}; prompt learning needs a model of transformers with both "
-            f"towers, one of {names}: CLIPModel.from_pretrained(...)."
+            f"The base model is a {type(model).__name__}; what is needed is a model of transformers with both towers, "
+            f"one of {families()}, for example by CLIPModel.from_pretrained(...){not_naflex(model_type)}."
         )
-    return family(model)
+    return FAMILIES.get(model_type, FeaturesOnly)(model)
+
+
+def model_class_of(model_type: str) -> str | None:
+    """The class of transformers that works here for a `config.model_type`; None if there is none."""
+    family = FAMILIES.get(model_type)
+    return other_model_class(model_type) if family is None else family.model_class
+
+
+def families() -> str:
+    """The classes of models that take prompts, in words."""
+    *names, last = (family.model_class for family in FAMILIES.values())
+    return f"{', '.join(names)} and {last}"
+
+
+def check_takes_prompts(encoder: DualEncoder, method: str) -> None:
+    """Raises ValueError for a method with prompts on a model that is known by its features alone."""
+    if not encoder.takes_prompts:
+        raise ValueError(
+            f"{method} puts prompts into the layers of the towers, which works on {families()}, and the base model is "
+            f"{encoder.model_class}; choose one of these, or a method on frozen features such as GDA."
+        )
+
+
+def not_naflex(model_type: str) -> str:
+    """The remedy for a checkpoint of NaFlex, in words; else nothing."""
+    if model_type != NAFLEX:
+        return ""
+    return (
+        "; this is SigLIP 2's NaFlex form, whose pictures vary in shape: choose one of fixed resolution, such as "
+        "google/siglip2-base-patch16-224"
+    )

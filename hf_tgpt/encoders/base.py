@@ -9,6 +9,7 @@ d_t text width, d_v vision width, d joint (projection) width.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -39,6 +40,10 @@ class DualEncoder:
     tokenizer_extras: ClassVar[frozenset[str]] = frozenset()
     # The linear layers that make queries, keys and values, in both towers.
     attention_inputs: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj")
+    # Whether prompts can enter its layers; else it is called as it is, for its features alone.
+    takes_prompts: ClassVar[bool] = True
+    # Whether it is trained to give each pair of picture and text a probability of its own, the sigmoid of its logit.
+    sigmoid: ClassVar[bool] = False
     # Tokens before the first word of a sentence (BOS).
     prefix: ClassVar[int] = 1
     # Whether a token sees the tokens before it alone, so that sentences may be cut behind their end and packed.
@@ -115,8 +120,9 @@ class DualEncoder:
         return (F.cross_entropy(logits.T, pairs) + F.cross_entropy(logits, pairs)) / 2
 
     def output_class(self) -> type[transformers.utils.ModelOutput]:
-        """The class of the answer to the model's own call."""
-        raise NotImplementedError
+        """The class of the answer to the model's own call, which transformers keeps beside the model's."""
+        plain = getattr(transformers, self.model_class)
+        return getattr(sys.modules[plain.__module__], f"{self.model_class.removesuffix('Model')}Output")
 
     # Text -------------------------------------------------------------------------------------------------------------
 
@@ -166,6 +172,10 @@ class DualEncoder:
         """The text tower's layers, each from hidden states (s, t, d_t) and a mask to hidden states."""
         return [encoder_layer(layer, causal=self.causal) for layer in self.model.text_model.encoder.layers]
 
+    def text_features(self, input_ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """The text features of a model that takes no prompts: ids (s, t), ends (s,) -> (s, d), not normalised."""
+        raise NotImplementedError
+
     def leave_text(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states where the sentences are read (s, d_t) -> text features (s, d), not normalised."""
         return self.model.text_projection(self.model.text_model.final_layer_norm(hidden))
@@ -176,6 +186,10 @@ class DualEncoder:
         """All that image features rest on."""
         yield from self.model.vision_model.parameters()
         yield from self.model.visual_projection.parameters()
+
+    def image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """The image features of a model that takes no prompts: (b, 3, h, w) -> (b, d), not normalised."""
+        raise NotImplementedError
 
     def patch_rows(self) -> int:
         """How many rows, and columns, of patches a picture of the model's size has."""

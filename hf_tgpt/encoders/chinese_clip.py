@@ -26,11 +26,6 @@ class ChineseCLIP(DualEncoder):
     attention_inputs = (*DualEncoder.attention_inputs, "query", "key", "value")
     causal = False
 
-    def output_class(self) -> type[Any]:
-        from transformers.models.chinese_clip.modeling_chinese_clip import ChineseCLIPOutput
-
-        return ChineseCLIPOutput
-
     def words(self) -> torch.Tensor:
         return self.model.text_model.embeddings.word_embeddings.weight
 

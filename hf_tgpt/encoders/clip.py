@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from transformers.models.clip.modeling_clip import CLIPOutput
 
 from .base import DualEncoder
 
@@ -25,6 +22,3 @@ class CLIP(DualEncoder):
         if self.model.config.text_config.eos_token_id == _LEGACY_EOS:
             return input_ids.argmax(dim=-1)
         return super().ends(input_ids)
-
-    def output_class(self) -> type[Any]:
-        return CLIPOutput

@@ -16,7 +16,7 @@ def fingerprint(encoder: DualEncoder) -> list[float] | None:
         weight = layer.weight
         if not isinstance(weight, torch.Tensor) or type(weight.data) is not torch.Tensor:
             return None
-        if not weight.is_floating_point() or weight.is_meta or weight.dim() != 2 or weight.numel() < _MARKS:
+        if not weight.is_floating_point() or weight.is_meta or weight.dim() < 2 or weight.numel() < _MARKS:
             return None
         marks += weight.detach().flatten()[:_MARKS].float().tolist()
     return [float(f"{value:.5g}") for value in marks]

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..utils.compat import commit_of, pil_image_processor
 from ..utils.names import name_here
-from . import FAMILIES
+from . import encoder_of, families, model_class_of, not_naflex
 
 # Where a model's config notes which commit of its repository it was loaded from.
 REVISION = "_commit_hash"
@@ -25,12 +25,15 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
 def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """A CLIP, or another model of `encoders.FAMILIES`, in float32: `from_pretrained` for a Hub id or folder.
+    """A CLIP or another dual encoder in float32: `from_pretrained` for a Hub id or folder.
+
+    Other dual encoders are those of `encoders.FAMILIES`, and for methods on frozen features every model that
+    transformers lists for zero-shot image classification and that has `get_image_features` and `get_text_features`.
 
     A local folder with a config.json but no weights gives a model with random weights, for trying out real sizes. Of a
     Hub id the commit is noted, so that adapters trained on the model can name it.
 
-    Raises ValueError if the name leads to no model or to one of another kind.
+    Raises ValueError if the name leads to no model, to one of another kind, or to one without the weights of a tower.
 
     Example:
         >>> clip = hf_tgpt.load_clip("openai/clip-vit-base-patch16")
@@ -46,14 +49,13 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
         config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), token=kwargs.get("token"))
     except (OSError, ValueError) as error:
         raise ValueError(f"`model`={name!r}: no model config could be loaded from it ({error}); {_REMEDY}") from error
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        known = ", ".join(family.model_class for family in FAMILIES.values())
+    class_name = model_class_of(config.model_type)
+    if class_name is None:
         raise ValueError(
             f"`model`={name!r} is a {config.model_type!r} model, not a CLIP with both towers; choose a model of one of "
-            f"these classes: {known}."
+            f"these classes: {families()}{not_naflex(config.model_type)}."
         )
-    model_class = getattr(transformers, family.model_class)
+    model_class = getattr(transformers, class_name)
     if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         with torch.random.fork_rng(devices=[]):  # the same random weights each time, so that adapters can come back
             torch.manual_seed(0)
@@ -61,9 +63,16 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
         model.name_or_path = name
         return model
     try:
-        model = model_class.from_pretrained(name, **({"dtype": torch.float32} | kwargs))
+        model, found = model_class.from_pretrained(
+            name, output_loading_info=True, **({"dtype": torch.float32} | kwargs)
+        )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"`model`={name!r}: its weights could not be loaded ({error}); {_REMEDY}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"`model`={name!r} lacks {len(missing)} of the weights of a {class_name}, such as {missing[0]!r}, so it is "
+            "one tower alone or a model for another task; name the model with both towers that it was made of."
+        )
     if not folder.is_dir():
         setattr(model.config, REVISION, commit)
     return model
@@ -76,14 +85,22 @@ def load_image_processor(name_or_path: str | os.PathLike[str], revision: str | N
     try:
         settings, _ = pil_image_processor().get_image_processor_dict(name, **at)
         kind = str(settings.get("image_processor_type")).removesuffix("Fast").removesuffix("Pil")
-        known = {family.image_processor for family in FAMILIES.values()}
-        # Old files name a class of another kind, or none; then it is CLIP's.
-        return pil_image_processor(*({kind} & known)).from_pretrained(name, **at)
+        return pil_image_processor(kind).from_pretrained(name, **at)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"The base model {name!r} has no image processor that could be loaded ({error}); name a copy with its "
             "preprocessor_config.json."
         ) from error
+
+
+def check_picture_size(model: PreTrainedModel, size: int) -> None:
+    """Raises ValueError for pixel values of another size than the model's, before any are made."""
+    encoder = encoder_of(model)
+    if encoder.takes_prompts and size != (own := encoder.shape()["image_size"]):
+        raise ValueError(
+            f"The base model {model.name_or_path!r} takes pictures of {own} x {own} pixels, but its "
+            f"preprocessor_config.json makes them of {size} x {size}; put the one that belongs to this model there."
+        )
 
 
 def check_device(device: str | torch.device) -> None:

@@ -5,8 +5,6 @@ CLIP's towers with a multilingual vocabulary, whose end-of-sentence token really
 
 from __future__ import annotations
 
-from typing import Any
-
 from .base import DualEncoder
 
 
@@ -16,8 +14,3 @@ class MetaCLIP2(DualEncoder):
     model_type = "metaclip_2"
     model_class = "MetaClip2Model"
     vision_class = "MetaClip2VisionModelWithProjection"
-
-    def output_class(self) -> type[Any]:
-        from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2Output
-
-        return MetaClip2Output

@@ -32,6 +32,7 @@ class SigLIP(DualEncoder):
     vision_output = "pooler_output"
     image_processor = "SiglipImageProcessor"
     prefix = 0
+    sigmoid = True
     causal = False
     fills_context = True
     class_tokens = 0
@@ -52,11 +53,6 @@ class SigLIP(DualEncoder):
         """The sigmoid loss: each pair by itself is a match or none."""
         signs = 2 * torch.eye(len(logits), device=logits.device) - torch.ones_like(logits)
         return -F.logsigmoid(signs * logits.T).sum(dim=-1).mean()
-
-    def output_class(self) -> type[Any]:
-        from transformers.models.siglip.modeling_siglip import SiglipOutput
-
-        return SiglipOutput
 
     # Text -------------------------------------------------------------------------------------------------------------
 

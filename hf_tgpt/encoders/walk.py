@@ -87,6 +87,8 @@ def encode_words(
     shared = common_length(input_ids, ends) if encoder.causal else 0
 
     def encode(part: slice) -> torch.Tensor:
+        if not encoder.takes_prompts:
+            return encoder.text_features(input_ids[part], ends[part])
         embeddings = F.embedding(input_ids[part], encoder.words())  # (s, t, d_t)
         packing = pack(ends[part], shared, encoder.shape()["context_length"]) if shared else None
         return encode_text(encoder, embeddings, ends[part], packing=packing)
@@ -141,6 +143,8 @@ def encode_image(
     **kwargs: Any,
 ) -> torch.Tensor:
     """Pictures (b, 3, h, w) and prompts as in `image_tokens` -> image features (b, d), not normalised."""
+    if not encoder.takes_prompts:
+        return encoder.image_features(pixel_values, **kwargs)
     tokens = image_tokens(encoder, pixel_values, prompts, behind_class_token, **kwargs)
     return encoder.leave_image(split_tokens(tokens, prompts, behind_class_token, encoder.class_tokens)[0])
 

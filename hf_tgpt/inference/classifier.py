@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import datasets
 import numpy as np
@@ -17,7 +17,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..adapters.tower_classifier import AdaptedModel
 from ..data.images import ImageTransform
-from ..encoders.loading import check_device, load_clip, load_image_processor
+from ..encoders import encoder_of
+from ..encoders.loading import check_device, check_picture_size, load_clip, load_image_processor
 from ..evaluation.accuracy import for_classes
 from ..hub.loading import load_trained
 from ..hub.run import base_and_revision, local_folder
@@ -39,6 +40,7 @@ class Guess(TypedDict):
 
 
 Answer = list[Guess]
+Scores = Literal["softmax", "sigmoid"]
 
 
 def load_classifier(
@@ -63,8 +65,9 @@ def load_classifier(
     folder = local_folder(name_or_path, revision=revision)
     base, at = (os.fspath(base_model), None) if base_model else base_and_revision(folder)
     clip = load_clip(base, **({"revision": at} if at else {})).to(device).eval()
-    processor = load_image_processor(base, at)
-    return Classifier(load_trained(clip, folder), ImageTransform.from_processor(processor, train=False))
+    transform = ImageTransform.from_processor(load_image_processor(base, at), train=False)
+    check_picture_size(clip, transform.size)
+    return Classifier(load_trained(clip, folder), transform)
 
 
 class Classifier:
@@ -114,6 +117,7 @@ class Classifier:
         top_k: int | None = 5,
         *,
         class_names: Sequence[str] | None = None,
+        scores: Scores = "softmax",
         batch_size: int = 32,
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """The `top_k` (None: all) most probable classes of a picture, [{"label", "score"}, ...], the likeliest first.
@@ -125,14 +129,17 @@ class Classifier:
         picture in the column of images.
 
         `class_names` are other classes for this call, of methods whose class list is open; of others they are some of
-        the classes that they know. Scores are softmax probabilities among the classes asked about.
+        the classes that they know. Scores are softmax probabilities among the classes asked about. With
+        `scores`="sigmoid", on SigLIP, each is the probability of its class by itself: they do not add up to 1, and
+        where all are low the picture shows none of these classes.
 
-        Raises ValueError for a picture that cannot be read, naming it, for bad class names and for classes that a
-        method with fixed ones does not know.
+        Raises ValueError for a picture that cannot be read, naming it, for bad class names, for classes that a method
+        with fixed ones does not know, and for a sigmoid on a base model that is not trained with one.
         """
+        options: Any = {"class_names": class_names, "scores": scores}
         if is_one(images):
-            return next(self.stream([images], top_k, class_names=class_names))[1]
-        answers = (answer for _, answer in self.stream(images, top_k, class_names=class_names, batch_size=batch_size))
+            return next(self.stream([images], top_k, **options))[1]
+        answers = (answer for _, answer in self.stream(images, top_k, batch_size=batch_size, **options))
         at_once = isinstance(images, list | tuple | np.ndarray | torch.Tensor | datasets.Dataset)
         return list(answers) if at_once else answers
 
@@ -142,6 +149,7 @@ class Classifier:
         top_k: int | None = 5,
         *,
         class_names: Sequence[str] | None = None,
+        scores: Scores = "softmax",
         batch_size: int = 32,
         skip: Callable[[Any, ValueError], None] | None = None,
     ) -> Iterator[tuple[Any, Answer]]:
@@ -156,15 +164,27 @@ class Classifier:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}`={value!r}: choose 1 or more.")
+        self._check_scores(scores)
         if self.model.learner.texts_per_image:
             batch_size = max(1, min(batch_size, _PAIRS // len(names)))
-        return self._stream(rows_of(images), top_k, names, self.among(names), batch_size, skip)
+        return self._stream(rows_of(images), top_k, names, scores, self.among(names), batch_size, skip)
+
+    def _check_scores(self, scores: Scores) -> None:
+        if scores not in get_args(Scores):
+            raise ValueError(f"`scores`={scores!r} is unknown; choose one of {', '.join(get_args(Scores))}.")
+        encoder = encoder_of(self.model.get_base_model())
+        if scores == "sigmoid" and not encoder.sigmoid:
+            raise ValueError(
+                "`scores`='sigmoid' needs a base model that is trained with a sigmoid, such as SigLIP; "
+                f"{encoder.model_class} is trained to compare classes with each other: use 'softmax'."
+            )
 
     def _stream(
         self,
         images: Iterable[Any],
         top_k: int | None,
         names: list[str],
+        scores: Scores,
         classify: Callable[..., ImageClassifierOutput],
         batch_size: int,
         skip: Callable[[Any, ValueError], None] | None,
@@ -181,7 +201,9 @@ class Classifier:
                     skip(image, error)
             if read:
                 pixel_values = torch.stack([pixels for _, pixels in read])
-                for (image, _), answer in zip(read, self._answers(classify, pixel_values, names, top_k), strict=True):
+                for (image, _), answer in zip(
+                    read, self._answers(classify, pixel_values, names, scores, top_k), strict=True
+                ):
                     yield image, answer
             read.clear()
 
@@ -192,11 +214,13 @@ class Classifier:
         classify: Callable[..., ImageClassifierOutput],
         pixel_values: torch.Tensor,
         names: list[str],
+        scores: Scores,
         top_k: int | None,
     ) -> list[Answer]:
         device = next(self.model.parameters()).device
-        logits = classify(pixel_values.to(device)).logits  # (b, c)
-        best = logits.float().softmax(-1).topk(min(top_k or len(names), len(names)))
+        logits = classify(pixel_values.to(device)).logits.float()  # (b, c)
+        probabilities = logits.softmax(-1) if scores == "softmax" else logits.sigmoid()
+        best = probabilities.topk(min(top_k or len(names), len(names)))
         return [
             [{"label": names[label], "score": score} for score, label in zip(*row, strict=True)]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -118,12 +118,12 @@ def describe(classifier: Classifier, names: list[str]) -> dict[str, Any]:
         "preprocessing": {
             "1_colour": "RGB, upright by EXIF, transparency on white",
             **(
-                {"2_resize_to_square": transform.size}
+                {"2_resize_to_square": transform.shorter_side or transform.size}
                 if transform.squeeze
                 else {"2_resize_shorter_side": transform.shorter_side or transform.size}
             ),
             "resample": transform.resample.name.lower(),
-            **({} if transform.squeeze else {"3_crop_centre": transform.size}),
+            "3_crop_centre": transform.size,
             "4_scale": 1 / 255,
             "5_subtract_mean": list(transform.mean),
             "6_divide_by_std": list(transform.std),

@@ -79,10 +79,11 @@ print(vision.config.id2label[int(logits.argmax())])
 
 
 def _processor(processor_class: Any, transform: ImageTransform) -> Any:
-    square = {"height": transform.size, "width": transform.size}
-    steps = {"size": {"shortest_edge": transform.shorter_side or transform.size}, "crop_size": square}
+    side, crop = transform.shorter_side or transform.size, transform.size
     return processor_class(
-        **({"size": square, "do_center_crop": False} if transform.squeeze else steps),
+        size={"height": side, "width": side} if transform.squeeze else {"shortest_edge": side},
+        crop_size={"height": crop, "width": crop},
+        do_center_crop=not transform.squeeze or side != crop,
         image_mean=list(transform.mean),
         image_std=list(transform.std),
         resample=transform.resample,

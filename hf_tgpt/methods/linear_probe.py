@@ -32,6 +32,7 @@ class LinearProbeConfig(PromptConfig):
     """
 
     kind: ClassVar = "linear-probe"
+    learns_prompts: ClassVar = False
     initial_weights: Literal["class_texts", "random"] = documented(
         "class_texts",
         "What training starts from: the class texts, which is zero-shot classification, or random weights.",

@@ -41,6 +41,7 @@ class ZeroShotConfig(PromptConfig):
     """
 
     trains: ClassVar = False
+    learns_prompts: ClassVar = False
     follows_data: ClassVar = True
     templates: list[str] | dict[str, list[str]] = documented(
         ["a photo of a {}."],

@@ -43,6 +43,17 @@ def load_tokenizer(
             f"`tokenizer_name_or_path`={name!r} has {len(tokenizer)} tokens but the text tower knows {vocabulary}; use "
             "the tokenizer that the base model was trained with."
         )
+    if 2 * len(tokenizer) < vocabulary:  # a few more words than tokens are only padding of the matrix
+        raise ValueError(
+            f"`tokenizer_name_or_path`={name!r} has {len(tokenizer)} tokens and the text tower knows {vocabulary}, so "
+            "it is another model's; use the tokenizer that the base model was trained with."
+        )
+    row, words = tokenizer(PLACEHOLDER)["input_ids"], word_ids(tokenizer, PLACEHOLDER)
+    if encoder.takes_prompts and words and row[encoder.prefix : encoder.prefix + len(words)] != words:
+        raise ValueError(
+            f"`tokenizer_name_or_path`={name!r} makes {row} of {PLACEHOLDER!r}, but the text tower expects "
+            f"{encoder.prefix} token(s) before the words; use the tokenizer that the base model was trained with."
+        )
     return tokenizer
 
 

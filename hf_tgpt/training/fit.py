@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -15,7 +16,7 @@ from ..adapters.fitting import Features
 from ..data.images import FewShotImages, ImageTransform, decode_image
 from ..data.readers.columns import find_columns, label_names, to_canonical
 from ..encoders import DualEncoder, encoder_of
-from ..encoders.loading import load_image_processor
+from ..encoders.loading import check_picture_size, load_image_processor
 from ..utils.names import check_class_names
 from .config import TrainingConfig, steps_of
 from .features import encode_pictures
@@ -220,9 +221,9 @@ def _of_class(model: Any, name: str, pictures: Any, label: int, views: int, seed
 
 def _transform(encoder: DualEncoder, training: TrainingConfig | None) -> ImageTransform:
     processor = load_image_processor(encoder.model.name_or_path)
-    if training is None:
-        return ImageTransform.from_processor(processor, train=False)
-    return ImageTransform.from_processor(processor, train=True, crop_scale=training.crop_scale)
+    as_is = ImageTransform.from_processor(processor, train=False)
+    check_picture_size(encoder.model, as_is.size)
+    return as_is if training is None else replace(as_is, train=True, scale=(training.crop_scale, 1.0))
 
 
 def _canonical(dataset: datasets.Dataset, class_names: list[str], name: str) -> datasets.Dataset:

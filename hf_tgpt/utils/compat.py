@@ -26,10 +26,12 @@ _TRANSFORMERS_4, _BEFORE_5_24 = before("transformers", "5"), before("transformer
 
 
 def pil_image_processor(name: str = "CLIPImageProcessor") -> Any:
-    """An image processor that works with PIL. transformers 5 gave these names of their own."""
+    """An image processor that works with PIL, CLIP's where there is none of that name, which old files have.
+    transformers 5 gave these names of their own."""
     import transformers
 
-    return getattr(transformers, name if _TRANSFORMERS_4 else f"{name}Pil")
+    suffix = "" if _TRANSFORMERS_4 else "Pil"
+    return getattr(transformers, f"{name}{suffix}", None) or getattr(transformers, f"CLIPImageProcessor{suffix}")
 
 
 def causal_mask(config: Any, hidden: Any) -> Any:

@@ -28,8 +28,8 @@ def encoder_of(model: Any) -> DualEncoder:
     name = model_class_of(model_type)
     if name is None or not isinstance(model, getattr(transformers, name)):
         raise ValueError(
-            f"The base model is a {type(model).__name__}; what is needed is a model of transformers with both towers, "
-            f"one of {families()}, for example by CLIPModel.from_pretrained(...){not_naflex(model_type)}."
+            f"The base model is a {type(model).__name__}; prompt learning needs a model of transformers with both "
+            f"towers, one of {families()}: CLIPModel.from_pretrained(...){not_naflex(model_type)}."
         )
     return FAMILIES.get(model_type, FeaturesOnly)(model)
 
@@ -42,8 +42,7 @@ def model_class_of(model_type: str) -> str | None:
 
 def families() -> str:
     """The classes of models that take prompts, in words."""
-    *names, last = (family.model_class for family in FAMILIES.values())
-    return f"{', '.join(names)} and {last}"
+    return ", ".join(family.model_class for family in FAMILIES.values())
 
 
 def check_takes_prompts(encoder: DualEncoder, method: str) -> None:

@@ -28,7 +28,7 @@ def test_one_tower_alone_is_refused(kind, load_clip, tmp_path):
     model = model_class(config)
     with pytest.raises(ValueError, match=r"not a CLIP with both towers; choose a model of one of .*SiglipModel"):
         hf_tgpt.load_clip(folder_of(model, tmp_path))
-    with pytest.raises(ValueError, match=f"is a {kind}; what is needed is a model .* with both towers"):
+    with pytest.raises(ValueError, match=f"is a {kind}; prompt learning needs a model .* with both towers"):
         get_peft_model(model, METHODS["gda"].config())
 
 

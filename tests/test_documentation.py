@@ -7,6 +7,7 @@ needs a file from elsewhere it is checked that the words are right.
 import contextlib
 import doctest
 import importlib
+import io
 import pkgutil
 import re
 import runpy
@@ -31,8 +32,9 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 import hf_tgpt
 from hf_tgpt import CoOpConfig, MaPLeConfig
-from hf_tgpt.cli import compare
+from hf_tgpt.cli import compare, describe
 from hf_tgpt.cli.arguments import parse_arguments
+from hf_tgpt.cli.completion import all_commands
 from hf_tgpt.cli.main import main, parse
 from hf_tgpt.data import FewShotImages, ImageTransform, load_splits
 
@@ -103,6 +105,7 @@ def newcomer(hub, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")  # transformers' Trainer without a GPU
 @pytest.mark.parametrize("block", blocks("python").values(), ids=blocks("python"))
 def test_a_documented_program_runs(block, newcomer):
     pictures = [Image.new("RGB", (40, 40))] * 2
@@ -161,9 +164,21 @@ def test_a_documented_command_runs(block, newcomer, monkeypatch):
         check(words, monkeypatch)
 
 
+@pytest.mark.parametrize("name", sorted(all_commands()[1].choices))
+def test_an_example_in_the_help_of_a_command_runs(name, newcomer, monkeypatch, capsys):
+    kinds = {"mine": CoOpConfig, "my-tgpt-run": hf_tgpt.TGPTConfig}
+    for run, config in kinds.items() if name != "train" else ():
+        get_peft_model(hf_tgpt.load_clip(CLIP), config(class_names=["cat", "dog"])).save_pretrained(f"runs/{run}")
+    monkeypatch.setattr("sys.stdin", io.StringIO("cat.jpg\n"))
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    for words in commands(capsys.readouterr().out.rpartition("\nexamples:\n")[2], {}):
+        check(words[words.index("|") + 1 :] if "|" in words else words, monkeypatch)
+
+
 def check(words, monkeypatch):
     """Runs a command of the documents, as far as the head of this file says."""
-    program, *arguments = words
+    program, *arguments = words[: words.index(">")] if ">" in words else words
     if program == "pip":
         assert arguments[:3] == ["install", "-c", ".ci/constraints.txt"]
         assert arguments[3] == "-e"
@@ -180,6 +195,11 @@ def check(words, monkeypatch):
         check(["hf-tgpt", *arguments[2:]], monkeypatch)
     elif program == "hf-tgpt" and arguments[0] in ("convert", "convert-base", "demo"):
         parse(arguments)
+    elif program == "hf-tgpt" and arguments[0] == "describe":
+        describe.parser().parse_args(arguments[1:])
+    elif program == "hf-tgpt" and arguments[0].startswith("--"):
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
     elif program == "hf-tgpt" and arguments[0] == "compare":
         comparison(arguments[1:], monkeypatch)
     elif program == "hf-tgpt":

@@ -25,7 +25,7 @@ from ..training.config import TrainingConfig
 from ..training.recipes import DEFAULT_METHOD, NOTES, RECIPES, RECIPES_FOLDER, TOY_METHOD, read_recipe
 from ..utils.compat import spelled
 from ..utils.names import TOY
-from .options import CommandParser, underscored
+from .options import JSON, CommandParser, underscored
 from .words import in_options, speak_of
 
 # What pictures are adapted with unless --model names another; the toy CLIP knows nothing of photographs.
@@ -120,7 +120,7 @@ class RunArguments:
     log_with: str | None = _option(None, "a tracker of accelerate's, such as tensorboard or wandb (default: none)")
     push_to_hub: str | None = _option(None, "publish the adapter there when it is trained", metavar="USER/NAME")
     private: bool = _option(False, "make that repository private")
-    json: bool = _option(False, "print the results as JSON and nothing else on stdout")
+    json: bool = _option(False, JSON)
 
 
 @dataclass
@@ -144,7 +144,10 @@ class Arguments:
 
 
 def parse_arguments(
-    arguments: Sequence[str] | None = None, prog: str | None = None, description: str | None = None
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+    examples: str = "",
 ) -> Arguments:
     """Reads `--method` and `--config` first, then all fields of that method's config and of the other dataclasses.
 
@@ -152,29 +155,15 @@ def parse_arguments(
     with an explanation for an unknown method, field or value.
     """
     arguments = underscored(sys.argv[1:] if arguments is None else arguments)
-    choice = Parser(prog=prog, add_help=False, allow_abbrev=False)
-    choice.add_argument("--method", help=f"one of {', '.join(available_methods())} (default: the recipe's, or "
-                        f"{DEFAULT_METHOD}; on the toy world {TOY_METHOD})")  # fmt: skip
-    choice.add_argument("--config", type=Path, help="a recipe, a JSON file of arguments, or the name of one of "
-                        "hf_tgpt/recipes (default: METHOD.json or toy_METHOD.json there)")  # fmt: skip
-    choice.add_argument("--recipes", choices=list(RECIPES), help="which of the two: the papers' or those for a toy of "
-                        "a CLIP (default: toy with the toy CLIP, else the papers')")  # fmt: skip
-    choice.add_argument("--model", help=argparse.SUPPRESS)
-    choice.add_argument("--dataset", default=DataArguments.dataset, help=argparse.SUPPRESS)
+    choice = _choice_parser(prog)
     first, _ = choice.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
     try:
         method, recipe_file, recipe = _chosen(first)
     except ValueError as error:
         speak_of(choice)
         choice.error(in_options(str(error)))
-    kinds = (
-        _for_parser(DataArguments, "base model and images"),
-        _for_parser(RunArguments, "run"),
-        _for_parser(TrainingConfig, "training", recipe),
-        _for_parser(config_class(method), f"{config_class(method).__name__} ({method})", recipe, _not_by_hand()),
-    )
-    options = dict(prog=prog, description=description, parents=[choice], conflict_handler="resolve")
-    parser = Parser(kinds, **options)
+    kinds = _kinds([method], recipe)
+    parser = _training_parser(choice, kinds, description, examples)
     _apply_recipe(parser, recipe_file, recipe, kinds)
     data, run, training, of_method, _ = parser.read(arguments)
     try:
@@ -218,9 +207,52 @@ def parse_arguments(
     return result
 
 
-def parser_of(owner: type, **options: Any) -> Parser:
-    """A parser of one dataclass's fields, to which a program adds its own."""
-    return Parser([_for_parser(owner, owner.__doc__ or "")], **options)
+def parser_of(owner: type, group: str, **options: Any) -> Parser:
+    """A parser of one dataclass's fields, in a group of that title, to which a program adds its own."""
+    return Parser([_for_parser(owner, group)], **options)
+
+
+def parser_of_all_methods() -> Parser:
+    """A parser of the options of every method at once, for completion in a shell."""
+    choice = _choice_parser(None)
+    next(action for action in choice._actions if action.dest == "method").choices = list(available_methods())
+    return _training_parser(choice, _kinds(list(available_methods())))
+
+
+def _choice_parser(prog: str | None) -> Parser:
+    """Of the options by which a method and its recipe are chosen."""
+    choice = Parser(prog=prog, add_help=False)
+    choice.add_argument("--method", help=f"one of {', '.join(available_methods())} (default: the recipe's, or "
+                        f"{DEFAULT_METHOD}; on the toy world {TOY_METHOD})")  # fmt: skip
+    choice.add_argument("--config", type=Path, help="a recipe, a JSON file of arguments, or the name of one of "
+                        "hf_tgpt/recipes (default: METHOD.json or toy_METHOD.json there)")  # fmt: skip
+    choice.add_argument("--recipes", choices=list(RECIPES), help="the papers' recipes, or those for a toy CLIP "
+                        "(default: toy with the toy CLIP, else the papers')")  # fmt: skip
+    choice.add_argument("--model", help=argparse.SUPPRESS)
+    choice.add_argument("--dataset", default=DataArguments.dataset, help=argparse.SUPPRESS)
+    return choice
+
+
+def _kinds(methods: Sequence[str], recipe: dict[str, Any] | None = None) -> list[type]:
+    """The dataclasses whose fields are the options of a training with these methods."""
+    return [
+        _for_parser(DataArguments, "base model and images"),
+        _for_parser(RunArguments, "run"),
+        _for_parser(TrainingConfig, "training", recipe),
+        *(
+            _for_parser(config_class(method), f"{config_class(method).__name__} ({method})", recipe, _not_by_hand())
+            for method in methods
+        ),
+    ]
+
+
+def _training_parser(
+    choice: Parser, kinds: Sequence[type], description: str | None = None, examples: str = ""
+) -> Parser:
+    options = dict(prog=choice.prog, description=description, usage="%(prog)s [options]", examples=examples)
+    parser = Parser(kinds, parents=[choice], conflict_handler="resolve", **options)
+    parser.lead_with("dataset", "method", "model", "shots", "output_dir")
+    return parser
 
 
 # How dataclasses become options --------------------------------------------------------------------------------------
@@ -233,13 +265,15 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         silent = any(action.default is value for value in (None, False, argparse.SUPPRESS)) or action.default == []
         if silent or "(default:" in (action.help or ""):
             return action.help
-        return f"{action.help} (here: %(default)s)"
+        return f"{action.help} (default: %(default)s)"
 
 
 class Parser(CommandParser, HfArgumentParser):
     def __init__(self, *args: Any, **options: Any):
-        defaults: dict[str, Any] = {"allow_abbrev": False, "formatter_class": _Help}
-        super().__init__(*args, **(defaults | options))
+        super().__init__(*args, **({"formatter_class": _Help} | options))
+        for action in self._actions:  # HfArgumentParser adds each option with hyphens, too
+            underscores = [option for option in action.option_strings if "-" not in option.lstrip("-")]
+            action.option_strings = underscores or action.option_strings
         for own in (own for kind in self.dataclass_types for own in dataclasses.fields(kind)):
             if own.type is bool and own.default is not True:  # where it is True, HfArgumentParser adds the same
                 self.add_argument(f"--no_{own.name}", action="store_false", dest=own.name, help=argparse.SUPPRESS)
@@ -336,7 +370,7 @@ def _none_or(kind: type, text: str) -> Any:
     return None if text.lower() == "none" else kind(text)
 
 
-def _apply_recipe(parser: argparse.ArgumentParser, file: Path | None, recipe: dict[str, Any], kinds: tuple) -> None:
+def _apply_recipe(parser: argparse.ArgumentParser, file: Path | None, recipe: dict[str, Any], kinds: list) -> None:
     """Makes a recipe's values the parser's defaults, after a look at their names and types."""
     hints = {name: hint for kind in kinds for name, hint in kind._hints.items()}
     known = {name for kind in kinds for name in kind.__dataclass_fields__}

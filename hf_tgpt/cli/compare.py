@@ -1,16 +1,12 @@
-"""Compares methods on data sets over shots and seeds: a table, pictures, and by how much the best one is ahead.
-
-    hf-tgpt compare --dataset path/to/pictures
-    hf-tgpt compare --dataset path/to/pictures --shots 1 4 16 --output_dir results
-    hf-tgpt compare --methods fast maple "short MaPLe: maple --prompt_depth 1" --datasets dtd eurosat
-    hf-tgpt compare --methods maple tgpt --dataset photos --test_datasets sketches
+"""Compares methods on data sets over shots and seeds, and reports by how much the best one is ahead.
 
 Without --methods it compares zero-shot with the methods on frozen features, which take seconds each; `--methods all`
-takes every method. The protocol "few-shot" trains and tests on all classes, and then tests on each of --test_datasets
-(cross-dataset, domain generalisation); "base-to-new" trains on the first half of the classes and tests on both halves.
+compares every method. The protocol "few-shot" trains and tests on all classes, then tests on each of --test_datasets
+(cross-dataset transfer, domain generalisation); "base-to-new" trains on the first half of the classes and tests on
+both halves.
 
-Each run is one `hf-tgpt train`, into a folder of its own; every option that is not listed here goes to it. The same
-call with --output_dir goes on where it was interrupted, and adds what is new.
+Each run is one `hf-tgpt train`, in a folder of its own; every option that is not listed here is passed to it. The same
+call with the same --output_dir continues where it was interrupted, and adds what is new.
 """
 
 from __future__ import annotations
@@ -19,6 +15,7 @@ import argparse
 import contextlib
 import io
 import json
+import re
 import shlex
 import shutil
 import statistics
@@ -38,9 +35,15 @@ from .arguments import DataArguments, parse_arguments, parser_of
 from .compare_files import write_comparison
 from .compare_plan import FAST, LABELS, Method, Trial, chosen_methods, data_folder, method_folder, short_names
 from .compare_runs import Runner, runner
-from .options import CommandParser, add_json, underscored, whole_number
+from .options import CommandParser, WrongArguments, add_json, underscored, whole_number
 from .output import tidy_output
 from .words import in_options, speak_of
+
+EXAMPLES = """
+hf-tgpt compare --dataset pictures
+hf-tgpt compare --dataset pictures --shots 1 4 16 --output_dir results
+hf-tgpt compare --methods fast maple "short MaPLe: maple --prompt_depth 1" --datasets toyworld:codes pictures
+"""
 
 # Options of train that each run is given here, and what to type instead.
 _OURS = {
@@ -54,30 +57,30 @@ _OF_ALL = ("dataset", "shots", "classes", "output_dir", "cache_dir", "model", "j
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Compares as the command line says (None: that of the process). Returns 1 if any run failed, else 0."""
     # 1. Arguments, and a look at all that they ask for before the first run.
-    parser = _parser(prog)
-    args, for_train = parser.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
+    options = parser(prog)
+    args, for_train = options.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
     tidy_output()
-    speak_of(parser)
+    speak_of(options)
     try:
         methods = chosen_methods(args.methods)
     except ValueError as error:
-        parser.error(in_options(str(error)))
-    _refuse(parser, for_train, _OURS)
-    of_data, of_any = _data_options(for_train, parser.prog)
+        options.error(in_options(str(error)))
+    _refuse(options, for_train, _OURS)
+    of_data, of_any = _data_options(for_train, options.prog)
     of_few_shot = of_data.pop("classes")
     classes = {"few-shot": of_few_shot, "base-to-new": "base"}
     if of_few_shot != "all" and "base-to-new" in args.protocols:
-        parser.error(f"--classes={of_few_shot} is for few-shot alone; base-to-new has both halves.")
+        options.error(f"--classes={of_few_shot} is for few-shot alone; base-to-new has both halves.")
     launcher = shlex.split(args.launcher)
     if launcher and shutil.which(launcher[0]) is None:
-        parser.error(f"--launcher={args.launcher!r}: there is no program {launcher[0]!r}; install it or correct this.")
+        options.error(f"--launcher={args.launcher!r}: there is no program {launcher[0]!r}; install it or correct this.")
     output_dir = args.output_dir or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     if output_dir.exists() and not output_dir.is_dir():
-        parser.error(f"--output_dir={str(output_dir)!r} is a file; name a folder.")
+        options.error(f"--output_dir={str(output_dir)!r} is a file; name a folder.")
     shots = [f"--shots={number}" for number in args.shots or [16]] + ["--allow_fewer"] * (args.shots is None)
     for method in methods:
         for source in args.datasets:
-            _check(parser, method, ["--dataset", source, *shots, *for_train])
+            _check(options, method, ["--dataset", source, *shots, *for_train])
 
     # 2. The runs, each only if it is missing.
     names = short_names([*args.datasets, *args.test_datasets])
@@ -221,10 +224,9 @@ def _time_left(todo: list[Trial], taken: dict[str, list[float]]) -> str:
 # Arguments -----------------------------------------------------------------------------------------------------------
 
 
-def _parser(prog: str | None) -> CommandParser:
-    parser = CommandParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def parser(prog: str | None = None) -> CommandParser:
+    """Its parser."""
+    parser = CommandParser(prog, description=__doc__, usage="%(prog)s [options]", examples=EXAMPLES)
     add = parser.add_argument
     add("--datasets", "--dataset", nargs="+", default=["toyworld:codes"], metavar="DATASET",
         help="folders of pictures and all else that train takes (default: toyworld:codes)")  # fmt: skip
@@ -243,6 +245,7 @@ def _parser(prog: str | None) -> CommandParser:
     add("--launcher", default="", metavar="COMMAND", help='what starts each run, such as "accelerate launch" for '
         "several processes (default: a single process)")  # fmt: skip
     add_json(parser)
+    parser.lead_with("datasets", "methods", "shots", "seeds", "output_dir", "json")
     return parser
 
 
@@ -253,16 +256,17 @@ def _refuse(parser: argparse.ArgumentParser, words: Sequence[str], names: dict[s
             parser.error(f"--{name} is given to each run by this command; use {names[name]}.")
 
 
-def _check(parser: argparse.ArgumentParser, method: Method, words: list[str]) -> None:
+def _check(parser: CommandParser, method: Method, words: list[str]) -> None:
     """Ends the program, with train's own words, for options that it would not take."""
     options = underscored(method.words[1:])
     _refuse(parser, options, _OURS | {name: f"--{name} beside --methods" for name in _OF_ALL})
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(io.StringIO()):  # which names train and its help
             parse_arguments(["--method", method.words[0], *options, *words])
-    except SystemExit:
-        reason = said.getvalue().strip().rpartition("error: ")[2].rpartition(" `")[0]  # without train's own hint
+    except WrongArguments as error:
+        reason, own = error.message, re.match("unrecognized arguments: (--[^ =]+)", error.message)
+        if own and (hint := parser.nearest(own[1])):
+            parser.error(f"unrecognized arguments: {own[1]}{hint}")
         parser.error(f"{method.label}: {reason}")
     finally:
         speak_of(parser)
@@ -270,7 +274,7 @@ def _check(parser: argparse.ArgumentParser, method: Method, words: list[str]) ->
 
 def _data_options(for_train: list[str], prog: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of train's options those on the data that it is to run on, and those that any evaluation takes."""
-    parser = parser_of(DataArguments, prog=prog, add_help=False)
+    parser = parser_of(DataArguments, "", prog=prog, add_help=False)
     parser.add_argument("--mixed_precision")
     known = vars(parser.parse_known_args(for_train)[0])
     del known["dataset"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def main(args: argparse.Namespace) -> int:
         title = Path(args.adapter).resolve().name if os.path.isdir(args.adapter) else args.adapter
         page = make_page(Demonstration(classifier_of(args)), title)
         host, port = listener.getsockname()[:2]
-        print(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)", flush=True)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        print(json.dumps({"url": url}) if args.json else f"{url}  (Ctrl-C stops it)", flush=True)
         serve(page, listener)
     return 0

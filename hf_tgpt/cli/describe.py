@@ -1,15 +1,12 @@
-"""Writes a description of every training image, as TGP-T wants them, with a model that looks at pictures.
+"""Writes a description of every training image with a vision-language model, as training data for TGP-T.
 
-    hf-tgpt describe --model llava-hf/llava-interleave-qwen-0.5b-hf --dataset pictures --output new.jsonl
-    hf-tgpt describe --model Salesforce/blip-image-captioning-base --dataset dtd --shots 16 --output d.jsonl
-
-Any image-to-text or vision-language model of the Hub will do. One JSON line an image; killed and called again, it goes
-on. A file that describes all training images may be the `captions.jsonl` in the folder of the pictures.
+Any image-to-text or vision-language model of the Hub can be used. The output has one JSON line per image; a call that
+was stopped continues where it was. A file that describes all training images may be the `captions.jsonl` in the folder
+of the pictures.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -28,6 +25,10 @@ from .options import CommandParser, add_json, at_least_one, underscored, whole_n
 from .output import list_remarks, make_room_for, tidy_output
 from .words import speak_of
 
+EXAMPLES = """
+hf-tgpt describe --model llava-hf/llava-interleave-qwen-0.5b-hf --dataset pictures --output new.jsonl
+hf-tgpt describe --model Salesforce/blip-image-captioning-base --dataset dtd --shots 16 --output dtd.jsonl
+"""
 QUESTION = "Describe the {class} in this image in one sentence."
 
 
@@ -37,9 +38,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     Raises ValueError for an output that another model has begun or that is something else, which stays as it is.
     """
     # 1. Arguments.
-    parser = _parser(prog)
-    args = parser.parse_args(underscored(sys.argv[1:] if argv is None else argv))
-    speak_of(parser)
+    options = parser(prog)
+    args = options.parse_args(underscored(sys.argv[1:] if argv is None else argv))
+    speak_of(options)
     check_device(args.device)
     tidy_output()
 
@@ -122,10 +123,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         print(f'The model said nothing about {silent} images; they have "a photo of a CLASS." instead.')
 
 
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def parser(prog: str | None = None) -> CommandParser:
+    """Its parser."""
+    parser = CommandParser(prog, description=__doc__, usage="%(prog)s [options]", examples=EXAMPLES)
     add = parser.add_argument
     add("--model", required=True, help="Hub id or folder of an image-to-text or vision-language model")
     add("--dataset", required=True, help="as for training")
@@ -144,6 +144,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--max_new_tokens", type=at_least_one, default=60, help="longest description (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     add_json(parser)
+    parser.lead_with("model", "dataset", "output", "shots", "prompt", "json")
     return parser
 
 

@@ -1,12 +1,7 @@
-"""Evaluates a trained adapter on any data set beside zero-shot CLIP. It never trains.
+"""Tests a trained adapter on any data set, beside zero-shot CLIP, without training.
 
-    hf-tgpt evaluate runs/maple --dataset path/to/other/pictures
-    hf-tgpt evaluate runs/maple --dataset toyworld:shapes/fog --classes new
-    hf-tgpt evaluate runs/tgpt --dataset toyworld:codes --set wise_ft=0.3
-    hf-tgpt evaluate runs/maple --dataset oxford_pets --classes new --compare_with_published
-
-On several GPUs `accelerate launch -m hf_tgpt evaluate ...`. A method that classifies by text takes the data set's
-own class names; one whose classes are fixed has to know them all, and is then scored among those alone.
+A method that classifies by text uses the data set's own class names. A method with fixed classes must have all of
+them, and is scored among those alone. On several GPUs: accelerate launch -m hf_tgpt evaluate ...
 """
 
 from __future__ import annotations
@@ -38,18 +33,24 @@ from .loaded import choose_pictures, fields_of
 from .options import ADAPTER, add_json, add_set, whole_number
 from .output import accuracies, list_remarks, make_room_for, markdown_table, tidy_output
 
+EXAMPLES = """
+hf-tgpt evaluate runs/mine --dataset other-pictures
+hf-tgpt evaluate runs/mine --dataset other-pictures --classes new --picture classes.png
+hf-tgpt evaluate runs/my-tgpt-run --dataset pictures --set wise_ft=0.3
+"""
+
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Evaluates as the command line says (None: that of the process).
 
-    Ends the program for classes that a method with a closed list does not know; `--output` then says so too.
+    Raises UnknownClasses for classes that a method with a fixed list does not have; `--output` then has the reason.
     """
     # 1. Arguments.
-    parser = _parser(prog)
-    data, args = parser.read(argv)
+    options = parser(prog)
+    data, args = options.read(argv)
     args.adapter = args.adapter or args.adapter_option
     if not args.adapter:
-        parser.error("the adapter is not named: a folder that training wrote, or an id on the Hub")
+        options.error("the adapter is not named: a folder that training wrote, or an id on the Hub")
     data, changes = DataArguments(**vars(data)), fields_of(args.set)
     if args.output:
         make_room_for(args.output)
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         model = for_classes(trained, names)
     except UnknownClasses as error:
         _write(args.output, results | {"accuracy": None, "refused": str(error)}, accelerator)
-        raise SystemExit(str(error)) from None
+        raise
     plain = zero_shot_beside(trained, names, **data.zero_shot_templates(names, args.templates))
     if trained.learner.config.follows_data:  # it asks about each data set in that one's words
         model = plain
@@ -121,12 +122,20 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     accelerator.end_training()
 
 
-def _parser(prog: str | None) -> Parser:
-    parser = parser_of(DataArguments, prog=prog, description=__doc__)
+def parser(prog: str | None = None) -> Parser:
+    """Its parser."""
+    parser = parser_of(
+        DataArguments,
+        "base model and images",
+        prog=prog,
+        description=__doc__,
+        usage="%(prog)s ADAPTER [options]",
+        examples=EXAMPLES,
+    )
     add = parser.add_argument
     add("adapter", nargs="?", help=ADAPTER)
     add("--adapter", dest="adapter_option", help=argparse.SUPPRESS)  # as it was before it had a place
-    add("--revision", help="of the adapter on the Hub")
+    add("--revision", help="the adapter's branch, tag or commit on the Hub")
     add_set(parser, "--change")
     add("--templates", nargs="+", help="zero-shot's (default: a known data set's, or 'a photo of a {}.')")
     add("--seed", type=whole_number, help="split data that come without a test split by this seed (default: what the "
@@ -138,6 +147,7 @@ def _parser(prog: str | None) -> Parser:
     add("--picture", type=Path, help="a .png file for the change of each class and the confusions")
     add("--output", type=Path, help="a JSON file for the results (default: they are only printed)")
     add_json(parser)
+    parser.lead_with("dataset", "classes", "picture", "output", "json")
     return parser
 
 

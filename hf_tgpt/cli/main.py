@@ -7,44 +7,50 @@ option do not wait for them, where they need not.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
-from .options import ADAPTER, CommandParser, add_classes, add_json, add_model, at_least_one, port, underscored
+from ..utils.version import __version__
+from .options import (
+    ADAPTER,
+    EXIT,
+    CommandParser,
+    WrongArguments,
+    add_classes,
+    add_json,
+    add_model,
+    at_least_one,
+    port,
+    underscored,
+)
 from .words import in_options, speak_of
 
 _DESCRIPTION = (
-    "Few-shot learning with CLIP: trains adapters from a few pictures, classifies with them, takes them elsewhere."
+    "Few-shot learning with CLIP: trains adapters from a few pictures, classifies with them and exports them."
 )
 # Their arguments depend on the method's config or on the data, so their modules make and explain them.
-_PARSED_BY_THEMSELVES = {
-    "train": "train an adapter, and compare it with zero-shot CLIP",
-    "evaluate": "an adapter on any data set, beside zero-shot CLIP",
-    "compare": "methods on your pictures, over shots and seeds: a table, pictures, the best one",
-    "describe": "a description of each training image, by a model that looks at pictures",
+PARSED_BY_THEMSELVES = {
+    "train": "train an adapter and compare it with zero-shot CLIP",
+    "evaluate": "test an adapter on any data set, beside zero-shot CLIP",
+    "compare": "compare methods on your pictures over shots and seeds: tables, plots, the best one",
+    "describe": "write a description of each training image with a vision-language model",
 }
-_EXIT = (
-    "exit status: 0 done; 1 failed (of a comparison: any run); 2 wrong arguments; 3 done, but some files could not be "
-    "read and were skipped; 130 stopped by Ctrl-C; 143 training or comparison stopped by SIGTERM"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    arguments = underscored(sys.argv[1:] if arguments is None else arguments)
-    command = arguments[0] if arguments else ""
-    args = None if command in _PARSED_BY_THEMSELVES else parse(arguments)
-    # Without the line of code that a warning comes from; before the imports, which may warn.
-    warnings.formatwarning = lambda message, *place, **line: f"Note: {in_options(str(message))}\n"
-    try:  # what is imported here takes seconds
-        name = command if args is None else args.command
-        module = import_module(f".{name.replace('-', '_')}", __package__)
-        if args is None:
-            return module.main(arguments[1:], prog=f"hf-tgpt {command}") or 0
-        return module.main(args)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(underscored(arguments))
+    except WrongArguments as error:
+        if "--json" in arguments:
+            print(json.dumps({"error": error.message}, ensure_ascii=False))
+        raise
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -54,8 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:
             text = f"{str(error.filename)!r} cannot be used ({error.strerror}); name another path."
-        print(f"hf-tgpt {command}: {in_options(text)}", file=sys.stderr)
+        text = in_options(text)
+        print(f"hf-tgpt {arguments[0]}: {text}", file=sys.stderr)
+        if "--json" in arguments:
+            print(json.dumps({"error": text}, ensure_ascii=False))
         return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    command = arguments[0] if arguments else ""
+    args = None if command in PARSED_BY_THEMSELVES else parse(arguments)
+    # Without the line of code that a warning comes from; before the imports, which may warn.
+    warnings.formatwarning = lambda message, *place, **line: f"Note: {in_options(str(message))}\n"
+    # What is imported here takes seconds.
+    module = import_module(f".{(command if args is None else args.command).replace('-', '_')}", __package__)
+    if args is None:
+        return module.main(arguments[1:], prog=f"hf-tgpt {command}") or 0
+    return module.main(args)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -67,26 +88,45 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+class _Completion(argparse.Action):
+    """Prints a shell's completion script and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, args: Any, shell: Any, option: str | None = None) -> None:
+        from .completion import script  # imports all libraries
+
+        print(script(shell))
+        parser.exit()
+
+
 def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
     """The parser of all commands but those that parse by themselves, and the commands in it."""
-    top = CommandParser("hf-tgpt", description=_DESCRIPTION, epilog=_EXIT, allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top = CommandParser("hf-tgpt", description=_DESCRIPTION, epilog=f"`hf-tgpt COMMAND --help` explains one.\n\n{EXIT}")
+    top.add_argument("--version", action="version", version=f"hf-tgpt {__version__}")
+    top.add_argument(
+        "--print_completion", action=_Completion, choices=["bash", "zsh", "tcsh"],
+        help="print a script that completes commands and options in this shell (needs shtab)"
+    )  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    def command(name: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=help, description=help, epilog=_EXIT, allow_abbrev=False)
+    def command(name: str, help: str, examples: str) -> CommandParser:
+        return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", examples=examples)
 
-    for name, help in _PARSED_BY_THEMSELVES.items():
+    for name, help in PARSED_BY_THEMSELVES.items():
         commands.add_parser(name, help=help, add_help=False)
 
-    predict = command("predict", "the classes of pictures, a line each")
+    predict = command("predict", "classify pictures", """
+hf-tgpt predict runs/mine pictures --output rows.csv
+hf-tgpt predict runs/mine cat.jpg --top_k 2 --json
+find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
+""")  # fmt: skip
     predict.add_argument("adapter", help=ADAPTER)
     predict.add_argument("images", nargs="*", help="files, folders of pictures at any depth, or URLs")
-    predict.add_argument("--list", metavar="FILE", help="a file that lists more of them, a line each; - is stdin")
-    predict.add_argument("--output", help="a file that ends with .csv or .jsonl; killed and called again, it is gone "
-                         "on with (default: JSON lines on stdout)")  # fmt: skip
-    predict.add_argument("--format", choices=["jsonl", "csv"], help="(default: by the name of the output, or jsonl)")
+    predict.add_argument("--list", metavar="FILE", help="a text file of more pictures, a path per line; - is stdin")
+    predict.add_argument("--output", help="a file that ends with .csv or .jsonl; a call that was stopped continues "
+                         "where it was (default: JSON lines on stdout)")  # fmt: skip
+    predict.add_argument("--format", choices=["jsonl", "csv"], help="(default: by the ending of --output, or jsonl)")
     predict.add_argument(
-        "--top_k", type=at_least_one, default=5, help="classes listed of a picture (default: %(default)s)"
+        "--top_k", type=at_least_one, default=5, help="number of classes per picture (default: %(default)s)"
     )
     add_classes(predict)
     predict.add_argument(
@@ -94,23 +134,37 @@ def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
         "of SigLIP each class by itself: all low where the picture shows none of them (default: %(default)s)"
     )  # fmt: skip
     predict.add_argument(
-        "--batch_size", type=at_least_one, default=32, help="pictures at a time (default: %(default)s)"
+        "--batch_size", type=at_least_one, default=32, help="pictures per batch (default: %(default)s)"
     )
     add_model(predict)
+    add_json(predict)
+    predict.lead_with("output", "top_k", "class_names", "list", "json")
 
-    demo = command("demo", "a web page that classifies the pictures dropped on it, beside zero-shot CLIP")
+    demo = command("demo", "serve a web page that classifies pictures, beside zero-shot CLIP", """
+hf-tgpt demo runs/mine
+hf-tgpt demo runs/mine --host 0.0.0.0 --port 8080
+""")  # fmt: skip
     demo.add_argument("adapter", help=ADAPTER)
-    demo.add_argument("--host", default="127.0.0.1", help="the address it answers at (default: %(default)s)")
-    demo.add_argument("--port", type=port, default=7860, help="(default: %(default)s; 0: any that is free)")
+    demo.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    demo.add_argument("--port", type=port, default=7860, help="(default: %(default)s; 0: any free port)")
     add_model(demo)
+    add_json(demo)
+    demo.lead_with("host", "port", "device")
 
-    info = command("info", "what is in an adapter")
+    info = command("info", "show what an adapter contains", """
+hf-tgpt info runs/mine
+hf-tgpt info runs/mine --json
+""")  # fmt: skip
     info.add_argument("adapter", help=ADAPTER)
     add_json(info)
 
-    export = command("export", "a model for programs without hf-tgpt, with its classes frozen")
+    export = command("export", "export a model with fixed classes for programs without hf-tgpt", """
+hf-tgpt export runs/mine model.onnx
+hf-tgpt export runs/mine model.onnx --int8 pictures
+hf-tgpt export runs/my-coop-run folder --format transformers
+""")  # fmt: skip
     export.add_argument("adapter", help=ADAPTER)
-    export.add_argument("output", help="a file that ends with .onnx; a folder for plain transformers")
+    export.add_argument("output", help="a file that ends with .onnx; for --format transformers a folder")
     export.add_argument("--format", choices=["onnx", "transformers"], default="onnx", help="(default: %(default)s)")
     export.add_argument(
         "--int8", metavar="DATASET", help="also write NAME.int8.onnx, and compare both on the test pictures of this "
@@ -119,32 +173,43 @@ def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
     add_classes(export)
     add_model(export)
     add_json(export)
+    export.lead_with("format", "int8", "class_names", "json")
 
-    convert = command("convert", "an adapter of a research release's checkpoint")
+    convert = command("convert", "convert a checkpoint of a method's released code to an adapter", """
+hf-tgpt convert model.pth.tar-5 my-adapter --method maple --model openai/clip-vit-base-patch16 \\
+    --class_names_file names.txt
+hf-tgpt convert prompt_learner.pth.tar-50 cls_head.pth.tar-50 my-adapter --method tgpt \\
+    --model openai/clip-vit-base-patch16 --class_names cat dog
+""")  # fmt: skip
     convert.add_argument("checkpoint", nargs="+", help="model.pth.tar-N; of TGP-T those of prompt_learner and cls_head")
     convert.add_argument("output", help="the folder of the adapter")
     convert.add_argument("--method", required=True, help="maple, tgpt, coop, cocoop or ivlp (also VPT)")
     convert.add_argument("--model", required=True, help="the CLIP it was trained on: a Hub id or folder")
-    add_classes(convert, "in the order of the labels that it was trained with")
+    add_classes(convert, "in the order of the labels in training")
     add_json(convert)
     convert.add_argument(
         "--set", nargs="+", default=[], metavar="FIELD=VALUE",
-        help='fields of the config that the tensors do not tell: initial_text="a photo of a", class_position=front'
+        help='config fields that cannot be read from the tensors: initial_text="a photo of a", class_position=front'
     )  # fmt: skip
+    convert.lead_with("method", "model", "class_names", "class_names_file", "set")
 
-    base = command("convert-base", "open_clip's files of a plain CLIP as a base model of transformers")
+    base = command("convert-base", "convert open_clip's files of a CLIP to a base model of transformers", """
+hf-tgpt convert-base bioclip --to bioclip-transformers
+hf-tgpt convert-base bioclip/open_clip_model.safetensors --to my-clip --activation gelu
+""")  # fmt: skip
     base.add_argument(
         "file", help=".safetensors, .bin, .pt or .pth, or its folder; open_clip_config.json there is read"
     )
-    base.add_argument("--to", required=True, metavar="FOLDER", help="a new folder, to be named with --model")
+    base.add_argument("--to", required=True, metavar="FOLDER", help="a new folder, to be used as --model")
     base.add_argument("--activation", choices=["quick_gelu", "gelu"], help="needed without open_clip_config.json")
     base.add_argument(
         "--heads", nargs=2, type=at_least_one, metavar=("VISION", "TEXT"),
-        help="attention heads (default: as open_clip_config.json says; without it as in open_clip's models, of width "
+        help="attention heads (default: as in open_clip_config.json; without it as in open_clip's models, of width "
         "64 each, and 16 in image towers wider than 1024)"
     )  # fmt: skip
     base.add_argument(
         "--tokenizer", help="a Hub id or folder (default: that beside the file, or else openai/clip-vit-base-patch32)"
     )
     add_json(base)
+    base.lead_with("to", "activation", "tokenizer")
     return top, commands

@@ -1,20 +1,69 @@
-"""How options are spelled, and those that several commands have. Imports no library, so that help is quick."""
+"""How options are spelled, and those that several commands share. Imports no library, so that help is quick."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+EXIT = """exit status:
+  0    done
+  1    failed (compare: at least one run failed)
+  2    wrong arguments
+  3    done, but some files could not be read and were skipped
+  130  stopped by Ctrl-C
+  143  training or comparison stopped by SIGTERM"""
+
+
+class WrongArguments(SystemExit):
+    """Ends the program with status 2; `message` is what was printed, without the name of the command."""
+
+    def __init__(self, message: str):
+        super().__init__(2)
+        self.message = message
+
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence that says what to do, without the list of all options."""
+    """A parser whose errors are one sentence that says what to do, without the list of all options.
+
+    `examples` are commands, a line each, that the help shows at its end.
+    """
+
+    def __init__(self, *args: Any, examples: str = "", **options: Any):
+        epilog = f"{EXIT}\n\nexamples:\n{textwrap.indent(examples.strip(), '  ')}" if examples else None
+        defaults: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **(defaults | {"epilog": epilog} | options))
+        self._words: Sequence[str] = ()
+
+    def lead_with(self, *names: str) -> None:
+        """Lists these arguments first in the help, as those that most people need."""
+        first = self.add_argument_group("most used")
+        self._action_groups.insert(1, self._action_groups.pop())  # behind the positional ones
+        for name in names:
+            (action,) = (action for action in self._actions if action.dest == name)
+            for group in self._action_groups:
+                if action in group._group_actions:
+                    group._group_actions.remove(action)
+            first._group_actions.append(action)
+        self._optionals.title = "other options"
 
     def error(self, message: str) -> NoReturn:
+        unknown = [word for word in self._words if word.startswith("--") and self._is_unknown(word)]
+        if "are required" in message and unknown:  # one of them may be a required one, misspelled
+            message += f"; {unknown[0]} is unknown{self.nearest(unknown[0])}"
+        elif choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += _did_you_mean(choice[1], re.findall(r"[^\s,']+", choice[2]))
         stop = "" if message.endswith((".", "?", "!")) else "."
-        self.exit(2, f"{self.prog}: error: {message}{stop} `{self.prog} --help` lists all options.\n")
+        print(f"{self.prog}: error: {message}{stop} `{self.prog} --help` lists all options.", file=sys.stderr)
+        raise WrongArguments(message + stop)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The arguments; ends the program for one that nobody takes."""
@@ -28,17 +77,32 @@ class CommandParser(argparse.ArgumentParser):
             return
         first = next((word for word in unknown if word.startswith("--")), unknown[0])
         name = first.partition("=")[0]
-        own = [option for action in self._actions if action.help != argparse.SUPPRESS
-               for option in action.option_strings]  # fmt: skip
         message = f"unrecognized arguments: {' '.join(unknown)}"
         if methods := (owners or {}).get(name.removeprefix("--")):
             message += f"; {name} is an option of {', '.join(methods)}"
-        elif near := difflib.get_close_matches(name, own, n=1, cutoff=0.7):
-            message += f"; did you mean {near[0]}?"
+        else:
+            message += self.nearest(name)
         self.error(message)
+
+    def _is_unknown(self, word: str) -> bool:
+        return word.partition("=")[0] not in self._option_string_actions
+
+    def nearest(self, word: str) -> str:
+        """ "; did you mean --X?" with the option that is nearest to `word`, "" if none is near."""
+        own = [option for action in self._actions if action.help != argparse.SUPPRESS
+               for option in action.option_strings]  # fmt: skip
+        return _did_you_mean(word.partition("=")[0], own)
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
+
+
+JSON = "print the results, or the error, as a JSON object and nothing else on stdout"
 
 
 # Options that mean something when nothing stands behind them.
@@ -55,8 +119,9 @@ def underscored(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
         if equals and not value.strip() and name not in _MAY_BE_EMPTY:
             place = name if name.startswith("--") else "an argument"
-            print(f"hf-tgpt: error: {place} is empty; give a value or leave it out.", file=sys.stderr)
-            raise SystemExit(2)
+            message = f"{place} is empty; give a value or leave it out."
+            print(f"hf-tgpt: error: {message}", file=sys.stderr)
+            raise WrongArguments(message)
     return spelled
 
 
@@ -88,7 +153,7 @@ def port(text: str) -> int:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Adds `--json`."""
-    parser.add_argument("--json", action="store_true", help="print the results as JSON and nothing else on stdout")
+    parser.add_argument("--json", action="store_true", help=JSON)
 
 
 def add_classes(parser: argparse.ArgumentParser, purpose: str = "in place of the adapter's (open methods)") -> None:
@@ -98,7 +163,7 @@ def add_classes(parser: argparse.ArgumentParser, purpose: str = "in place of the
     names.add_argument("--class_names_file", help="a file of class names, a line each, or .json")
 
 
-def add_set(parser: argparse.ArgumentParser, *also: str) -> None:
+def add_set(parser: argparse._ActionsContainer, *also: str) -> None:
     """Adds `--set`, and other names of it."""
     parser.add_argument("--set", *also, dest="set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the "
                         "adapter's config to change for this call, such as wise_ft=0.3")  # fmt: skip
@@ -106,7 +171,8 @@ def add_set(parser: argparse.ArgumentParser, *also: str) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds what loading an adapter takes beside its name."""
-    add_set(parser)
-    parser.add_argument("--model", help="another copy of the base model: a Hub id or folder")
-    parser.add_argument("--revision", help="of the adapter on the Hub")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU where there is one)")
+    group = parser.add_argument_group("adapter and base model")
+    add_set(group)
+    group.add_argument("--model", help="another copy of the base model: a Hub id or folder")
+    group.add_argument("--revision", help="the adapter's branch, tag or commit on the Hub")
+    group.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU if there is one)")

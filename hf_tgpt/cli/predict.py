@@ -34,6 +34,8 @@ _BYTE_ORDER_MARK = "\ufeff"  # by which Excel knows that a file is UTF-8
 def main(args: argparse.Namespace) -> int:
     """A line for each picture; for one that cannot be read a line with the reason, and it is named on stderr."""
     tidy_output()
+    if args.json and args.format == "csv" and not args.output:
+        raise ValueError("`json` prints JSON, not CSV; leave out `format` or name an `output`.")
     kind = _kind(args.output, args.format)
     files = find_files([*args.images, *_listed(args.list)])
     names = class_names_of(args)
@@ -43,9 +45,12 @@ def main(args: argparse.Namespace) -> int:
     about |= {"kind": kind, "top_k": args.top_k, "class_names": names, "scores": args.scores} | (
         {"set": args.set} if args.set else {}
     )
+    rows: list[dict] = []
     with _output(args.output, about) as (file, done):
         remaining = [path for path in files if path not in done]
         write = _csv_writer(file, columns, begun=bool(done)) if kind == "csv" else _jsonl_writer(file)
+        if args.json and not args.output:
+            write = _list_writer(rows)
         skipped: list[str] = []
         progress = _Progress(len(files), len(files) - len(remaining))
 
@@ -64,6 +69,9 @@ def main(args: argparse.Namespace) -> int:
         print(f"{len(skipped)} of {len(files)} files could not be read and were skipped:", file=sys.stderr)
         for error in skipped:
             print(f"  {error}", file=sys.stderr)
+    if args.json:
+        facts = {"output": args.output, "images": len(files), "skipped": len(skipped)}
+        print(json.dumps(facts if args.output else facts | {"rows": rows}, indent=2, ensure_ascii=False))
     return SOME_SKIPPED if skipped else 0
 
 
@@ -161,10 +169,17 @@ def _whole_rows(draft: Path, kind: str) -> set[str]:
     return done
 
 
+def _row(image: str, answer: Answer | None, error: str) -> dict:
+    return {"image": image, "error": error} if answer is None else {"image": image, **answer[0], "top_k": answer}
+
+
+def _list_writer(rows: list[dict]) -> Callable[[str, Answer | None, str], None]:
+    return lambda image, answer, error: rows.append(_row(image, answer, error))
+
+
 def _jsonl_writer(file: TextIO) -> Callable[[str, Answer | None, str], None]:
     def write(image: str, answer: Answer | None, error: str) -> None:
-        row = {"image": image, "error": error} if answer is None else {"image": image, **answer[0], "top_k": answer}
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(json.dumps(_row(image, answer, error), ensure_ascii=False) + "\n")
         file.flush()
 
     return write

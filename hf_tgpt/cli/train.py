@@ -1,11 +1,8 @@
 """Trains a few-shot adapter on a CLIP, compares it with zero-shot, saves it, reloads it and checks it.
 
-    hf-tgpt train
-    hf-tgpt train --method maple --model openai/clip-vit-base-patch16 --dataset path/to/pictures
-
-On several GPUs or machines `accelerate launch -m hf_tgpt train ...`. Without --method your own pictures get GDA, which
-is fitted in one pass over them. Without arguments: TGP-T with 16 images per class on the package's toy world, with the
-toy CLIP that ships with it.
+Without --method, your own pictures get GDA, which is fitted in one pass over them. Without any option: TGP-T with 16
+images per class on the package's toy world, with the toy CLIP of the package. On several GPUs or machines:
+accelerate launch -m hf_tgpt train ...
 """
 
 from __future__ import annotations
@@ -55,6 +52,11 @@ from .arguments import parse_arguments
 from .output import accuracies, list_remarks, tidy_output
 from .words import in_options
 
+EXAMPLES = """
+hf-tgpt train
+hf-tgpt train --dataset pictures --output_dir runs/mine
+hf-tgpt train --dataset pictures --method maple --model openai/clip-vit-base-patch16
+"""
 BY_DEFAULT = (
     f"--method is not given, so it is {DEFAULT_METHOD}: of the methods that need no GPU, the most accurate one on real "
     "pictures (README). `hf-tgpt compare` tries all of them on yours."
@@ -64,7 +66,7 @@ BY_DEFAULT = (
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Trains as the command line says (None: that of the process)."""
     # 1. Arguments: --help shows them with the fields of the method's config and of the training.
-    args = parse_arguments(argv, prog, __doc__)
+    args = parse_arguments(argv, prog, __doc__, EXAMPLES)
     config, run = args.training, args.run
 
     # 2. Processes; a folder that nothing else is in.

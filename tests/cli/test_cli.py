@@ -301,6 +301,27 @@ def test_export_writes_onnx_with_int8_and_what_that_costs(adapters, tmp_path, ca
     assert "has other classes than the model" in capsys.readouterr().err
 
 
+def test_predictions_are_one_json_object_if_asked(adapters, pictures, tmp_path, capsys):
+    (pictures / "broken.png").write_bytes(b"no picture")
+    assert run("predict", adapters["maple"], pictures) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert run("predict", adapters["maple"], pictures, "--json") == 3
+    assert json.loads(capsys.readouterr().out) == {"output": None, "images": 5, "skipped": 1, "rows": rows}
+    output = tmp_path / "rows.csv"
+    assert run("predict", adapters["maple"], pictures, "--json", "--output", output) == 3
+    assert json.loads(capsys.readouterr().out) == {"output": str(output), "images": 5, "skipped": 1}
+    assert run("predict", adapters["maple"], pictures, "--json", "--format", "csv") == 1
+    assert json.loads(capsys.readouterr().out)["error"].startswith("--json prints JSON, not CSV")
+
+
+def test_the_page_prints_its_address_as_json_if_asked(adapters, monkeypatch, capsys):
+    pytest.importorskip("gradio")
+    monkeypatch.setattr("hf_tgpt.cli.demo.make_page", lambda *_: None)
+    monkeypatch.setattr("hf_tgpt.cli.demo.serve", lambda *_: None)
+    assert run("demo", adapters["coop"], "--port", "0", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["url"].startswith("http://127.0.0.1:")
+
+
 def test_ctrl_c_ends_a_command_without_a_traceback(adapters, monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt

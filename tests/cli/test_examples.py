@@ -188,7 +188,7 @@ def test_a_run_is_resumed_by_its_folder_and_may_then_keep_other_checkpoints(tmp_
 
 def test_a_method_with_fixed_classes_refuses_others_and_says_so_in_the_results(base_adapters, run, pictures, tmp_path):
     about = ("--dataset", pictures, "--output", tmp_path / "new.json")
-    with pytest.raises(SystemExit, match="'ripe tomato'"):
+    with pytest.raises(Failed, match="'ripe tomato'"):
         run("--adapter", base_adapters["linear_probe"], "--classes", "new", *about, program="evaluate")
     results = json.loads((tmp_path / "new.json").read_text())
     assert results["accuracy"] is None

@@ -4,10 +4,11 @@ Names are imported when they are first used, and PEFT is told of the methods whe
 `import hf_tgpt` waits for neither.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .utils.imports import when_imported
+from .utils.imports import SuggestNames, missing, when_imported
 from .utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .encoders.loading import load_clip as load_clip
     from .evaluation.accuracy import evaluate as evaluate
     from .evaluation.accuracy import for_classes as for_classes
+    from .evaluation.metrics import compute_metrics as compute_metrics
     from .hub.client import HubError as HubError
     from .hub.convert import adapter_from_release as adapter_from_release
     from .hub.convert import convert_original_state_dict as convert_original_state_dict
@@ -57,6 +59,7 @@ _NAMES = {
     "data": ["load_splits"],
     "encoders.loading": ["load_clip"],
     "evaluation.accuracy": ["evaluate", "for_classes"],
+    "evaluation.metrics": ["compute_metrics"],
     "hub.client": ["HubError"],
     "hub.convert": ["adapter_from_release", "convert_original_state_dict", "convert_to_original_state_dict"],
     "hub.convert_base": ["convert_base"],
@@ -99,7 +102,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     if name in _FOLDERS:
         return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(missing(__name__, name, __dir__()), name=name)
 
 
 def __dir__() -> list[str]:
@@ -117,3 +120,4 @@ def _tell_peft() -> None:
 
 
 when_imported("peft", _tell_peft)
+sys.meta_path.append(SuggestNames(__name__, __dir__()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -33,6 +34,15 @@ def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
         raise ValueError(
             f"The config of {method!r} in {os.fspath(folder)!r} cannot be used ({error}); save or download it again."
         ) from error
+
+
+def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What training measured, results.json; empty where there is none. Raises ValueError if it is damaged."""
+    path = os.path.join(folder, "results.json")
+    results = read_json(path) if os.path.isfile(path) else {}
+    if not isinstance(results, dict):
+        raise ValueError(f"{path!r} is not a JSON object; train again, or remove it.")
+    return results
 
 
 def check_weights_file(path: str) -> None:

@@ -70,6 +70,10 @@ class PromptLearner(nn.Module):
         # Changes with all that changes an answer without torch's notice (see `texts.kept`).
         self._generation = object()
 
+    def extra_repr(self) -> str:
+        names = self.config.class_names
+        return f"{len(names)} classes: {', '.join(map(repr, names[:5]))}{', ...' * (len(names) > 5)}"
+
     @property
     def takes_new_classes(self) -> bool:
         """Whether it classifies by text, and so takes class names that it was not trained on."""

@@ -17,6 +17,7 @@ from ..utils.compat import before
 from ..utils.names import check_class_names
 from .config import PromptConfig
 from .prompted import SLOT
+from .tower_classifier import html_of
 from .tuner import PromptTuner
 
 WriteCard = Callable[[str | os.PathLike[str], PromptConfig], None]
@@ -59,6 +60,12 @@ def install(push: Callable[..., Any], write_card: WriteCard) -> None:
             if isinstance(config, PromptConfig) and config.folder == folder:  # it was among those that were saved
                 saved(folder, config)
 
+    def html(self: PeftModel) -> Callable[[], str]:
+        if getattr(self, "learner", None) is None:
+            raise AttributeError("_repr_html_")  # so that a notebook shows the text
+        return functools.partial(html_of, self)
+
+    PeftModel._repr_html_ = property(html)
     PeftModel.push_to_hub = push_to_hub
     PeftModel.save_pretrained = save_pretrained
 

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..encoders import DualEncoder, encoder_of
 from ..texts.class_texts import ClassTexts
+from ..utils.notebook import html_table
+from .folder import read_results
 from .learner import PromptLearner
 
 
@@ -64,6 +66,9 @@ class TowerClassifier(nn.Module):
         """Makes other classes its own, without training; it is saved with them. Raises ValueError for bad names."""
         self.learner.set_class_names(encoder_of(self.get_base_model()), class_names)
 
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -81,3 +86,31 @@ class TowerClassifier(nn.Module):
 
 # What training, evaluation and inference work on: a PeftModel with an adapter of this package, or such a module.
 AdaptedModel = PeftModel | TowerClassifier
+
+
+def html_of(model: PeftModel | TowerClassifier) -> str:
+    """What a notebook shows of an adapted model: its method, classes, size and, where they are known, results."""
+    config = model.learner.config
+    names = model.class_names
+    more = ", ..." if len(names) > 10 else ""
+    rows = {
+        "base model": config.base_model_name_or_path or "",
+        "classes": f"{len(names)}: {', '.join(names[:10])}{more}",
+    }
+    rows["new classes"] = "yes" if model.takes_new_classes else "no"
+    weights = [*model.learner.parameters()]
+    if isinstance(model, TowerClassifier) and isinstance(model.model, PeftModel):  # LoRA
+        weights += get_peft_model_state_dict(model.model).values()
+    rows["trained parameters"] = f"{sum(weight.numel() for weight in weights):,}"
+    try:
+        results = read_results(config.folder) if config.folder else {}
+    except ValueError:  # damaged
+        results = {}
+    for key, title in {
+        "dataset": "tested on",
+        "accuracy": "accuracy",
+        "zero_shot_accuracy": "zero-shot accuracy",
+    }.items():
+        if key in results:
+            rows[title] = f"{results[key]:.3f}" if key != "dataset" else str(results[key])
+    return html_table(f"{config.method} adapter", rows)

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..adapters.folder import read_config
+from ..adapters.folder import read_config, read_results
 from ..methods.lora import NOTE
-from ..utils.files import read_json, read_text
+from ..utils.files import read_text
 from ..utils.names import name_here
 from .client import SEEN_PICTURES, download
 from .old_formats import read_note
@@ -25,11 +25,7 @@ def results_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises ValueError if it is damaged.
     """
-    file = Path(local_folder(name_or_path)) / "results.json"
-    results = read_json(file) if file.is_file() else {}
-    if not isinstance(results, dict):
-        raise ValueError(f"{str(file)!r} holds no JSON object; train again, or remove it.")
-    return results
+    return read_results(local_folder(name_or_path))
 
 
 def seen_pictures(folder: str | os.PathLike[str]) -> dict[str, str]:

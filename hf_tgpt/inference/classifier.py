@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..adapters.tower_classifier import AdaptedModel
+from ..adapters.tower_classifier import AdaptedModel, html_of
 from ..data.images import ImageTransform
 from ..encoders import encoder_of
 from ..encoders.loading import check_device, check_picture_size, load_clip, load_image_processor
@@ -100,6 +100,9 @@ class Classifier:
         names, count = ", ".join(map(repr, self._class_names[:5])), len(self._class_names)
         more = ", ..." if count > 5 else ""
         return f"Classifier({self.model.learner.config.method}, {count} classes: {names}{more})"
+
+    def _repr_html_(self) -> str:
+        return html_of(self.model)
 
     @property
     def class_names(self) -> list[str]:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from typing_extensions import dataclass_transform
 
 from .compat import strict
+from .notebook import html_table
 
 Check = Callable[[Any], None]
 _Class = TypeVar("_Class")
@@ -95,9 +96,9 @@ _MOST = 5  # elements of a list that are shown
 _NOTES = {"peft_type", "peft_version", "hf_tgpt_version", "base_model_dimensions", "base_model_fingerprint"}
 
 
-def _told(config: Any) -> str:
-    """What somebody would type to have it: the fields that are not as they are by default, long lists cut short."""
-    shown = []
+def _changed(config: Any) -> dict[str, str]:
+    """The fields that differ from their defaults, as they are typed; long lists are shortened."""
+    shown = {}
     for field in dataclasses.fields(config):
         value, default = getattr(config, field.name), field.default
         if field.default_factory is not dataclasses.MISSING:
@@ -107,8 +108,17 @@ def _told(config: Any) -> str:
         text = repr(value)
         if isinstance(value, list) and len(value) > _MOST:
             text = f"[{', '.join(map(repr, value[:_MOST]))}, ... {len(value)} in all]"
-        shown.append(f"{field.name}={text}")
-    return f"{type(config).__name__}({', '.join(shown)})"
+        shown[field.name] = text
+    return shown
+
+
+def _repr(config: Any) -> str:
+    fields = ", ".join(f"{name}={text}" for name, text in _changed(config).items())
+    return f"{type(config).__name__}({fields})"
+
+
+def _repr_html(config: Any) -> str:
+    return html_table(type(config).__name__, _changed(config))
 
 
 @dataclass_transform(field_specifiers=(dataclasses.field, documented))
@@ -134,7 +144,7 @@ def checked(cls: type[_Class]) -> type[_Class]:
             raise ValueError(remedy if remedy.startswith("`") else f"`{name}`={value!r}: {remedy}") from None
 
     made.__setattr__ = set_field
-    made.__repr__ = _told
+    made.__repr__, made._repr_html_ = _repr, _repr_html
     helps = [f"    {name}: {field.metadata['help']}" for name, field in fields.items() if "validator" in field.metadata]
     made.__doc__ = "\n".join([inspect.getdoc(made) or "", "", "Args:", *helps])  # what help() shows
     return made

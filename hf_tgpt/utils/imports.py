@@ -1,9 +1,10 @@
-"""What is to happen when another package is imported, without importing it first."""
+"""What is to happen when a package is imported, without importing it first, or when a name is not in it."""
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -53,3 +54,31 @@ class _CallingBack(Loader):
             sys.meta_path.remove(self.watch)
         self.loader.exec_module(module)
         self.watch.then()
+
+
+def missing(package: str, name: str, known: Iterable[str]) -> str:
+    """The message that a package lacks a name, with the nearest that it has; case and underscores do not count."""
+    by_letters = {_letters(other): other for other in known}
+    near = difflib.get_close_matches(_letters(name), by_letters, n=1, cutoff=0.8)
+    return f"module {package!r} has no attribute {name!r}" + (f"; did you mean {by_letters[near[0]]}?" if near else "")
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "")
+
+
+class SuggestNames(MetaPathFinder):
+    """Has `from package import Name` raise an ImportError that suggests the nearest name that the package has.
+
+    Python replaces the message of a module's AttributeError there, but before that it looks for a submodule of this
+    name. This finder has to be the last one, so that it is asked about nothing that there is.
+    """
+
+    def __init__(self, package: str, known: Iterable[str]):
+        self.package, self.known = package, known
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        package, _, name = fullname.rpartition(".")
+        message = missing(package, name, self.known) if package == self.package else ""
+        if message.endswith("?"):
+            raise ImportError(f"cannot import name {name!r}: {message}", name=package)

@@ -17,6 +17,7 @@ import evaluate
 import numpy as np
 from datasets import Features, Sequence, Value
 from numpy.typing import ArrayLike
+from transformers import EvalPrediction
 
 Logits = np.ndarray | list[list[float]]  # (n, c)
 
@@ -159,6 +160,20 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     logits, labels = _checked(logits, labels)
     metrics = (Accuracy, TopKAccuracy, PerClassAccuracy, MeanPerClassAccuracy, ExpectedCalibrationError)
     return {key: value for metric in metrics for key, value in metric._score(logits, labels).items()}
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """The metrics of `classification_metrics` that are numbers, for `Trainer(..., compute_metrics=compute_metrics)`.
+
+    Shapes: `predictions` (n, c), logits; `label_ids` (n,). Raises ValueError as `classification_metrics`.
+
+    Example:
+        >>> prediction = EvalPrediction(np.array([[2.0, 1.0], [2.0, 1.0], [0.0, 1.0]]), np.array([0, 0, 0]))
+        >>> round(hf_tgpt.compute_metrics(prediction)["accuracy"], 3)
+        0.667
+    """
+    metrics = classification_metrics(prediction.predictions, prediction.label_ids)
+    return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
 
 def _checked(logits: Logits, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,19 @@
 """Adapters in transformers' own tools: pipelines and Trainer."""
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import CLASS_NAMES, GOLDEN, METHODS
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, Trainer, TrainingArguments, pipeline
 
+import hf_tgpt
 from hf_tgpt import TOY_CLIP
+from hf_tgpt.data import Collator, FewShotImages, ImageTransform
+from hf_tgpt.evaluation.accuracy import evaluation_loader
 
 PICTURE = Image.new("RGB", (40, 50), (200, 30, 30))
 
@@ -55,6 +62,25 @@ def test_the_trainers_predictions_are_the_logits_whatever_the_method(method, ada
     assert metrics["eval_accuracy"] == pytest.approx(float(expected))
     model.unload()
     assert "keys_to_ignore_at_inference" not in vars(model.config)
+
+
+@pytest.mark.parametrize("name", ["maple", "linear_probe"])
+def test_trainer_trains_and_measures_with_our_collator_and_metrics_as_evaluation_does(name, adapt, processor, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), dtype=np.uint8)
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=CLASS_NAMES)})
+    rows = {"image": [Image.fromarray(pixels) for pixels in noise], "label": [i % 4 for i in range(12)]}
+    transform = ImageTransform.from_processor(processor, train=False)
+    images = FewShotImages(Dataset.from_dict(rows, features), transform)
+    model = adapt(METHODS[name]).train()
+    options = dict(max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True)
+    data = dict(train_dataset=images, eval_dataset=images, data_collator=Collator())
+    trainer = Trainer(model, TrainingArguments(tmp_path, **options), **data, compute_metrics=hf_tgpt.compute_metrics)
+    assert trainer.train().global_step == 2
+    metrics = trainer.evaluate()
+    accelerator = Accelerator(cpu=True)
+    expected = hf_tgpt.evaluate(model.eval(), evaluation_loader(images, accelerator), accelerator)
+    for name in ("accuracy", "mean_per_class_accuracy", "expected_calibration_error"):
+        assert metrics[f"eval_{name}"] == pytest.approx(expected[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["maple", "cocoop"])

@@ -34,14 +34,18 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import get_peft_model
-from transformers import AutoTokenizer
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
 
 import hf_tgpt
+from hf_tgpt.adapters.config import PromptConfig
 from hf_tgpt.cli.output import markdown_table, tidy_output
 from hf_tgpt.data.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, SURFACES
 from hf_tgpt.encoders import encoder_of
@@ -52,9 +56,11 @@ from hf_tgpt.utils.files import write_json
 OURS, CACHED, REFERENCE, FLOOR = "ours", "ours, cached features", "reference", "floor"
 TRUNCATED, PACKED, CHECKPOINTING = "truncated", "packed", "checkpointing"
 TOO_MUCH = ("out of memory", "out of time")
+Row = dict[str, Any]  # a case and what was measured of it
+Answer = dict[str, Tensor | None]  # logits and loss
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(hf_tgpt.TOY_CLIP), help="a CLIP: a Hub id or folder; a folder with only "
                         "config and tokenizer starts at random (default: the package's toy CLIP)")  # fmt: skip
@@ -85,7 +91,7 @@ def main(arguments=None):
 
     args.json.parent.mkdir(parents=True, exist_ok=True)
 
-    rows = []
+    rows: list[Row] = []
     paths = [*args.paths, *([CACHED] if args.cached else [])]
     common = {"model": args.model, "mode": args.mode, "steps": args.steps, "mixed_precision": args.mixed_precision}
     common["memory_limit"] = args.memory_limit
@@ -113,7 +119,7 @@ def main(arguments=None):
     print(text)
 
 
-def run(case, time_limit):
+def run(case: Row, time_limit: float) -> Row:
     """`measure` in a process of its own; whatever happens to that is the row's status."""
     command = [sys.executable, __file__, "--case", json.dumps(case)]
     try:
@@ -133,7 +139,7 @@ def run(case, time_limit):
 # One case ------------------------------------------------------------------------------------------------------------
 
 
-def limit_memory(gibibytes):
+def limit_memory(gibibytes: float | None) -> None:
     """Lets this process fail, instead of the machine, when a step on a CPU needs too much."""
     if not torch.cuda.is_available():
         machine = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
@@ -142,7 +148,9 @@ def limit_memory(gibibytes):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def measure(model, method, classes, batch, path, mode, steps, mixed_precision):
+def measure(
+    model: Any, method: str, classes: int, batch: int, path: str, mode: str, steps: int, mixed_precision: str
+) -> Row:
     """Seconds and bytes of a step, as a row; meant for a process of its own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = class_names(classes)
@@ -167,25 +175,26 @@ def measure(model, method, classes, batch, path, mode, steps, mixed_precision):
     optimizer = torch.optim.SGD(weights, lr=1e-5)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
-    def step():
+    def step() -> None:
         with autocast, torch.set_grad_enabled(training):
             if path == FLOOR:
-                return floor(clip, learner, method, training, **inputs)
-            loss = (PLAIN[method](clip, learner, **inputs) if path == REFERENCE else model(**inputs)).get("loss")
+                floor(clip, learner, method, training, inputs["pixel_values"])
+                return
+            output: Any = PLAIN[method](clip, learner, **inputs) if path == REFERENCE else model(**inputs)
         if training:
-            loss.backward()
+            output["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
 
     before = start_of_memory(device)
-    seconds = []
+    taken = []
     for _ in range(steps + 1):
         start = time.perf_counter()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    seconds, peak = statistics.median(seconds[1:]), peak_of_memory(device)
+        taken.append(time.perf_counter() - start)
+    seconds, peak = statistics.median(taken[1:]), peak_of_memory(device)
     return {
         "status": "ok",
         "seconds_per_step": seconds,
@@ -196,7 +205,7 @@ def measure(model, method, classes, batch, path, mode, steps, mixed_precision):
     }
 
 
-def default_config(method, names, clip):
+def default_config(method: str, names: list[str], clip: CLIPModel) -> PromptConfig:
     """The method's defaults, with prompts in no more layers than there are."""
     layers = min(clip.config.text_config.num_hidden_layers, clip.config.vision_config.num_hidden_layers)
     config = hf_tgpt.config_class(method)
@@ -204,7 +213,7 @@ def default_config(method, names, clip):
     return config(class_names=names, **{field.name: min(field.default, layers) for field in depths})
 
 
-def class_names(count):
+def class_names(count: int) -> list[str]:
     """Names of two words, or three where there are more than a thousand; they need not mean anything.
 
     With full stop and EOS they have 4.3 tokens on average. ImageNet's have 4.2.
@@ -218,7 +227,7 @@ def class_names(count):
     return names
 
 
-def make_batch(model, names, count, training):
+def make_batch(model: Any, names: list[str], count: int, training: bool) -> dict[str, torch.Tensor]:
     size = model.config.vision_config.image_size
     inputs = {"pixel_values": torch.randn(count, 3, size, size, device=model.device)}
     if training:
@@ -227,13 +236,13 @@ def make_batch(model, names, count, training):
         if model.uses_captions:
             tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
             captions = [f"a photo of a large {names[label]} at the left, on a bright wall." for label in labels]
-            options = dict(padding=True, truncation=True, return_tensors="pt")
-            options["max_length"] = model.config.text_config.max_position_embeddings
+            length = model.config.text_config.max_position_embeddings
+            options = dict(padding=True, truncation=True, return_tensors="pt", max_length=length)
             inputs["caption_ids"] = tokenizer(captions, **options).input_ids.to(model.device)
     return inputs
 
 
-def start_of_memory(device):
+def start_of_memory(device: torch.device) -> int:
     """Bytes that are in use now, from where the peak is counted."""
     warm = torch.randn(8, 8, device=device, requires_grad=True)  # loads what the first backward of a process loads
     (warm @ warm).sum().backward()
@@ -248,11 +257,11 @@ def start_of_memory(device):
     return host_memory("VmRSS")
 
 
-def peak_of_memory(device):
+def peak_of_memory(device: torch.device) -> int:
     return peak_memory_bytes() if device.type == "cuda" else host_memory("VmHWM")
 
 
-def host_memory(field):
+def host_memory(field: str) -> int:
     """This process's bytes: resident now (VmRSS) or at most (VmHWM), reserved (VmData). Only Linux tells; elsewhere the
     most resident so far stands for all.
     """
@@ -264,10 +273,10 @@ def host_memory(field):
 # Ratios, table and picture -------------------------------------------------------------------------------------------
 
 
-def compare(rows):
+def compare(rows: list[Row]) -> None:
     """Adds to each row its time as a multiple of the reference's and of the floor's, and its memory of the former's."""
 
-    def beside(row, path):
+    def beside(row: Row, path: str) -> Row:
         same = ("method", "classes", "batch")
         return next((r for r in rows if r["path"] == path and all(r[name] == row[name] for name in same)), {})
 
@@ -281,7 +290,7 @@ def compare(rows):
             row[name] = row[unit] / other if other and unit in row else None
 
 
-def table(rows):
+def table(rows: list[Row]) -> str:
     """The rows in Markdown, for people."""
     header = ["method", "classes", "batch", "path", "s/step", "images/s", "MB above the model", "MB in all",
               "time / reference", "memory / reference", "time / floor"]  # fmt: skip
@@ -301,13 +310,13 @@ def table(rows):
     return "\n".join([about, "", *markdown_table(header, lines), ""])
 
 
-def draw(rows, path):
+def draw(rows: list[Row], path: Path) -> None:
     """Time and memory over the number of classes, a column for each method, both axes logarithmic."""
     methods, batches = list(dict.fromkeys(row["method"] for row in rows)), {row["batch"] for row in rows}
     figure = new_figure(1 + 4 * len(methods), 7)
     axes = figure.subplots(2, len(methods), sharex=True, sharey="row", squeeze=False)
     for column, method in enumerate(methods):
-        lines = {}
+        lines: dict[str, list[Row]] = {}
         for row in rows:
             if row["method"] == method and row["status"] == "ok":
                 label = row["path"] + (f", batch {row['batch']}" if len(batches) > 1 else "")
@@ -336,7 +345,7 @@ def draw(rows, path):
 # a dict with logits (b, c) and loss. Letters as in hf_tgpt/encoders/base.py, and c classes, n prompt tokens.
 
 
-def read(clip, words, eos, deep=()):
+def read(clip: CLIPModel, words: Tensor, eos: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
     """T: embeddings (s, t, d_t), EOS positions (s,), prompts of deeper layers, each (n, d_t) -> (s, d)."""
     text, length = clip.text_model, words.shape[1]
     hidden = words + text.embeddings.position_embedding.weight[:length]
@@ -350,7 +359,7 @@ def read(clip, words, eos, deep=()):
     return clip.text_projection(hidden[torch.arange(len(hidden), device=eos.device), eos])
 
 
-def look(clip, pixel_values, prompts=()):
+def look(clip: CLIPModel, pixel_values: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
     """The vision tower with prompts, each (n, d_v) or (b, n, d_v): (b, 3, h, w) -> (b, p + n, d_v)."""
     vision = clip.vision_model
     hidden = vision.embeddings(pixel_values)
@@ -362,21 +371,21 @@ def look(clip, pixel_values, prompts=()):
     return hidden
 
 
-def pool(clip, hidden):
+def pool(clip: CLIPModel, hidden: Tensor) -> Tensor:
     return clip.visual_projection(clip.vision_model.post_layernorm(hidden[:, 0]))
 
 
-def unit(features):
+def unit(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
-def embed(clip, ids):
+def embed(clip: CLIPModel, ids: Tensor) -> Tensor:
     """Token embeddings, padded to the whole context: ids (s, t) -> (s, 77, d_t)."""
     missing = clip.config.text_config.max_position_embeddings - ids.shape[1]
     return clip.text_model.embeddings.token_embedding(F.pad(ids, (0, missing)))
 
 
-def class_texts(clip, learner, prompts, deep=()):
+def class_texts(clip: CLIPModel, learner: Any, prompts: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
     """Unit features of all classes, (c, d), with prompts (n, d_t) in place of each sentence's first words."""
     words = embed(clip, learner.class_texts.ids)
     prompts = prompts.expand(len(words), -1, -1)
@@ -384,29 +393,29 @@ def class_texts(clip, learner, prompts, deep=()):
     return unit(read(clip, words, learner.class_texts.ends, deep))
 
 
-def answer(logits, labels, more=0):
+def answer(logits: Tensor, labels: Tensor | None, more: Tensor | float = 0) -> Answer:
     return {"logits": logits, "loss": None if labels is None else F.cross_entropy(logits, labels) + more}
 
 
-def coop(clip, learner, pixel_values, labels=None):
+def coop(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
     features = unit(pool(clip, look(clip, pixel_values)))
     return answer(clip.logit_scale.exp() * features @ class_texts(clip, learner, learner.text_prompts).T, labels)
 
 
-def maple(clip, learner, pixel_values, labels=None):
+def maple(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
     first, *deep = learner.text_prompts
     visual = [couple(prompts) for couple, prompts in zip(learner.couplings, learner.text_prompts, strict=True)]
     features = unit(pool(clip, look(clip, pixel_values, visual)))
     return answer(clip.logit_scale.exp() * features @ class_texts(clip, learner, first, deep).T, labels)
 
 
-def ivlp(clip, learner, pixel_values, labels=None):
+def ivlp(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
     first, *deep = learner.text_prompts
     features = unit(pool(clip, look(clip, pixel_values, learner.vision_prompts)))
     return answer(clip.logit_scale.exp() * features @ class_texts(clip, learner, first, deep).T, labels)
 
 
-def cocoop(clip, learner, pixel_values, labels=None):
+def cocoop(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
     features = unit(pool(clip, look(clip, pixel_values)))
     logits = []
     for image, shift in zip(features, learner.shift(features), strict=True):  # one image after the other, as released
@@ -414,7 +423,7 @@ def cocoop(clip, learner, pixel_values, labels=None):
     return answer(torch.stack(logits), labels)
 
 
-def mutual_prompt(clip, learner, pixel_values, labels=None):
+def mutual_prompt(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
     config = learner.config
     plain = unit(pool(clip, look(clip, pixel_values)))
     shifts = learner.decompose(plain).unflatten(-1, (config.prompt_length, -1))
@@ -429,19 +438,25 @@ def mutual_prompt(clip, learner, pixel_values, labels=None):
     return answer(clip.logit_scale.exp() * torch.einsum("bd,bcd->bc", features, texts), labels)
 
 
-def tgpt(clip, learner, pixel_values, labels=None, caption_ids=None):
+def tgpt(
+    clip: CLIPModel,
+    learner: Any,
+    pixel_values: Tensor,
+    labels: Tensor | None = None,
+    caption_ids: Tensor | None = None,
+) -> Answer:
     hidden = look(clip, pixel_values)
     tokens = learner.image_to_text(clip.visual_projection(hidden))
     category = bond(learner.category_bonder, learner.category_queries, tokens)
     content = bond(learner.content_bonder, learner.content_queries, tokens)
     frame = embed(clip, learner.frame_ids)  # BOS, full stop, EOS and padding
 
-    def sentence(prompts):
+    def sentence(prompts: Tensor) -> Tensor:
         before, after = (part.expand(len(prompts), -1, -1) for part in (frame[:, :1], frame[:, 1 : -prompts.shape[1]]))
         eos = torch.full((len(prompts),), prompts.shape[1] + 2, device=prompts.device)
         return read(clip, torch.cat([before, prompts, after], dim=1), eos)
 
-    def sentence_loss(prompts, ids, eos):
+    def sentence_loss(prompts: Tensor, ids: Tensor, eos: Tensor) -> Tensor:
         length = prompts.shape[1]
         ids = ids.masked_fill(torch.arange(ids.shape[1], device=ids.device) > eos[:, None], -100)[:, 1 : 1 + length]
         scores = prompts @ clip.text_model.embeddings.token_embedding.weight.T  # (b, n, v)
@@ -450,14 +465,14 @@ def tgpt(clip, learner, pixel_values, labels=None, caption_ids=None):
 
     features = unit(torch.cat([pool(clip, hidden), (sentence(category) + sentence(content)) / 2], dim=-1))
     logits = 100 * features @ learner.head.T
-    if labels is None:
+    if labels is None or caption_ids is None:
         return answer(logits, labels)
     end = caption_ids == learner.frame_ids[0, -1]
     more = sentence_loss(category, learner.category_ids[labels], learner.category_ends[labels])
     return answer(logits, labels, more + sentence_loss(content, caption_ids, end.int().argmax(-1)))
 
 
-def bond(bonder, queries, tokens):
+def bond(bonder: Any, queries: Tensor, tokens: Tensor) -> Tensor:
     """TGP-T's Bonder for each image by itself: queries (1, n, d), tokens (b, p, d) -> (b, n, d)."""
     queries = queries.expand(len(tokens), -1, -1)
     asked, keys, values = bonder.self_qkv(bonder.norm_self(queries)).unflatten(-1, (3, 8, -1)).permute(2, 0, 3, 1, 4)
@@ -470,10 +485,19 @@ def bond(bonder, queries, tokens):
     return queries + bonder.mlp(bonder.norm_mlp(queries))
 
 
-PLAIN = {f.__name__: f for f in (coop, maple, ivlp, cocoop, mutual_prompt, tgpt)}
+PLAIN: dict[str, Callable[..., Answer]] = {
+    "coop": coop, "maple": maple, "ivlp": ivlp, "cocoop": cocoop, "mutual_prompt": mutual_prompt, "tgpt": tgpt
+}  # fmt: skip
 
 
-def floor(clip, learner, method, training, pixel_values, labels=None, caption_ids=None, chunk=256):
+def floor(
+    clip: CLIPModel,
+    learner: Any,
+    method: str,
+    training: bool,
+    pixel_values: Tensor,
+    chunk: int = 256,
+) -> None:
     """The plain image forward, then forward and, in training, backward of each of the method's sentences, once."""
     with torch.no_grad():
         look(clip, pixel_values)
@@ -485,7 +509,9 @@ def floor(clip, learner, method, training, pixel_values, labels=None, caption_id
             features.sum().backward()
 
 
-def sentences(clip, learner, images, conditioned, training, chunk):
+def sentences(
+    clip: CLIPModel, learner: Any, images: int, conditioned: bool, training: bool, chunk: int
+) -> Iterator[Tensor]:
     """Yields token ids (s, t) of all sentences that a step has to read, `chunk` at a time."""
     if hasattr(learner, "frame_ids"):  # TGP-T: two for each image; which tokens they have makes no difference
         for queries in (learner.category_queries, learner.content_queries):

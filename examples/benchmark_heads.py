@@ -19,18 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from PIL import Image as PILImage
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 import hf_tgpt
 from hf_tgpt.adapters import fitting
-from hf_tgpt.cli.arguments import parse_arguments
+from hf_tgpt.cli.arguments import Arguments, parse_arguments
 from hf_tgpt.cli.output import markdown_table, tidy_output
 from hf_tgpt.data import FewShotImages, ImageTransform
 from hf_tgpt.encoders import encoder_of
@@ -46,7 +47,7 @@ METHODS = {"tip_adapter_f": "tip_adapter"}
 MIB = 2**20
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=CLOSED + TRAINED, choices=CLOSED + TRAINED)
     parser.add_argument("--model", help="a CLIP: a Hub id or folder (default: ViT-B/32's size at random)")
@@ -80,13 +81,13 @@ def main(arguments=None):
     print("\n".join(markdown_table(header, rows)))
 
 
-def measure(args):
+def measure(args: argparse.Namespace) -> list[str]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         return {"small": beside_a_pass, "large": large}[args.case](args, args.methods[0], Path(folder))
 
 
-def beside_a_pass(args, method, folder):
+def beside_a_pass(args: argparse.Namespace, method: str, folder: Path) -> list[str]:
     clip = load(args.model, folder)
     pictures = random_pictures(args.pictures, args.classes)
     processor = load_image_processor(clip.name_or_path)
@@ -105,7 +106,7 @@ def beside_a_pass(args, method, folder):
     return [f"{min(passes):.2f}", f"{min(fits):.2f}", f"{min(fits) / min(passes):.3f}"]
 
 
-def large(args, method, folder):
+def large(args: argparse.Namespace, method: str, folder: Path) -> list[str]:
     model = adapted(load(None, folder, layers=1), method, args.large_classes)
     encoder, labels = encoder_of(model.get_base_model()), torch.arange(args.large_pictures) % args.large_classes
     centres = torch.randn(args.large_classes, encoder.shape()["projection_width"])
@@ -119,7 +120,7 @@ def large(args, method, folder):
     return [f"{seconds:.1f}", f"{peak_memory_bytes() / MIB:.0f}"]
 
 
-def load(model, folder, layers=12):
+def load(model: str | None, folder: Path, layers: int = 12) -> CLIPModel:
     if model is not None:
         return hf_tgpt.load_clip(model).eval()
     toy = CLIPConfig.from_pretrained(hf_tgpt.TOY_CLIP).text_config  # whose tokenizer there is
@@ -135,17 +136,17 @@ def load(model, folder, layers=12):
     return hf_tgpt.load_clip(str(folder)).eval()
 
 
-def adapted(clip, name, classes):
+def adapted(clip: CLIPModel, name: str, classes: int) -> PeftModel:
     recipe = recipe_of(name)
     config = hf_tgpt.config_class(recipe.method)
     return get_peft_model(clip, config(class_names=[f"thing {i}" for i in range(classes)], **recipe.method_config))
 
 
-def recipe_of(name):
+def recipe_of(name: str) -> Arguments:
     return parse_arguments(["--method", METHODS.get(name, name), "--config", f"{name}.json"])
 
 
-def random_pictures(count, classes):
+def random_pictures(count: int, classes: int) -> Dataset:
     random = np.random.default_rng(0)
     columns = {
         "image": [PILImage.fromarray(random.integers(0, 256, (256, 256, 3), dtype=np.uint8)) for _ in range(count)],

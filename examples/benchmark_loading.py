@@ -24,7 +24,7 @@ parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2, 4], help
 args = parser.parse_args()
 
 
-def load(model, batch, workers, count=256):
+def load(model: str, batch: int, workers: int, count: int = 256) -> dict[str, float]:
     """Pictures a second from JPEG files of a usual size to batches on the CPU."""
     processor = load_image_processor(model)
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ TEMPLATES = ("a photo of a {}.", "a photo of a {}.", "a picture of a {}.", "this
 MENTIONED = (0.75, 0.5, 0.5, 0.15, 0.15, 0.15)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="a new folder for the checkpoint")
     parser.add_argument("--pictures", type=int, default=80_000, help="pictures drawn for training")
@@ -45,7 +45,7 @@ def main():
     start = time.perf_counter()
 
     # 1. Draw the pictures, without the held-out combinations.
-    scenes = []
+    scenes: list[toyscenes.Scene] = []
     while len(scenes) < args.pictures:
         scene = toyscenes.sample_scene(rng)
         if not toyscenes.is_held_out(scene.shape, scene.surface, scene.colour):
@@ -123,7 +123,7 @@ def main():
     print(card)
 
 
-def model_card(parameters, args, minutes, accuracies):
+def model_card(parameters: int, args: argparse.Namespace, minutes: float, accuracies: dict[str, list[float]]) -> str:
     rows = [
         f"| {task} ({len(TASKS[task])}) | {' | '.join(f'{value:.3f}' for value in values)} |"
         for task, values in accuracies.items()
@@ -166,18 +166,18 @@ The weights are stored in float16 and load as float32.
 """
 
 
-def draw(scene):
+def draw(scene: toyscenes.Scene) -> np.ndarray:
     return np.asarray(toyscenes.draw(scene))
 
 
-def facts_of(scene):
+def facts_of(scene: toyscenes.Scene) -> tuple[int, ...]:
     """What can be said of a scene, as six integers in the order of MENTIONED."""
     size = ("small", "medium", "large").index(scene.size_word)
     place = 3 * ((scene.y > -0.1) + (scene.y > 0.1)) + (scene.x > -0.1) + (scene.x > 0.1)
     return scene.shape, scene.surface, scene.colour, scene.background, size, place
 
 
-def sentence(scene, told, rng):
+def sentence(scene: toyscenes.Scene, told: np.ndarray, rng: np.random.Generator) -> str:
     """A caption that mentions the told parts, in the word order of the toy world's own captions."""
     words = [
         scene.size_word if told[4] else "",
@@ -190,7 +190,7 @@ def sentence(scene, told, rng):
     return TEMPLATES[rng.integers(len(TEMPLATES))].format(" ".join(word for word in words if word))
 
 
-def train_tokenizer(sentences):
+def train_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
     """Byte-level BPE in CLIP's manner: lower case, BOS and EOS around every text, padding with EOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -209,7 +209,7 @@ def train_tokenizer(sentences):
     )
 
 
-def clip_config(tokenizer):
+def clip_config(tokenizer: PreTrainedTokenizerFast) -> CLIPConfig:
     return CLIPConfig(
         projection_dim=128,
         text_config=dict(
@@ -235,7 +235,9 @@ def clip_config(tokenizer):
 
 
 @torch.no_grad()
-def zero_shot(model, tokenizer, processor, task, domain):
+def zero_shot(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, processor: CLIPImageProcessor, task: str, domain: str
+) -> float:
     """Accuracy of "a photo of a {class}." on a task's test split."""
     model.eval()
     data = load_toyworld(task, domain, train_per_class=1, validation_per_class=1)["test"]

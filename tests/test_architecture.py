@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
 import re
 import subprocess
@@ -162,3 +163,10 @@ def test_no_method_is_named_outside_methods():
             if isinstance(node, ast.Compare):
                 texts = [part.value for part in (node.left, *node.comparators) if isinstance(part, ast.Constant)]
                 assert not {str(text).upper() for text in texts} & names, f"{name}, line {node.lineno}"
+
+
+def test_an_example_is_named_like_no_library():
+    """`python examples/train.py` has its folder first on the path, so that a file there would hide a library."""
+    for path in (ROOT / "examples").iterdir():
+        assert path.stem.startswith(".") or importlib.util.find_spec(path.stem) is None, f"{path} hides a library"
+        assert path.suffix != ".py" or "sys.path" not in path.read_text()

@@ -47,7 +47,7 @@ def test_the_floor_reads_every_sentence_once(name, adapt, example, monkeypatch):
     model, reference = adapt(METHODS[name]), example("benchmark")
     read, seen = reference.read, []
     monkeypatch.setattr(reference, "read", lambda clip, words, *args: seen.append(words) or read(clip, words, *args))
-    reference.floor(model.get_base_model(), model.learner, name, True, pixels(model), LABELS, chunk=3)
+    reference.floor(model.get_base_model(), model.learner, name, True, pixels(model), chunk=3)
     count = {"tgpt": 6, "cocoop": 12, "mutual_prompt": 12}.get(name, 4)
     assert sum(len(words) for words in seen) == count
     assert all(words.grad is not None for words in seen)

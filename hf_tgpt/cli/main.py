@@ -92,9 +92,7 @@ class _Completion(argparse.Action):
     """Prints a shell's completion script and ends the program."""
 
     def __call__(self, parser: argparse.ArgumentParser, args: Any, shell: Any, option: str | None = None) -> None:
-        from .completion import script  # imports all libraries
-
-        print(script(shell))
+        print(import_module(".completion", __package__).script(shell))  # imports all libraries
         parser.exit()
 
 

@@ -121,7 +121,7 @@ def _repr_html(config: Any) -> str:
     return html_table(type(config).__name__, _changed(config))
 
 
-@dataclass_transform(field_specifiers=(dataclasses.field, documented))
+@dataclass_transform()  # without specifiers: "documented" takes its default by position
 def checked(cls: type[_Class]) -> type[_Class]:
     """`@dataclass`, with every field checked when it is set: first its type, then its own checks.
 

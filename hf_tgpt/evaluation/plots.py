@@ -37,13 +37,14 @@ def new_figure(width: float, height: float) -> Figure:
     require_matplotlib()
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
-    return Figure(figsize=(width, height), layout="constrained")
+    # White, so that the black text is readable on a dark page too.
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
     with warnings.catch_warnings():  # matplotlib's own font lacks most scripts and emoji, and draws boxes for them
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, transparent=False)
 
 
 def plot_run(
@@ -63,7 +64,7 @@ def plot_run(
     validated = [row for row in history if "validation_accuracy" in row]
     if validated:
         accuracies = [row["validation_accuracy"] for row in validated]
-        curve.plot([row["step"] for row in validated], accuracies, label="validation accuracy")
+        curve.plot([row["step"] for row in validated], accuracies, "--", label="validation accuracy")
     curve.set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02), title="training")
     loss = curve.twinx()
     loss.plot(steps, [row["loss"] for row in history], color="grey", linestyle=":", label="loss")
@@ -122,7 +123,7 @@ def _largest_changes(class_names: list[str], before: dict, after: dict, most: in
 
 
 def _plot_changes(axes: Axes, change: list[tuple[float, str]]) -> None:
-    colours = ["tab:green" if value >= 0 else "tab:red" for value, _ in change]
+    colours = [_COLOURS[0] if value >= 0 else _COLOURS[3] for value, _ in change]
     axes.barh([name for _, name in change], [value for value, _ in change], color=colours)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.tick_params(axis="y", labelsize=8)
@@ -144,7 +145,9 @@ def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], tab
         if not bars:
             continue
         places, means, deviations = zip(*bars, strict=True)
-        axes.barh([place + i * height for place in places], means, height, xerr=deviations, label=measure, capsize=2)
+        lower = [place + i * height for place in places]
+        colour, hatch = _COLOURS[i % len(_COLOURS)], ("", "//", "..", "xx")[i % 4]
+        axes.barh(lower, means, height, xerr=deviations, label=measure, capsize=2, color=colour, hatch=hatch)
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], rows)
     axes.invert_yaxis()
     axes.set(xlabel="accuracy in percent", xlim=(0, 100), title=f"{title}, {shots} shots")

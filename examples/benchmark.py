@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if can_plot():
         draw(rows, args.json.with_suffix(".png"))
     else:
-        print(f"There is no picture, which needs matplotlib: {PLOTS_REMEDY}.", file=sys.stderr)
+        print(f"There is no plot, since it needs matplotlib: {PLOTS_REMEDY}.", file=sys.stderr)
     print(text)
 
 

@@ -1,6 +1,6 @@
 """Few-shot learning with CLIP as PEFT adapters. Importing this package makes its methods known to PEFT.
 
-Names are imported when they are first used, and PEFT is told of the methods when it is imported itself, so that
+Names are imported when they are first used, and methods are registered when PEFT itself is imported, so that
 `import hf_tgpt` waits for neither.
 """
 

@@ -1,4 +1,4 @@
-"""What all methods' configs share."""
+"""The base of all methods' configs."""
 
 import copy
 import dataclasses
@@ -40,7 +40,7 @@ class PromptMethod(str):
 
 @checked
 class PromptConfig(PeftConfig):
-    """Base of the methods' configs; see the fields' help. Every field is checked whenever it is set."""
+    """Base class of the methods' configs; the fields have help texts. Every field is checked whenever it is set."""
 
     # Set by `register`: PEFT's name of the method, and the module that does the work, a `PromptLearner`.
     method: ClassVar[str]
@@ -58,23 +58,23 @@ class PromptConfig(PeftConfig):
     changeable: ClassVar[tuple[str, ...]] = ()
     # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.
     target_modules: ClassVar[tuple[str, ...]] = ("prompts",)
-    # Where it was last read from or written to. A ClassVar only lest it become a field, which would be saved.
+    # Where it was last read from or written to. A ClassVar only so that it is not a field, which would be saved.
     folder: ClassVar[str | None] = None
 
     class_names: list[str] = documented(
         None, "The names of the classes in the order of their labels. Required.", check_class_names
     )
     base_model_dimensions: dict[str, int] | None = documented(
-        None, "Filled in when the adapter is attached: the base model it fits. Checked when it is loaded."
+        None, "Filled in when the adapter is attached: the dimensions of the base model. Checked on loading."
     )
     base_model_fingerprint: list[float] | None = documented(
-        None, "Filled in when the adapter is attached: some weights of that model. Compared when it is loaded."
+        None, "Filled in when the adapter is attached: some weights of the base model. Compared on loading."
     )
     trained_on: dict[str, Any] | None = documented(
-        None, "Filled in by `hf-tgpt train`: data, classes, shots and seed of the training. Told on the model card."
+        None, "Filled in by `hf-tgpt train`: data, classes, shots and seed of the training. Shown on the model card."
     )
     fitted: dict[str, Any] | None = documented(
-        None, "Filled in by `hf_tgpt.fit`: the number of pictures, what was searched on which, and the values found."
+        None, "Filled in by `hf_tgpt.fit`: the number of pictures, and the values found by the search and its data."
     )
     hf_tgpt_version: str | None = documented(None, "Filled in when the adapter is saved: the package's version.")
 
@@ -143,31 +143,31 @@ class PromptConfig(PeftConfig):
 
 @checked
 class TextPromptConfig(PromptConfig):
-    """Base of the configs of methods that learn tokens of the text."""
+    """Base class of the configs of methods that learn text tokens."""
 
     tokenizer_name_or_path: str | None = documented(
         None, "Tokenizer of the class sentences; a Hub id or folder. Default: the base model's own."
     )
     initial_text: str | None = documented(
         "a photo of a",
-        "The class sentence is '{initial_text} {name}.'; learned tokens start from its words (CTX_INIT of the "
-        "releases). None: as many 'X' as learned tokens, and a random start. Default: as released.",
+        "The class sentence is '{initial_text} {name}.', and its words initialise the learned tokens (CTX_INIT of the "
+        "releases). None: as many 'X' as learned tokens, initialised at random. Default: as released.",
     )
     text_chunk_size: int | None = documented(
         None,
-        "Class sentences whose activations are held at a time. More are computed chunk by chunk, and in training once "
-        "again in the backward pass: the same numbers in less memory. As many as there are classes is fastest. "
-        "Default: as many as have 1,024 tokens of their own, about 250; on a GPU what an eighth of its memory holds.",
-        at_least(1, "hold 1 or more."),
+        "Number of class sentences whose activations are kept at a time. More are computed in chunks, and again in the "
+        "backward pass of training: the same results with less memory. The number of classes is fastest. Default: "
+        "sentences with 1,024 tokens of their own, about 250; on a GPU as many as fit into an eighth of its memory.",
+        at_least(1, "choose 1 or more."),
     )
 
 
 def change_config(model: PeftModel, fields: dict[str, str]) -> dict[str, str]:
     """Sets fields of the active adapter's config, written as JSON or as bare words, such as {"wise_ft": "0.5"}.
 
-    Returns what they were, written the same way. Raises ValueError for a model without such a config, a field that
-    may not change and a value that it cannot have; then nothing is changed. Nor is another model that was made with
-    the same config.
+    Returns the previous values, written the same way. Raises ValueError for a model without such a config, a field that
+    may not change and an invalid value; then nothing is changed. Other models that were made with the same config do
+    not change.
     """
     if not isinstance(model, PeftModel) or getattr(model, "learner", None) is None:
         raise ValueError("`fields`: only an active adapter of a prompt method has a config to change.")
@@ -177,8 +177,8 @@ def change_config(model: PeftModel, fields: dict[str, str]) -> dict[str, str]:
         if name not in config.changeable:
             known = ", ".join(config.changeable) or "none"
             raise ValueError(
-                f"`fields`: {name!r} is no field of {type(config).__name__} that may change after training; those "
-                f"that may: {known}."
+                f"`fields`: {name!r} is not a field of {type(config).__name__} that may change after "
+                f"training; these may: {known}."
             )
         try:
             value = json.loads(text)

@@ -40,7 +40,7 @@ class FeatureHeadConfig(PromptConfig):
     learns_prompts: ClassVar = False
     templates: list[str] = documented(
         ["a photo of a {}."],
-        "Sentences with {} for the class name, averaged after encoding: what the base model itself knows.",
+        "Sentences with {} for the class name, averaged after encoding, for zero-shot classification.",
         check_templates,
     )
     tokenizer_name_or_path: str | None = documented(
@@ -67,7 +67,7 @@ class FeatureHead(PromptLearner):
     vision_is_frozen = True
     # The fields of the config that are searched, with the values to try. Empty: the number of epochs is.
     grid: ClassVar[dict[str, Sequence[float]]] = {}
-    # Whether these values change how its weights are trained, so that it is trained anew with each choice.
+    # Whether these values change how its weights are trained, so that it is trained again for each choice.
     grid_is_trained_with: ClassVar[bool] = False
     # Whether it reads the class texts as unit vectors w0, or as they are, t.
     unit_texts: ClassVar[bool] = True
@@ -113,7 +113,7 @@ class FeatureHead(PromptLearner):
     def fixed(self) -> str:
         """Why no class comes or goes."""
         return (
-            f"{self.config.method} fits all classes together, so none is added or removed afterwards; fit a new "
+            f"{self.config.method} fits all classes together, so none can be added or removed afterwards; fit a new "
             "adapter, or use GDA or TIP_ADAPTER."
         )
 
@@ -241,7 +241,7 @@ class FeatureHead(PromptLearner):
         """`epochs` of a method whose weights are trained on the cross entropy and its own penalty."""
         texts, weights = self.texts(encoder), list(self.parameters())
         if not all(weight.requires_grad for weight in weights):
-            raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to fit it anew.")
+            raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to fit it again.")
 
         def loss_and_logits(states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits = self.classify(encoder, _full(states), texts)
@@ -251,7 +251,7 @@ class FeatureHead(PromptLearner):
         return by_steps(weights, loss_and_logits, data, steps)
 
     def note(self, **facts: Any) -> None:
-        """Adds facts to what the config tells of the fit."""
+        """Adds facts to the config's record of the fit."""
         self.config.fitted = (self.config.fitted or {}) | facts
 
     def noted(self, name: str, default: Any) -> Any:
@@ -266,7 +266,7 @@ class FeatureHead(PromptLearner):
 
 
 class _FrozenTexts(nn.Module):
-    """A head that is no linear layer, and the texts of its classes, which stay."""
+    """A head that is not a linear layer, and the texts of its classes, which stay."""
 
     def __init__(self, learner: FeatureHead, encoder: DualEncoder, texts: torch.Tensor):
         super().__init__()
@@ -289,7 +289,7 @@ def _check(data: Features, class_names: list[str], kind: str) -> None:
     if wrong:
         raise ValueError(
             f"`pictures`: the features of {kind} picture {wrong[0]} ({len(wrong)} of {len(data.labels)}) are not "
-            "finite; look at that picture, and at the base model's precision."
+            "finite; check that picture and the base model's precision."
         )
     counts = data.labels.bincount(minlength=len(class_names)).tolist()
     missing = [name for name, count in zip(class_names, counts, strict=False) if not count]

@@ -10,7 +10,7 @@ from typing import Any
 from ..encoders import DualEncoder
 from .fitting import Features, Steps, held_out
 
-# Of more training pictures one part in four tells enough, and values are searched one field after the other.
+# With more training pictures one fold in four is enough, and values are searched one field after the other.
 _MANY = 2000
 _CAUTION = 0.5  # standard errors
 _MILESTONES = 20  # numbers of epochs that are tried

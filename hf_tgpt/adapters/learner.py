@@ -1,7 +1,7 @@
 """What every method does: the module that holds one adapter's weights and computes with them, and the hooks it has.
 
 A method subclasses `PromptLearner` (class list fixed in training) or `OpenPromptLearner` (any class names). A learner
-never owns the model it works on; an encoder, the model as prompts see it, is handed over in every call.
+never owns the model it works on; an encoder, the interface of prompts to the model, is passed in every call.
 
 Letters as in `encoders/base.py`, and c classes, n prompt tokens.
 """
@@ -61,7 +61,7 @@ class PromptLearner(nn.Module):
     last_epoch_is_result: ClassVar[bool] = False
     # The release's tensor names -> ours. Names that are missing here are left out on conversion.
     original_names: ClassVar[dict[str, str]] = {}
-    # What `forward` gives. Its entries beside loss and logits are no predictions.
+    # What `forward` gives. Its entries beside loss and logits are not predictions.
     output_class: ClassVar[type[ModelOutput]] = ImageClassifierOutput
 
     def __init__(self, config: PromptConfig, encoder: DualEncoder):
@@ -253,7 +253,7 @@ class PromptLearner(nn.Module):
         return load_tokenizer(encoder, getattr(self.config, "tokenizer_name_or_path", None), self.config.revision)
 
     def forget(self) -> None:
-        """Has kept features computed anew: something changed them that torch does not count."""
+        """Recomputes kept features: something changed them that torch does not count."""
         self._generation = object()
 
     def train(self, mode: bool = True) -> Self:

@@ -14,7 +14,7 @@ from .tuner import PromptTuner
 def register(method: str, config_class: type[PromptConfig], learner_class: type[PromptLearner]) -> None:
     """Registers `method` (upper case, as in adapter_config.json) so that `get_peft_model` takes `config_class`.
 
-    `peft.utils.register_peft_method` accepts only names of PEFT's own enum, hence the three entries by hand.
+    `peft.utils.register_peft_method` accepts only names of PEFT's own enum, hence the three entries here.
     """
     name = PromptMethod(method)
     config_class.method, config_class.learner_class = method, learner_class

@@ -78,7 +78,7 @@ class TowerClassifier(nn.Module):
     ) -> ImageClassifierOutput:
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c).
 
-        `image_states`, stored features of the frozen image tower, may stand in place of pixel_values.
+        `image_states`, stored features of the frozen image tower, can be given instead of pixel_values.
         """
         encoder = encoder_of(self.get_base_model())
         return self.learner(encoder, pixel_values, labels, class_texts, image_states=image_states)

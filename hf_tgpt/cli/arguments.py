@@ -1,4 +1,4 @@
-"""The arguments of training and evaluation, read from the command line and from recipes into dataclasses."""
+"""The arguments of training and evaluation, parsed from the command line and from recipes into dataclasses."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from ..utils.names import TOY
 from .options import JSON, CommandParser, underscored
 from .words import in_options, speak_of
 
-# What pictures are adapted with unless --model names another; the toy CLIP knows nothing of photographs.
+# The base model for pictures unless --model names another; the toy CLIP was not trained on photographs.
 DEFAULT_MODEL = "openai/clip-vit-base-patch16"
-# What two runs may differ in although one resumes the other.
+# Arguments that may change when a run is resumed.
 _NOT_SETTINGS = {
     "config", "recipes", "output_dir", "resume", "log_with", "push_to_hub", "private", "json", "cache_dir",
     "num_workers", "save_every", "keep_checkpoints", "strict", "allow_fewer",
 }  # fmt: skip
-# What says how weights are trained, of which a method that is fitted at once has none.
+# Options of gradient descent, which a method that is fitted in closed form does not use.
 _OF_STEPS = (
     "optimizer", "learning_rate", "weight_decay", "adam_epsilon", "batch_size", "gradient_accumulation_steps", "epochs",
     "max_steps", "warmup_steps", "warmup_epochs", "warmup_learning_rate", "max_grad_norm", "non_finite",
@@ -53,41 +53,39 @@ class DataArguments:
 
     model: str | None = _option(
         None,
-        "a CLIP or another dual encoder: a Hub id or folder; a folder with only config files starts at random "
-        f"(default: {DEFAULT_MODEL}; of the toy world {TOY}, the toy CLIP of this package)",
+        "a CLIP or another dual encoder: a Hub id or folder; a folder with only config files gives random weights "
+        f"(default: {DEFAULT_MODEL}; for the toy world {TOY}, the toy CLIP of this package)",
     )
     dataset: str = _option(
         "toyworld:codes",
         "toyworld:TASK[/DOMAIN]; a folder of pictures; a .csv, .tsv, .jsonl, .parquet or .tar file; a Hub id; or "
         f"a known data set, NAME or NAME:FOLDER, one of {', '.join(BENCHMARKS)}",
     )
-    classes: str = _option(
-        "all", "base and new are the first and the second half of the classes", choices=list(CLASSES)
-    )
+    classes: str = _option("all", "base and new: the first and the second half of the classes", choices=list(CLASSES))
     image_column: str | None = _option(None, "the image column of a file or Hub data set (default: found by its type)")
     label_column: str | None = _option(None, "the label column of a file or Hub data set (default: found by its type)")
     caption_column: str | None = _option(
         None, "the caption column of a file or Hub data set (default: found by its type)"
     )
-    splits: str | None = _option(None, "a split file of CoOp's (split_zhou_*.json) for the pictures of the folder")
+    splits: str | None = _option(None, "one of CoOp's split files (split_zhou_*.json) for the pictures in the folder")
     draw: str | None = _option(
-        None, "a published few-shot draw (JSON) that the training and validation images are cut to"
+        None, "a published few-shot draw (JSON), which selects the training and validation images"
     )
     class_names_file: str | None = _option(
-        None, "other class names: a line each, NAME or NAME IN THE DATA<tab>NAME, or a .json file"
+        None, "a file of other class names: one per line, NAME or NAME IN THE DATA<tab>NAME, or .json"
     )
     class_descriptions: str | None = _option(
-        None, "a .json file {class: [sentences]} (as CuPL's) for zero-shot CLIP, in place of templates"
+        None, "a .json file {class: [sentences]} (as in CuPL) for zero-shot CLIP, instead of templates"
     )
 
     @property
     def source(self) -> dict[str, Any]:
-        """The arguments of `load_splits` but for the seed."""
+        """The arguments of `load_splits` except the seed."""
         names = ("image_column", "label_column", "caption_column", "splits", "draw", "class_names_file")
         return {"source": self.dataset} | {name: getattr(self, name) for name in names}
 
     def zero_shot_templates(self, class_names: list[str], templates: list[str] | None = None) -> dict[str, Any]:
-        """Zero-shot's templates: the class descriptions, else `templates`, else those of a known data set, if any."""
+        """Templates for zero-shot: the class descriptions, else `templates`, else those of a known data set, if any."""
         if self.class_descriptions:
             return {"templates": read_class_descriptions(self.class_descriptions, class_names)}
         benchmark, _ = find_benchmark(self.dataset)
@@ -98,34 +96,36 @@ class DataArguments:
 
 @dataclass
 class RunArguments:
-    """A training beside the fields of its configs."""
+    """The options of a training run that are not fields of a config."""
 
-    shots: int = _option(16, "training images per class (default: 16, or what a class has where it has fewer)")
+    shots: int = _option(16, "training images per class (default: 16, or all images of a class that has fewer)")
     allow_fewer: bool = _option(False, "accept classes with fewer images than --shots")
-    strict: bool = _option(False, "refuse data with anything odd about them instead of listing that and training")
+    strict: bool = _option(False, "stop if there is any problem with the data, instead of listing it and training")
     descriptions: str | None = _option(
         None,
-        "of the training images, for TGP-T: .jsonl as `hf-tgpt describe` writes, .txt of "
+        "a file that describes the training images, for TGP-T: .jsonl as written by `hf-tgpt describe`, .txt of "
         "image<tab>description<tab>class, or .json of sentences for each class",
     )
     cache_features: int | None = _option(
         None,
-        "encode so many augmented views of each training image once and train on the stored features, for methods "
-        "without visual prompts (default: live images)",
+        "number of augmented views of each training image to encode once; training then uses these stored features. "
+        "For methods without visual prompts (default: encode images in every step)",
     )
-    cache_dir: Path | None = _option(None, "where stored features are looked for and put (default: in --output_dir)")
-    output_dir: Path | None = _option(None, "a folder without a run in it (default: a new one in runs/)")
-    resume: bool = _option(False, "go on from the checkpoint in --output_dir")
-    mixed_precision: str | None = _option(None, "(default: as accelerate is set up)", choices=["no", "bf16", "fp16"])
-    log_with: str | None = _option(None, "a tracker of accelerate's, such as tensorboard or wandb (default: none)")
-    push_to_hub: str | None = _option(None, "publish the adapter there when it is trained", metavar="USER/NAME")
+    cache_dir: Path | None = _option(None, "the folder of stored features (default: in --output_dir)")
+    output_dir: Path | None = _option(None, "a folder that does not contain a run (default: a new one in runs/)")
+    resume: bool = _option(False, "continue from the checkpoint in --output_dir")
+    mixed_precision: str | None = _option(
+        None, "(default: as configured in accelerate)", choices=["no", "bf16", "fp16"]
+    )
+    log_with: str | None = _option(None, "one of accelerate's trackers, such as tensorboard or wandb (default: none)")
+    push_to_hub: str | None = _option(None, "publish the trained adapter in this repository", metavar="USER/NAME")
     private: bool = _option(False, "make that repository private")
     json: bool = _option(False, JSON)
 
 
 @dataclass
 class Arguments:
-    """All that one training is told."""
+    """The arguments of one training run."""
 
     method: str
     recipe: Path | None  # the file
@@ -133,7 +133,7 @@ class Arguments:
     data: DataArguments
     run: RunArguments
     training: TrainingConfig
-    method_by_default: bool = False  # nobody named it
+    method_by_default: bool = False  # not chosen by the user
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -149,10 +149,10 @@ def parse_arguments(
     description: str | None = None,
     examples: str = "",
 ) -> Arguments:
-    """Reads `--method` and `--config` first, then all fields of that method's config and of the other dataclasses.
+    """Parses `--method` and `--config` first, then all fields of that method's config and of the other dataclasses.
 
-    A recipe is a JSON object of arguments by name; what is given on the command line overrides it. Ends the program
-    with an explanation for an unknown method, field or value.
+    A recipe is a JSON object of arguments by name; the command line overrides it. An unknown method, field or value
+    ends the program with an explanation.
     """
     arguments = underscored(sys.argv[1:] if arguments is None else arguments)
     choice = _choice_parser(prog)
@@ -184,7 +184,7 @@ def parse_arguments(
     idle = sorted(given & {f"--{name}" for name in (*_OF_STEPS, "descriptions")})
     if result.method_by_default and method == DEFAULT_METHOD and idle:
         parser.error(
-            f"{idle[0]} means nothing to {DEFAULT_METHOD}, which is what pictures of your own get without --method; "
+            f"{idle[0]} has no effect on {DEFAULT_METHOD}, the default method for your own pictures; "
             f"name the method that it is for, such as --method {TOY_METHOD}."
         )
     if "--shots" not in given and "shots" not in recipe:
@@ -195,7 +195,8 @@ def parse_arguments(
     benchmark, _ = find_benchmark(result.data.dataset)
     if benchmark is not None and benchmark.only_tested:
         parser.error(
-            f"--dataset={result.data.dataset!r} has a test split only; train on another and use `hf-tgpt evaluate`."
+            f"--dataset={result.data.dataset!r} has only a test split; train on another data set "
+            "and use `hf-tgpt evaluate`."
         )
     if benchmark is not None and "templates" in result.method_config and not {"--templates"} & given:
         result.method_config["templates"] = recipe.get("templates", benchmark.templates)
@@ -203,7 +204,7 @@ def parse_arguments(
         known = ", ".join(sorted(registered_methods()))
         parser.error(f"--push_to_hub: {method} is PEFT's own; what can be published is one of {known}.")
     if result.run.resume and result.run.output_dir is None:
-        parser.error("--resume needs the run's folder; name it by --output_dir.")
+        parser.error("--resume needs the run's folder; name it with --output_dir.")
     return result
 
 
@@ -259,7 +260,7 @@ def _training_parser(
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Adds to each help text the default that holds here, where the text does not tell it."""
+    """Adds the default to each help text that does not mention it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         silent = any(action.default is value for value in (None, False, argparse.SUPPRESS)) or action.default == []
@@ -378,9 +379,9 @@ def _apply_recipe(parser: argparse.ArgumentParser, file: Path | None, recipe: di
         if name in NOTES:
             continue
         if name not in known:
-            parser.error(f"{file}: `{name}` is no argument of this method; see --help.")
+            parser.error(f"{file}: `{name}` is not an argument of this method; see --help.")
         if not _fits(name, value, hints[name]):
-            parser.error(f"{file}: `{name}`={value!r} is not what --{name} takes.")
+            parser.error(f"{file}: `{name}`={value!r} is not a valid value of --{name}.")
     parser.set_defaults(**{name: value for name, value in recipe.items() if name not in NOTES})
 
 

@@ -47,7 +47,7 @@ hf-tgpt compare --methods fast maple "short MaPLe: maple --prompt_depth 1" --dat
 
 # Options of train that each run is given here, and what to type instead.
 _OURS = {
-    "method": "--methods", "seed": "--seeds", "resume": "--output_dir, the folder to go on in",
+    "method": "--methods", "seed": "--seeds", "resume": "--output_dir, the folder to continue in",
     "push_to_hub": "`hf-tgpt train` for the best method",
 }  # fmt: skip
 # Options of all runs together, which one of several methods cannot have for itself.
@@ -55,8 +55,8 @@ _OF_ALL = ("dataset", "shots", "classes", "output_dir", "cache_dir", "model", "j
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Compares as the command line says (None: that of the process). Returns 1 if any run failed, else 0."""
-    # 1. Arguments, and a look at all that they ask for before the first run.
+    """Runs the comparison; `argv` is by default that of the process. Returns 1 if any run failed, else 0."""
+    # 1. Arguments, all of which are checked before the first run.
     options = parser(prog)
     args, for_train = options.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
     tidy_output()
@@ -118,7 +118,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     results |= {"failures": comparison.failures, "output_dir": str(output_dir)}
     print(json.dumps(results, indent=2, ensure_ascii=False) if args.json else table)
     leads = sorted(results["best"], key=lambda row: row["shots"])
-    best = {row["dataset"]: Case(row["dataset"], row["shots"], row["best"]) for row in leads}  # at the most shots
+    best = {
+        row["dataset"]: Case(row["dataset"], row["shots"], row["best"]) for row in leads
+    }  # for the largest number of shots
     for trial in trials:
         if trial.case == best.get(trial.case.dataset) and trial.done:
             say(f"The best method's adapter, {trial}: {trial.folder}")
@@ -200,7 +202,7 @@ class Comparison:
         return read_json(file)["accuracy"] if file.exists() else None
 
     def _failed(self, trial: Trial, why: str) -> None:
-        self.failures.append(f"{trial}: {why} (all of it: {trial.log})")
+        self.failures.append(f"{trial}: {why} (log: {trial.log})")
         say(f"{self.place} {trial}: failed: {why}")
 
 
@@ -225,25 +227,29 @@ def _time_left(todo: list[Trial], taken: dict[str, list[float]]) -> str:
 
 
 def parser(prog: str | None = None) -> CommandParser:
-    """Its parser."""
+    """The command's parser."""
     parser = CommandParser(prog, description=__doc__, usage="%(prog)s [options]", examples=EXAMPLES)
     add = parser.add_argument
     add("--datasets", "--dataset", nargs="+", default=["toyworld:codes"], metavar="DATASET",
-        help="folders of pictures and all else that train takes (default: toyworld:codes)")  # fmt: skip
-    add("--methods", nargs="+", default=["fast"], metavar="METHOD", help=f"by name, of {', '.join(LABELS)}; fast, the "
-        f'first {len(FAST)} of them; all; or "LABEL: METHOD OPTIONS" of train (default: fast)')  # fmt: skip
+        help="folders of pictures, or other data sets as for train (default: toyworld:codes)")  # fmt: skip
+    add("--methods", nargs="+", default=["fast"], metavar="METHOD", help=f"names of methods: {', '.join(LABELS)}; "
+        f'fast, the first {len(FAST)}; all; or "LABEL: METHOD OPTIONS" as for train (default: fast)')  # fmt: skip
     add("--shots", nargs="+", type=lambda text: whole_number(text, 1, None), metavar="N",
-        help="training images per class (default: 16, or what a class has where it has fewer)")  # fmt: skip
+        help="training images per class (default: 16, or all images of a class that has fewer)")  # fmt: skip
     add("--seeds", nargs="+", type=whole_number, default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
-    add("--output_dir", type=Path, help="all results (default: a new folder in runs/)")
+    add("--output_dir", type=Path, help="the folder of all results (default: a new one in runs/)")
     add("--protocols", nargs="+", default=["few-shot"], choices=["few-shot", "base-to-new"],
         help="(default: few-shot)")  # fmt: skip
-    add("--test_datasets", nargs="+", default=[], metavar="DATASET", help="few-shot: tested on these too")
-    add("--class_pictures", action="store_true", help="for each run and test also a picture of the change of each "
-        "class and of the confusions")  # fmt: skip
-    add("--cache_dir", type=Path, help="stored features, which runs share (default: features in --output_dir)")
-    add("--launcher", default="", metavar="COMMAND", help='what starts each run, such as "accelerate launch" for '
-        "several processes (default: a single process)")  # fmt: skip
+    add("--test_datasets", nargs="+", default=[], metavar="DATASET", help="additional test sets, for few-shot")
+    add("--class_pictures", action="store_true", help="also plot the change of each class and the confusion matrix for "
+        "each run and test")  # fmt: skip
+    add(
+        "--cache_dir",
+        type=Path,
+        help="the folder of stored features, which runs share (default: features in --output_dir)",
+    )
+    add("--launcher", default="", metavar="COMMAND", help='the command that starts each run, such as "accelerate '
+        'launch" for several processes (default: a single process)')  # fmt: skip
     add_json(parser)
     parser.lead_with("datasets", "methods", "shots", "seeds", "output_dir", "json")
     return parser
@@ -253,7 +259,7 @@ def _refuse(parser: argparse.ArgumentParser, words: Sequence[str], names: dict[s
     for word in words:
         name = word.partition("=")[0].removeprefix("--") if word.startswith("--") else ""
         if name in names:
-            parser.error(f"--{name} is given to each run by this command; use {names[name]}.")
+            parser.error(f"--{name} is set for each run by this command; use {names[name]}.")
 
 
 def _check(parser: CommandParser, method: Method, words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: tables for people and programs, and pictures."""
+"""The output of a comparison: tables for people and programs, and plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Row = dict[str, tuple[float, float | None]]  # mean and deviation in percent, by
 def write_comparison(
     folder: Path, runs: Runs, datasets: Sequence[str], seeds: Sequence[int], measures: Mapping[str, str]
 ) -> tuple[str, dict[str, Any]]:
-    """Writes table.md, table.csv, runs.csv and pictures; returns the first and, for --json, the content of the others.
+    """Writes table.md, table.csv, runs.csv and plots; returns the first and, for --json, the content of the others.
 
     `measures` are {name in a run: column}. Accuracies are in percent.
     """
@@ -42,7 +42,7 @@ def write_comparison(
     if can_plot():
         _plot(folder, runs, table, columns, main)
     else:
-        print(f"There are no pictures, which need matplotlib: {PLOTS_REMEDY}.", file=sys.stderr)
+        print(f"There are no plots, since they need matplotlib: {PLOTS_REMEDY}.", file=sys.stderr)
     best = [{"dataset": dataset, "shots": shots, **vars(found)} for (dataset, shots), found in leads.items() if found]
     return text, {"table": [_flat(case, runs[case], row) for case, row in table.items()], "best": best, "runs": rows}
 
@@ -113,7 +113,7 @@ def _cell(entry: tuple[float, float | None] | None, best: float | None) -> str:
 def _in_words(found: Lead, column: str) -> str:
     ahead = f"Best on {column}: {found.best}, {found.difference:.1f} points ahead of {found.next}"
     if found.interval is None:
-        return f"{ahead} on one seed, which does not tell how much of it is chance."
+        return f"{ahead} on one seed, so it may be chance."
     low, high = found.interval
     clear = "" if found.is_clear else "; it may be chance"
     return f"{ahead} (paired over {found.seeds} seeds, 95 % interval {low:.1f} to {high:.1f}{clear})."

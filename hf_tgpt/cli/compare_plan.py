@@ -1,4 +1,4 @@
-"""What a comparison consists of: its methods, and its trainings with their names and folders."""
+"""The plan of a comparison: its methods, and its training runs with their names and folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data import find_benchmark
 from ..evaluation.comparison import Case
 from ..methods import available_methods, method_name
 
-# What --methods knows by name: a method of `hf-tgpt train` and its options.
+# The names for --methods: a method of `hf-tgpt train` and its options.
 FAST = {
     "zero-shot": "zero_shot",
     "linear probe": "linear_probe",
@@ -49,7 +49,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training and the tests of what it gave."""
+    """One training run and its tests."""
 
     case: Case
     source: str  # the data set as it was typed
@@ -73,7 +73,7 @@ class Trial:
 
 
 def chosen_methods(asked: Sequence[str]) -> list[Method]:
-    """The methods that --methods names; case, blanks and hyphens do not count.
+    """The methods in --methods; case, spaces and hyphens are ignored.
 
     Raises ValueError for an unknown name and for a label that two methods share.
 
@@ -96,7 +96,7 @@ def chosen_methods(asked: Sequence[str]) -> list[Method]:
         except ValueError:
             names = ", ".join(["fast", "all", *LABELS, *of_others])
             raise ValueError(
-                f'`methods`: {text!r} is unknown; choose of {names}, or write "LABEL: METHOD OPTIONS".'
+                f'`methods`: {text!r} is unknown; choose from {names}, or write "LABEL: METHOD OPTIONS".'
             ) from None
         if chosen.setdefault(label, method) != method:
             raise ValueError(f"`methods`: two are called {label!r}; give one of them another label.")
@@ -104,12 +104,12 @@ def chosen_methods(asked: Sequence[str]) -> list[Method]:
 
 
 def _plain(label: str) -> str:
-    """A label without case, blanks and hyphens; LP++ keeps its signs."""
+    """A label without case, spaces and hyphens; LP++ keeps its plus signs."""
     return re.sub(r"[\s_-]", "", label.lower())
 
 
 def short_names(sources: Sequence[str]) -> dict[str, str]:
-    """What data sets are called in tables: known names and Hub ids as they are, paths by as few last parts as do.
+    """The names of data sets in tables: known names and Hub ids unchanged, paths shortened to as few parts as possible.
 
     Example:
         >>> list(short_names(["dtd", "org/pictures", "/data/birds"]).values())
@@ -145,20 +145,20 @@ def _place(source: str) -> tuple[Path | None, str]:
 
 
 def data_folder(source: str) -> str:
-    """A data set's folder: its name and, as others may have it, a mark of the path."""
+    """A data set's folder: its name and, since that may not be unique, a hash of the path."""
     place, _ = _place(source)
     mark = "" if place is None else f"-{_mark(str(place.resolve()))}"
     return file_name(_called(source, 1)) + mark
 
 
 def method_folder(method: Method, for_all: Sequence[str]) -> str:
-    """A method's folder: its words, and a mark of the options that hold for all methods."""
+    """A method's folder: its words, and a hash of the options that apply to all methods."""
     mark = f"-{_mark(' '.join(for_all))}" if for_all else ""
     return file_name(" ".join(method.words)) + mark
 
 
 def file_name(text: str) -> str:
-    """The text as a name for a file; of a long one its beginning and a mark."""
+    """The text as a file name; a long one is cut, with a hash."""
     name = re.sub(r"[^\w.+-]+", "_", text).strip("._")
     return name if len(name) <= 100 else f"{name[:80]}-{_mark(text)}"
 

@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"`output`={args.output!r} already holds files; choose a new folder.")
     names = class_names_of(args)
     if names is None:
-        raise ValueError("A checkpoint does not hold its class names; give `class_names` or `class_names_file`.")
+        raise ValueError("A checkpoint does not contain its class names; give `class_names` or `class_names_file`.")
     fields = dict(_field(text, args.method) for text in args.set)
     model = adapter_from_release(args.checkpoint, args.method, load_clip(args.model), names, **fields)
     model.save_pretrained(output)
@@ -40,7 +40,7 @@ def _field(text: str, method: str) -> tuple[str, Any]:
     name, _, value = text.partition("=")
     known = {field.name for field in dataclasses.fields(config_class(method))}
     if name not in known:
-        raise ValueError(f"`set`={text!r}: {name!r} is no field of {method}'s config.")
+        raise ValueError(f"`set`={text!r}: {name!r} is not a field of {method}'s config.")
     try:
         return name, json.loads(value)
     except ValueError:

@@ -10,7 +10,7 @@ from .output import tidy_output
 
 
 def main(args: argparse.Namespace) -> int:
-    """Writes the folder and tells what was converted."""
+    """Writes the folder and prints what was converted."""
     tidy_output()
     facts = convert_base(args.file, args.to, activation=args.activation, heads=args.heads, tokenizer=args.tokenizer)
     if args.json:

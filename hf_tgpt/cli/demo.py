@@ -13,7 +13,7 @@ from .output import tidy_output
 
 
 def main(args: argparse.Namespace) -> int:
-    """A web page, until Ctrl-C."""
+    """Serves the page until Ctrl-C."""
     tidy_output()
     require_gradio()
     with listen(args.host, args.port) as listener:

@@ -33,9 +33,9 @@ QUESTION = "Describe the {class} in this image in one sentence."
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Describes as the command line says (None: that of the process).
+    """Writes the descriptions; `argv` is by default that of the process.
 
-    Raises ValueError for an output that another model has begun or that is something else, which stays as it is.
+    Raises ValueError for an output that was started by another model or has other content, and leaves it unchanged.
     """
     # 1. Arguments.
     options = parser(prog)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     check_device(args.device)
     tidy_output()
 
-    # 2. The images, and those that an earlier call has described.
+    # 2. The images, and those described by an earlier call.
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     named = {"splits": args.splits, "draw": args.draw, "class_names_file": args.class_names_file}
     with list_remarks():
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     rows = [row for row, key in enumerate(keys) if key not in described and first[key] == row]
     before = sum(key in described for key in keys)
     if not args.json:
-        print(f"{len(train)} images, {before} of them described already")
+        print(f"{len(train)} images, {before} of them already described")
 
     # 3. The model.
     try:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         raise ValueError(f"`model`={args.model!r} writes no text; name an image-to-text or vision-language model.")
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype).to(args.device).eval()
-    processor.tokenizer.padding_side = "left"  # generation goes on at the right
+    processor.tokenizer.padding_side = "left"  # generation continues at the right
     chats = getattr(processor, "chat_template", None) is not None
     request = args.prompt if args.prompt is not None else QUESTION if chats else ""
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
                 and ids.shape[1] >= prompt_ids.shape[1]
                 and torch.equal(ids[:, : prompt_ids.shape[1]], prompt_ids)
             ):
-                ids = ids[:, prompt_ids.shape[1] :]  # a model that is one decoder repeats what it was given
+                ids = ids[:, prompt_ids.shape[1] :]  # a decoder-only model repeats its input
             for row, name, sent, text in zip(
                 batch, called, prompts, processor.batch_decode(ids, skip_special_tokens=True), strict=True
             ):
@@ -120,28 +120,30 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         return
     print(f"{len(train)} descriptions in {args.output}")
     if silent:
-        print(f'The model said nothing about {silent} images; they have "a photo of a CLASS." instead.')
+        print(f'The model gave no description of {silent} images; "a photo of a CLASS." is used instead.')
 
 
 def parser(prog: str | None = None) -> CommandParser:
-    """Its parser."""
+    """The command's parser."""
     parser = CommandParser(prog, description=__doc__, usage="%(prog)s [options]", examples=EXAMPLES)
     add = parser.add_argument
     add("--model", required=True, help="Hub id or folder of an image-to-text or vision-language model")
-    add("--dataset", required=True, help="as for training")
-    add("--output", type=Path, required=True, help="the JSON lines; an unfinished file is gone on with")
+    add("--dataset", required=True, help="the data set, as for training")
+    add("--output", type=Path, required=True, help="the file of JSON lines; an unfinished one is continued")
     add("--splits", help="a CoOp split file for the pictures of a folder")
     add("--draw", help="a published few-shot draw")
-    add("--class_names_file", help="the names of the classes")
+    add("--class_names_file", help="a file of the class names")
     for column in ("image", "label"):
         add(f"--{column}_column", help=f"the {column} column (default: found by its type)")
-    add("--shots", type=at_least_one, help="images per class, those that training draws (default: all)")
+    add("--shots", type=at_least_one, help="images per class, the same as in training (default: all)")
     add("--seed", type=whole_number, default=0, help="the seed of that draw (default: %(default)s)")
     add("--allow_fewer", action="store_true", help="accept classes with fewer images than shots")
-    add("--prompt", help=f"the request, {{class}} stands for the name (default: {QUESTION!r} to a chat model; none to "
-        "a captioning model, which would go on from it instead of answering)")  # fmt: skip
-    add("--batch_size", type=at_least_one, default=8, help="images at a time (default: %(default)s)")
-    add("--max_new_tokens", type=at_least_one, default=60, help="longest description (default: %(default)s)")
+    add("--prompt", help=f"the request, in which {{class}} is replaced by the class name (default: {QUESTION!r} for a "
+        "chat model; none for a captioning model, which would continue it instead of answering)")  # fmt: skip
+    add("--batch_size", type=at_least_one, default=8, help="images per batch (default: %(default)s)")
+    add(
+        "--max_new_tokens", type=at_least_one, default=60, help="maximum length of a description (default: %(default)s)"
+    )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     add_json(parser)
     parser.lead_with("model", "dataset", "output", "shots", "prompt", "json")
@@ -149,7 +151,7 @@ def parser(prog: str | None = None) -> CommandParser:
 
 
 def _described(begun: Path, draft: Path, model: str) -> set[str]:
-    """The images that a file describes, which goes on as `draft`; of a draft itself, a line cut off in writing goes."""
+    """The images that a file describes, which becomes `draft`; an incomplete last line of a draft is removed."""
     content = begun.read_bytes()
     if begun == draft:
         content = content[: content.rfind(b"\n") + 1]

@@ -41,7 +41,7 @@ hf-tgpt evaluate runs/my-tgpt-run --dataset pictures --set wise_ft=0.3
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Evaluates as the command line says (None: that of the process).
+    """Runs the evaluation; `argv` is by default that of the process.
 
     Raises UnknownClasses for classes that a method with a fixed list does not have; `--output` then has the reason.
     """
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 
 def parser(prog: str | None = None) -> Parser:
-    """Its parser."""
+    """The command's parser."""
     parser = parser_of(
         DataArguments,
         "base model and images",
@@ -137,14 +137,18 @@ def parser(prog: str | None = None) -> Parser:
     add("--adapter", dest="adapter_option", help=argparse.SUPPRESS)  # as it was before it had a place
     add("--revision", help="the adapter's branch, tag or commit on the Hub")
     add_set(parser, "--change")
-    add("--templates", nargs="+", help="zero-shot's (default: a known data set's, or 'a photo of a {}.')")
-    add("--seed", type=whole_number, help="split data that come without a test split by this seed (default: what the "
-        "run held out, of its own pictures, and all of others)")  # fmt: skip
+    add(
+        "--templates",
+        nargs="+",
+        help="templates for zero-shot (default: those of a known data set, or 'a photo of a {}.')",
+    )
+    add("--seed", type=whole_number, help="seed for splitting data without a test split (default: of the run's own "
+        "pictures those that it held out, of others all)")  # fmt: skip
     add("--num_workers", type=whole_number, default=0, help="processes that decode images")
-    add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as accelerate is set up)")
-    add("--compare_with_published", action="store_true", help="print the published accuracies of the same training and "
-        "test beside this one (hf_tgpt/recipes/published.csv)")  # fmt: skip
-    add("--picture", type=Path, help="a .png file for the change of each class and the confusions")
+    add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as configured in accelerate)")
+    add("--compare_with_published", action="store_true", help="also print published accuracies for the same training "
+        "and test (hf_tgpt/recipes/published.csv)")  # fmt: skip
+    add("--picture", type=Path, help="a .png file for a plot of the change of each class and the confusion matrix")
     add("--output", type=Path, help="a JSON file for the results (default: they are only printed)")
     add_json(parser)
     parser.lead_with("dataset", "classes", "picture", "output", "json")

@@ -15,10 +15,10 @@ from .output import list_remarks, tidy_output
 
 
 def main(args: argparse.Namespace) -> int:
-    """Writes the model and tells of it."""
+    """Writes the model and prints a summary."""
     tidy_output()
     if args.int8 and args.format != "onnx":
-        raise ValueError("`int8` is a form of ONNX; leave it out, or choose --format onnx.")
+        raise ValueError("`int8` is only for ONNX; leave it out, or choose --format onnx.")
     classifier = classifier_of(args)
     if args.format == "transformers":
         snippet = export_transformers(classifier, args.output, class_names_of(args))
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
-    print(f"{args.output} for {len(facts['labels'])} classes; how to feed it is in {Path(args.output).stem}.json")
+    print(f"{args.output} for {len(facts['labels'])} classes; labels and preprocessing: {Path(args.output).stem}.json")
     if args.int8:
         change = facts["int8_accuracy"] - facts["accuracy"]
         print(f"{small}: accuracy {facts['int8_accuracy']:.3f}, {change:+.3f} on {facts['images']} pictures")

@@ -21,12 +21,12 @@ from ..methods import config_class
 from ..methods.lora import NOTE
 from .output import tidy_output
 
-# Fields of a config that say nothing to people, or are told elsewhere.
+# Fields of a config that mean nothing to users, or are shown elsewhere.
 _INNER = {"class_names", "base_model_dimensions", "base_model_fingerprint"}
 
 
 def main(args: argparse.Namespace) -> int:
-    """What is in an adapter, without loading its base model."""
+    """Prints what an adapter contains, without loading its base model."""
     tidy_output()
     facts = describe_adapter(args.adapter)
     if args.json:
@@ -59,7 +59,7 @@ def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         config = read_config(folder)
         if not isinstance(config, PromptConfig):
             raise ValueError(
-                f"{str(folder)!r} holds an adapter of PEFT's own ({config.peft_type.value}), not of this package."
+                f"{str(folder)!r} contains an adapter of PEFT's own ({config.peft_type.value}), not of this package."
             )
         own = {field.name for field in dataclasses.fields(config)} - PEFT_FIELDS
         values = {name: getattr(config, name) for name in sorted(own - _INNER)}

@@ -1,4 +1,4 @@
-"""What the commands of one adapter load by their arguments."""
+"""Loading for the commands that use one adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .output import list_remarks
 
 
 def classifier_of(args: argparse.Namespace) -> Classifier:
-    """The adapter on its base model, as --set changes it; one whose training was cut off is remarked on."""
+    """The adapter on its base model, changed by --set; warns if its training was interrupted."""
     with list_remarks():
         remark_on_cut_off(local_folder(args.adapter, revision=args.revision))
     classifier = load_classifier(args.adapter, args.device, base_model=args.model, revision=args.revision)
@@ -30,15 +30,15 @@ def classifier_of(args: argparse.Namespace) -> Classifier:
 
 
 def fields_of(changes: Sequence[str]) -> dict[str, str]:
-    """What --set lists as FIELD=VALUE. Raises ValueError for anything else."""
+    """The fields in --set, FIELD=VALUE. Raises ValueError for anything else."""
     for change in changes:
         if "=" not in change:
-            raise ValueError(f"`fields`: {change!r} is not of the form FIELD=VALUE; write it so, without blanks.")
+            raise ValueError(f"`fields`: {change!r} is not of the form FIELD=VALUE; write it so, without spaces.")
     return dict(change.partition("=")[::2] for change in changes)
 
 
 def class_names_of(args: argparse.Namespace) -> list[str] | None:
-    """The class names that were given, if any."""
+    """The class names in the arguments, if any."""
     if args.class_names_file is None:
         return args.class_names
     names = read_class_names(args.class_names_file)
@@ -46,9 +46,9 @@ def class_names_of(args: argparse.Namespace) -> list[str] | None:
 
 
 def remark_on_cut_off(folder: str) -> None:
-    """Remarks on the adapter of a training that did not come to its end."""
+    """Warns of an adapter whose training was interrupted."""
     if is_cut_off(folder):
-        remark(f"The training in {folder} was cut off before its end; go on with `hf-tgpt train --resume`.")
+        remark(f"The training in {folder} was interrupted; continue with `hf-tgpt train --resume`.")
 
 
 def choose_pictures(
@@ -58,7 +58,7 @@ def choose_pictures(
 
     `splits` are those of `load_splits` with `seed`=None. Data with a test split have that one. Of other data it is what
     the run held out, where these are the run's own, and all of it where they are not; `seed` cuts any. Remarks on
-    pictures that the run has seen, and where nothing can be told about that.
+    pictures that the run has seen, and where that is unknown.
     """
     tested, seen, about = splits["test"], seen_pictures(folder), results_of(folder)
     remark_on_cut_off(folder)
@@ -69,17 +69,19 @@ def choose_pictures(
         in_training = {digest for digest, split in seen.items() if split != "test"}
         if 2 * len(in_training.intersection(content)) >= len(in_training):
             held_out = [row for row, digest in enumerate(content) if seen.get(digest) == "test"]
-            remark(f"These are the run's own pictures: tested are the {len(held_out)} of {len(content)} it held out.")
+            remark(
+                f"These are the run's own pictures: the {len(held_out)} of {len(content)} that it held out are tested."
+            )
             tested = tested.select(held_out)
     elif "train" not in splits and about.get("dataset") == dataset:
         tested = split_each_class(tested, about["seed"])["test"]
     if not seen:
-        remark(f"{folder} does not tell which pictures it was trained on, so some of these may be among them.")
+        remark(f"{folder} does not record which pictures it was trained on, so some of these may be among them.")
         return tested, {}
     paths = [record["path"] or f"row {row}" for row, record in enumerate(undecoded_images(tested))]
     known = [path for path, digest in zip(paths, digests(tested), strict=True) if seen.get(digest, "test") != "test"]
     if known:
         shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
         words = count(len(known), "picture")
-        remark(f"{words} among those of the training, so the accuracy is too high: {shown}.")
+        remark(f"{words} also in the training data, so the accuracy is too high: {shown}.")
     return tested, {"seen_in_training": known}

@@ -1,4 +1,4 @@
-"""What programs print."""
+"""The output of the commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .words import in_options
 
 
 def tidy_output() -> None:
-    """For programs: no bars of the libraries without a terminal, and no warning that is PEFT's to mend."""
+    """Hides progress bars of the libraries if there is no terminal, and a warning that only PEFT can fix."""
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -27,10 +27,10 @@ def tidy_output() -> None:
 
 @contextmanager
 def list_remarks(strict: bool = False, silent: bool = False) -> Iterator[None]:
-    """Collects what is odd about the data and lists it on stderr at the end, also where an error ends it.
+    """Collects problems with the data and lists them on stderr at the end, also after an error.
 
-    With `strict` raises ValueError with that list, if there is anything on it. `silent`: prints nothing, as all
-    processes of a training but one.
+    With `strict`, raises ValueError with that list unless it is empty. `silent`: prints nothing, for all processes of
+    a training but one.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
@@ -50,7 +50,7 @@ def list_remarks(strict: bool = False, silent: bool = False) -> Iterator[None]:
 
 
 def make_room_for(output: str | os.PathLike[str]) -> None:
-    """Makes the folder that a file will be in, before the work is done. Raises ValueError where the file cannot be."""
+    """Makes the folder of an output file before the work starts. Raises ValueError if the file cannot be written."""
     path = Path(output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

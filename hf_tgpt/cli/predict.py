@@ -28,11 +28,11 @@ SOME_SKIPPED = 3
 URLS = ("http://", "https://")
 _KINDS = {".csv": "csv", ".jsonl": "jsonl"}
 _SECONDS = 30  # between two lines of progress where there is no terminal
-_BYTE_ORDER_MARK = "\ufeff"  # by which Excel knows that a file is UTF-8
+_BYTE_ORDER_MARK = "\ufeff"  # by which Excel recognises UTF-8
 
 
 def main(args: argparse.Namespace) -> int:
-    """A line for each picture; for one that cannot be read a line with the reason, and it is named on stderr."""
+    """Writes a line for each picture. One that cannot be read gets a line with the reason, and is listed on stderr."""
     tidy_output()
     if args.json and args.format == "csv" and not args.output:
         raise ValueError("`json` prints JSON, not CSV; leave out `format` or name an `output`.")
@@ -76,13 +76,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 def find_files(paths: list[str]) -> list[str]:
-    """The pictures in folders, at any depth and in the order of their names; files and URLs as named, each once.
+    """The pictures in folders, at any depth and sorted by name; files and URLs in the given order, each once.
 
-    Files in folders that are no pictures are counted on stderr. Raises ValueError for a path that does not exist and
+    Files in folders that are not pictures are counted on stderr. Raises ValueError for a path that does not exist and
     where there is no picture.
     """
     if not paths:
-        raise ValueError("No picture is named; name files, folders, or a `list` of them.")
+        raise ValueError("No picture is given; name files, folders, or a `list` of them.")
     found: list[str] = []
     for path in paths:
         if os.path.isdir(path):
@@ -111,7 +111,7 @@ def _listed(name: str | None) -> list[str]:
 
 
 def _kind(output: str | None, format: str | None) -> str:
-    """How rows are written. Raises ValueError for a name that tells nothing, or something else."""
+    """The format of the rows. Raises ValueError if the output's name does not define one."""
     if output is None:
         return format or "jsonl"
     make_room_for(output)
@@ -119,22 +119,22 @@ def _kind(output: str | None, format: str | None) -> str:
     if format is None and suffix not in _KINDS:
         raise ValueError(
             f"`output`={output!r} ends with neither .csv, which spreadsheets open, nor .jsonl; name such a file, or "
-            "say by `format` what to write."
+            "set `format`."
         )
     return format or _KINDS[suffix]
 
 
 def _content(folder: str) -> str:
-    """What stands for an adapter's files, so that rows of another one are not mixed with its own."""
+    """A hash of an adapter's files, so that its rows are not mixed with those of another adapter."""
     files = [file for file in sorted(Path(folder).iterdir()) if file.suffix == ".safetensors" or "config" in file.name]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:16]
 
 
 @contextmanager
 def _output(path: str | None, about: dict) -> Iterator[tuple[TextIO, set[str]]]:
-    """stdout, or a file that has its name when it is whole; and the pictures that an earlier call put into the latter.
+    """stdout, or a file that gets its name when it is complete; and the pictures that an earlier call has written.
 
-    `about` is what the rows depend on: those of a call with other arguments are written anew.
+    `about` is what the rows depend on: rows of a call with other arguments are written again.
     """
     if path is None:
         yield sys.stdout, set()
@@ -157,7 +157,7 @@ def _output(path: str | None, about: dict) -> Iterator[tuple[TextIO, set[str]]]:
 
 
 def _whole_rows(draft: Path, kind: str) -> set[str]:
-    """The pictures in a file that was not finished, from which the row is removed that was cut off in writing."""
+    """The pictures in an unfinished file, after removing its incomplete last row."""
     content = draft.read_bytes()
     content = content[: content.rfind(b"\n") + 1]
     text = content.decode("utf-8-sig")
@@ -200,13 +200,13 @@ def _csv_writer(file: TextIO, columns: int, begun: bool) -> Callable[[str, Answe
 
 
 class _Progress:
-    """A bar on a terminal; elsewhere, as in a log file, a line now and then."""
+    """A progress bar on a terminal; elsewhere, such as in a log file, an occasional line."""
 
     def __init__(self, total: int, done: int):
         self.total, self.done, self.told = total, done, time.monotonic()
         self.bar = tqdm(total=total, initial=done, desc="predicting", unit=" images", disable=None)
         if done:
-            print(f"{done} of {total} pictures are in the output already.", file=sys.stderr)
+            print(f"{done} of {total} pictures are already in the output.", file=sys.stderr)
 
     def update(self) -> None:
         self.done += 1

@@ -64,18 +64,18 @@ BY_DEFAULT = (
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Trains as the command line says (None: that of the process)."""
+    """Runs the training; `argv` is by default that of the process."""
     # 1. Arguments: --help shows them with the fields of the method's config and of the training.
     args = parse_arguments(argv, prog, __doc__, EXAMPLES)
     config, run = args.training, args.run
 
-    # 2. Processes; a folder that nothing else is in.
+    # 2. Processes, and an empty output folder.
     tidy_output()
     if run.log_with and run.log_with not in {str(tracker) for tracker in get_available_trackers()}:
         known = sorted({str(kind) for kind in LoggerType} - {"all"})
         remedy = f"install it (pip install {run.log_with.replace('_', '-')})"
         remedy = remedy if run.log_with in known else f"choose one of {', '.join(known)}"
-        raise ValueError(f"`log_with`={run.log_with!r} is no tracker that is installed here; {remedy} or leave it out.")
+        raise ValueError(f"`log_with`={run.log_with!r} is not an installed tracker; {remedy} or leave it out.")
     output_dir = run.output_dir or Path("runs") / f"{args.method}-{datetime.now():%Y%m%d-%H%M%S}"
     check_output_dir(output_dir, run.resume)
     accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=run.log_with, project_dir=output_dir)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     say = (lambda text: None) if run.json else accelerator.print
     clock = Clock()
 
-    # 3. The images, all judged before anything is written: k per class for training, min(4, k) for validation, the
+    # 3. The images, all checked before anything is written: k per class for training, min(4, k) for validation, the
     # whole test split.
     with list_remarks(run.strict, silent=not accelerator.is_main_process), accelerator.main_process_first():
         read = load_splits(**args.data.source, seed=config.seed, skip_damaged=True)
@@ -107,7 +107,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     clip = load_clip(model_name).to(accelerator.device).eval()
     tokenizer = load_tokenizer(encoder_of(clip), args.method_config.get("tokenizer_name_or_path"))
     processor = load_image_processor(model_name)
-    if run.push_to_hub and accelerator.is_main_process:  # now, so that no work is lost for a wrong token
+    if (
+        run.push_to_hub and accelerator.is_main_process
+    ):  # before training, so that no work is lost because of a wrong token
         check_repository(run.push_to_hub, private=run.private or None)
     as_is = ImageTransform.from_processor(processor, train=False)
     check_picture_size(clip, as_is.size)
@@ -116,7 +118,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     tested = FewShotImages(chosen["test"], as_is)
     held_out = FewShotImages(chosen["validation"], as_is) if "validation" in chosen else None
 
-    # 5. Zero-shot CLIP, to compare with, and the method, in a folder that is made when nothing is left to be refused.
+    # 5. Zero-shot CLIP as the baseline, and the method; the folder is made after all checks.
     say(f"{args.method} on {args.data.dataset} by {args.recipe or 'the defaults'} -> {output_dir}")
     if args.method_by_default and args.method == DEFAULT_METHOD:
         say(f"Note: {BY_DEFAULT}")
@@ -132,7 +134,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if accelerator.is_main_process:
         write_seen_pictures(output_dir, chosen | {"test": read["test"]})  # of all classes
 
-    # 6. Stored features where that was chosen, also of pictures that are looked at once if zero-shot reads the same.
+    # 6. Stored features if chosen; of test pictures too, if zero-shot uses the same features.
     train_images: FewShotImages | CachedImages = images
     test_images: FewShotImages | CachedImages = tested
     validation_images: FewShotImages | CachedImages | None = held_out
@@ -156,7 +158,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     predictions = predict(model.eval(), test, accelerator, "testing")
     adapted = measure(predictions)
 
-    # 7. Saved, reloaded into a fresh CLIP and checked; the seed is another one, so nothing agrees by a common start.
+    # 7. Saved, reloaded into a fresh CLIP and checked, with another seed, so that equal random weights prove nothing.
     if accelerator.is_main_process:
         model.save_pretrained(output_dir)
         set_seed((config.seed + 1) % 2**32)
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             if not torch.equal(fresh(batch).logits.float(), model(batch).logits.float()):
                 raise RuntimeError(f"What was saved in {output_dir} does not give the trained model's logits.")
 
-    # 8. results.json, a picture, the log and, saved again, the model card with the results.
+    # 8. results.json, a plot, the log and, saved again, the model card with the results.
     about: dict[str, Any] = {"method": args.method, "model": args.data.model, "dataset": args.data.dataset}
     about |= {"classes": args.data.classes, "shots": run.shots, "training_images": len(images)}
     remarks = judge(zero_shot["accuracy"], adapted, predictions["logits"].argmax(-1), history, names)
@@ -178,11 +180,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if accelerator.is_main_process:
         write_run(output_dir, model, history, zero_shot, adapted, results)
         if not can_plot():
-            say(f"There is no training.png, which needs matplotlib: {PLOTS_REMEDY}.")
+            say(f"training.png is missing, since it needs matplotlib: {PLOTS_REMEDY}.")
     say(accuracies(results))
     for remark in remarks:
         say(f"Note: {in_options(remark)}")
-    say(f"Reloaded from disk, it is equal. {results['seconds']:.0f} s; all of it is in {output_dir}")
+    say(f"Reloaded from disk, it gives the same logits. {results['seconds']:.0f} s; everything is in {output_dir}")
     if run.push_to_hub and accelerator.is_main_process:
         results["published"] = str(push_folder(output_dir, run.push_to_hub, private=run.private or None))
         say(f"Published: {results['published']}")

@@ -1,18 +1,18 @@
-"""What the library says, in the words of the command line: `shots` is --shots there."""
+"""Messages of the library, with its arguments as options of the command line: `shots` becomes --shots."""
 
 from __future__ import annotations
 
 import argparse
 import re
 
-# What the library calls by another name than the command line.
+# Arguments of the library that have another name on the command line.
 _OPTIONS = {"source": "dataset", "base_model": "model", "fields": "set", "folder": "to"}
-# The options of the command that runs. A process runs one, and its warnings come from anywhere.
+# The options of the running command. A process runs only one, and its warnings come from anywhere.
 _known: set[str] = set()
 
 
 def speak_of(parser: argparse.ArgumentParser) -> None:
-    """From now on names the options of this parser as they are typed."""
+    """Sets the parser whose options `in_options` recognises."""
     _known.clear()
     _known.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
 

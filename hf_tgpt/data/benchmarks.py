@@ -17,12 +17,12 @@ _FOLDER = Path(__file__).parent / "benchmark_classes"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One data set of the field.
+    """A standard data set of the field.
 
-    `name` is what `load_splits` takes; `hub_id` is None where no copy on the Hub is known that `datasets` can read
-    (give a folder then: "NAME:FOLDER"). `tested_split` is the split of that copy that is tested. A set for robustness
-    is `only_tested`: it has no training images, and its classes are among those of ImageNet. `by_position` says that
-    the Hub's copy numbers the classes in our order under other names, or under none.
+    `name` is the source for `load_splits`; `hub_id` is None if no copy on the Hub is known that `datasets` can read
+    (use a folder then: "NAME:FOLDER"). `tested_split` is the split of that copy for testing. A robustness data set is
+    `only_tested`: it has no training images, and its classes are a subset of ImageNet's. `by_position`: the Hub's copy
+    numbers the classes in our order, but has other names for them, or none.
 
     Example:
         >>> hf_tgpt.data.BENCHMARKS["oxford_pets"].templates
@@ -83,9 +83,9 @@ BENCHMARKS = {entry.name: entry for entry in _ENTRIES}
 
 
 def find_benchmark(source: str) -> tuple[Benchmark | None, str | None]:
-    """The entry that "NAME" or "NAME:FOLDER" means, with the folder; (None, None) where it means none.
+    """The entry for "NAME" or "NAME:FOLDER", with the folder; (None, None) if there is none.
 
-    Upper case and punctuation do not count, so "OxfordPets" is "oxford_pets".
+    Upper case and punctuation are ignored, so "OxfordPets" is "oxford_pets".
 
     Example:
         >>> benchmark, folder = hf_tgpt.data.find_benchmark("OxfordPets:pets")

@@ -59,7 +59,7 @@ def read_class_names(file: str | os.PathLike[str]) -> list[str] | dict[str, str]
     """
     file = Path(file).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"`class_names_file`={str(file)!r} is not there; correct the path.")
+        raise FileNotFoundError(f"`class_names_file`={str(file)!r} does not exist; correct the path.")
     try:
         text = read_text(file)
         if file.suffix.lower() == ".json":
@@ -85,7 +85,7 @@ def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> Da
 
     With a mapping, a class is found by either of its names in any spelling, and the labels follow the mapping's order;
     classes that the data lack are left out. A list in which all classes of the data occur is such a mapping, from each
-    name to itself; any other list renames the labels in their order, with a remark that says which becomes which.
+    name to itself; any other list renames the labels in their order, with a warning that lists the new names.
 
     Raises ValueError for a list of another length, for one that holds a class of the data in another one's place, and
     for a class that the mapping does not name.
@@ -157,7 +157,7 @@ def drop_empty_classes(splits: DatasetDict) -> DatasetDict:
     if images.all():
         return splits
     empty = [name for name, count in zip(names, images, strict=True) if not count]
-    remark(f"{count(len(empty), 'class')} left out for want of an image that can be read: {', '.join(empty[:10])}.")
+    remark(f"{count(len(empty), 'class')} left out, for lack of a readable image: {', '.join(empty[:10])}.")
     kept = {
         split: data.select(np.flatnonzero(images[read_labels(data)] > 0).tolist()) for split, data in splits.items()
     }

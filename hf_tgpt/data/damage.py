@@ -19,10 +19,10 @@ _DARKEST = 8  # of 255; a picture whose brightest value is below shows nothing
 
 
 def without_damaged(dataset: Dataset, about: str = "images") -> Dataset:
-    """The data set without the images that cannot be read, each decoded once; a remark counts and names them.
+    """The data set without the images that cannot be read, each decoded once; a warning counts and lists them.
 
-    Another remark names images of one colour and nearly black ones, which stay. `about` is what the remarks call the
-    images. Raises ValueError if none can be read.
+    Another warning lists images of a single colour and nearly black ones, which are kept. `about` is the name of the
+    images in the warnings. Raises ValueError if none can be read.
 
     Example:
         >>> from hf_tgpt.data import load_splits, without_damaged
@@ -39,7 +39,7 @@ def without_damaged(dataset: Dataset, about: str = "images") -> Dataset:
             blank.append(name)
     if damaged:
         remark(
-            f"{count(len(damaged), 'image')} passed over, because they cannot be read, of {len(dataset)} {about}: "
+            f"{count(len(damaged), 'image')} skipped, because they cannot be read, of {len(dataset)} {about}: "
             f"{_some(list(damaged.values()))}."
         )
         if len(damaged) == len(dataset):

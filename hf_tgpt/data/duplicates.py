@@ -27,7 +27,7 @@ def remark_on_duplicates(splits: Mapping[str, Dataset], between_classes: bool) -
     if sum(map(len, splits.values())) > _LARGEST_SET:
         return
     names = next(iter(splits.values())).features["label"].names
-    classes_of: dict[bytes, dict[str, str]] = {}  # of each image: class and where it lies there
+    classes_of: dict[bytes, dict[str, str]] = {}  # of each image: its class and place
     in_train: set[bytes] = set()
     repeated = []
     for split, digest, record, label in _with_twins(splits):
@@ -47,11 +47,13 @@ def remark_on_duplicates(splits: Mapping[str, Dataset], between_classes: bool) -
         shown = "; ".join(
             " and ".join(f"{place} ({name})" for name, place in places.items()) for places in twins[:_EXAMPLES]
         )
-        remark(f"{count(len(twins), 'image')} in two classes: {shown}. Remove each from the class that it is not of.")
+        remark(f"{count(len(twins), 'image')} in two classes: {shown}. Remove each from the wrong class.")
 
 
 def count_duplicates(train: Dataset, test: Dataset) -> int:
-    """How many test images have the bytes of a train image. Only images of equal size are read, and none is decoded.
+    """The number of test images that are byte for byte equal to a training image.
+
+    Only images of equal size are read, and none is decoded.
 
     Example:
         >>> from hf_tgpt.data import count_duplicates, load_splits
@@ -70,7 +72,7 @@ def count_duplicates(train: Dataset, test: Dataset) -> int:
 
 
 def digests(dataset: Dataset) -> list[str]:
-    """What stands for the content of each image of a data set: 16 hexadecimal digits, the same wherever it lies."""
+    """A digest of the content of each image of a data set: 16 hexadecimal digits, independent of its path."""
     undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
     return [_digest(row["image"]).hex()[:16] for row in undecoded]
 

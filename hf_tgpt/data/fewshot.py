@@ -20,13 +20,13 @@ def sample_few_shot(
     """`shots` images of every class, drawn without replacement and grouped by class.
 
     The draw of a class depends only on `seed` and on that class's own images, so adding images to one class leaves
-    the others' draws alone. Draws for growing `shots` under one seed need not nest. With `allow_fewer`, a class with
-    fewer images gives all that it has.
+    the draws of other classes unchanged. With the same seed, the images of fewer `shots` need not be among those of
+    more. With `allow_fewer`, all images of a class with fewer are used.
 
     Source: the few-shot protocol of CoOp (Zhou et al., IJCV 2022, section 4.1): 1, 2, 4, 8 or 16 shots, three seeds.
 
     Raises ValueError if `shots` < 1, if a class has fewer images than `shots` (unless `allow_fewer`), or if a label is
-    none of the ClassLabel's.
+    not in the ClassLabel.
 
     Example:
         >>> few = hf_tgpt.data.sample_few_shot(hf_tgpt.data.load_splits("pictures")["train"], shots=1, seed=0)
@@ -57,7 +57,7 @@ def remark_on_sizes(splits: DatasetDict, shots: int) -> None:
     names = splits["train"].features["label"].names
     counts = {split: np.bincount(read_labels(data), minlength=len(names)) for split, data in splits.items()}
     if len(names) == 1:
-        remark(f"There is one class only, {names[0]!r}, so every answer will be right; give pictures of another class.")
+        remark(f"There is only one class, {names[0]!r}, so every answer will be right; give pictures of another class.")
     short = [f"{name!r} ({count})" for name, count in zip(names, counts["train"], strict=True) if count < shots]
     if short:
         remark(
@@ -66,10 +66,10 @@ def remark_on_sizes(splits: DatasetDict, shots: int) -> None:
         )
     untested = [name for name, count in zip(names, counts["test"], strict=True) if not count]
     if untested:
-        remark(f"{count(len(untested), 'class')} not tested for want of an image: {', '.join(untested[:10])}.")
+        remark(f"{count(len(untested), 'class')} not tested, for lack of an image: {', '.join(untested[:10])}.")
     if (tested := len(splits["test"])) < _FEW_TEST_IMAGES:
         remark(
-            f"The test split has {tested} image{'s' * (tested != 1)}, so that one more or less that is right changes "
+            f"The test split has {tested} image{'s' * (tested != 1)}, so a single image changes "
             f"the accuracy by {100 / tested:.0f} points; add images before you rely on it."
         )
 
@@ -77,8 +77,8 @@ def remark_on_sizes(splits: DatasetDict, shots: int) -> None:
 def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Dataset, Dataset]:
     """The images of the base classes and those of the new ones, each half relabelled from 0 with its own class names.
 
-    Of c classes the first ceil(c / 2), in label order, are base. The ClassLabel decides, not the images at hand, so
-    the train and test splits of one dataset are cut alike.
+    Of c classes the first ceil(c / 2), in label order, are base. This depends on the ClassLabel, not on the images,
+    so the train and test splits of a dataset have the same halves.
 
     Source: generalisation from base to new classes, CoCoOp (Zhou et al., CVPR 2022, section 4.1).
 
@@ -116,9 +116,9 @@ def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Datas
 
 
 def choose_classes(splits: DatasetDict, classes: str) -> DatasetDict:
-    """The images of "all" classes, of the "base" or of the "new" half, as `split_base_new` cuts them.
+    """The images of "all" classes, of the "base" or of the "new" half, as in `split_base_new`.
 
-    Raises ValueError for another word or if a half has no images in some split.
+    Raises ValueError for another value or if a half has no images in some split.
 
     Example:
         >>> splits = hf_tgpt.data.choose_classes(hf_tgpt.data.load_splits("pictures"), "new")
@@ -199,7 +199,8 @@ def split_each_class(dataset: Dataset, seed: int) -> dict[str, Dataset]:
     if small:
         remark(
             f"{count(len(small), 'class')} too small to be split into train, validation and test (3 images): "
-            f"{', '.join(small[:10])}. Two are trained and tested with, one is trained with only; add images."
+            f"{', '.join(small[:10])}. Of two images one is for training and one for testing, a "
+            "single one is for training; add images."
         )
     if not rows["test"]:
         raise ValueError("no class has 2 images, so nothing is left to test with; add images.")

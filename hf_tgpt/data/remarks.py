@@ -6,9 +6,9 @@ import warnings
 
 
 class DataWarning(UserWarning):
-    """One thing that is odd about pictures, classes or tables: what was seen, what is done with it, and the remedy.
+    """A problem with pictures, classes or tables: what was found, how it is handled, and the remedy.
 
-    A category of its own, so that a program can list all of them before the work starts, or refuse to go on:
+    It has its own category, so that a program can list all of them before the work starts, or stop:
 
     Example:
         >>> import warnings
@@ -23,5 +23,5 @@ def count(number: int, thing: str) -> str:
 
 
 def remark(text: str) -> None:
-    """Warns of something odd in the data, in one sentence or two for people; `text` names the place and the remedy."""
+    """Warns of a problem with the data, in one or two sentences; `text` names the place and the remedy."""
     warnings.warn(text, DataWarning, stacklevel=3)

@@ -45,34 +45,34 @@ def load_splits(
     class_names_file: str | os.PathLike[str] | None = None,
     skip_damaged: bool = False,
 ) -> DatasetDict:
-    """The splits `train`, `test` and, where there is one, `validation`, with the columns `image`, `label`[, `caption`].
+    """The splits `train`, `test` and, if there is one, `validation`, with the columns `image`, `label`[, `caption`].
 
     `source` is one of
     - "toyworld", "toyworld:TASK" or "toyworld:TASK/DOMAIN";
     - a name in `BENCHMARKS`, such as "caltech101", for the Hub's copy, or "caltech101:FOLDER" for pictures in a folder
-      of any of the following forms, with the catalogue's class names. Robustness sets have a test split only;
+      in any of the following forms, with the catalogue's class names. Robustness data sets have only a test split;
     - a folder `<dir>/{train,val,test}/<class>/*.jpg`, or `<dir>/<class>/*.jpg` without splits, in both cases with an
       optional `captions.jsonl` of lines {"file_name": path within <dir>, "caption": text} for every training image;
-    - a folder as CoOp keeps it, with pictures at any depth and one `split_zhou_*.json`;
-    - a file, or a folder with the files train.*, test.* and optionally val.*, of the kind .csv, .tsv, .jsonl, .parquet
-      or (in WebDataset's form, with .cls files) .tar. Class numbers get their names from a `classnames.txt` beside;
+    - a folder in CoOp's layout, with pictures at any depth and one `split_zhou_*.json`;
+    - a file, or a folder with the files train.*, test.* and optionally val.*, as .csv, .tsv, .jsonl, .parquet
+      or (in WebDataset's format, with .cls files) .tar. A `classnames.txt` beside them names class numbers;
     - the id of a dataset on the Hub. Columns of files and of the Hub are found by type and name unless named.
 
-    `splits` is a CoOp split file for the pictures of a folder (see `load_coop_split`) and decides everything about
-    them, `draw` a published few-shot draw that `train` and `validation` are cut to (see `select_draw`), and
+    `splits` is a CoOp split file for the pictures of a folder (see `load_coop_split`), which defines their splits and
+    labels, `draw` a published few-shot draw, to which `train` and `validation` are reduced (see `select_draw`), and
     `class_names_file` renames the classes (see `read_class_names`).
 
     `label` is a ClassLabel. Names that come neither from the catalogue nor from a file of names are those of the train
-    split with "_" and parentheses as spaces. Without a test split the validation split serves as test, with a warning.
+    split with "_" and parentheses as spaces. Without a test split the validation split is used for it, with a warning.
     Without either, every class is split by `seed` into 50% train, 20% validation and 30% test, the proportions of CoOp
     (Zhou et al., IJCV 2022) for datasets without a split; with `seed`=None all of it is `test`.
 
     With `skip_damaged` every image is decoded first, and those that cannot be read are left out with a `DataWarning`
-    that names them; another names those that are in two classes. Sets beyond 10,000 images are left for
-    `without_damaged` to look at, once some are chosen.
+    that lists them; another lists those that are in two classes. Data sets of more than 10,000 images are not checked;
+    use `without_damaged` after choosing images.
 
-    Raises FileNotFoundError for a folder or file that does not exist and ValueError for data that fits none of this.
-    What is odd about the data is a `DataWarning`, such as images that are in train and in test.
+    Raises FileNotFoundError for a folder or file that does not exist and ValueError for other data. Problems
+    with the data are a `DataWarning`, such as images that are in train and in test.
 
     Example:
         >>> from hf_tgpt.data import load_splits
@@ -117,7 +117,10 @@ def load_splits(
         loaded = drop_empty_classes(DatasetDict({split: without_damaged(data) for split, data in loaded.items()}))
     if "test" not in loaded and "validation" in loaded:
         if benchmark is None or benchmark.tested_split != "validation":
-            remark(f"{source!r} has no test split: its validation split serves as test, so choose no settings by it.")
+            remark(
+                f"{source!r} has no test split: its validation split is used for the test, so do not "
+                "choose settings by it."
+            )
         loaded["test"] = loaded.pop("validation")
     if "test" not in loaded:
         whole = loaded["train"]
@@ -144,7 +147,7 @@ def class_names(dataset: Dataset) -> list[str]:
 def _read(
     place: str, source: str, splits: str | os.PathLike[str] | None, image_column: str | None
 ) -> tuple[dict[str, Dataset], Path | None]:
-    """The splits as they come, and the list of class names that lies with them; `source` is what an error names."""
+    """The splits as they come, and the list of class names beside them; errors name `source`."""
     here = Path(place).expanduser().absolute()
     path = here if place and here.exists() else None
     if splits is not None or (path and (splits := _coop_split_file(path)) is not None):
@@ -168,11 +171,11 @@ def _read(
 def _not_data(path: Path | None) -> str:
     """Why a path leads to no data."""
     if path is None:
-        return "is not there; correct the path"
+        return "does not exist; correct the path"
     kinds = ", ".join(TABLE_SUFFIXES)
     if path.suffix.lower() in _SPREADSHEETS:
         return "is a spreadsheet; save its table as CSV and name that file"
-    return f"is no folder and no file of a known kind; name one of {kinds}"
+    return f"is neither a folder nor a file of a known kind; name one of {kinds}"
 
 
 def _coop_split_file(folder: Path) -> Path | None:
@@ -190,7 +193,7 @@ def _coop_split_file(folder: Path) -> Path | None:
 def _load_coop(split_file: str | os.PathLike[str], folder: Path | None, source: str) -> dict[str, Dataset]:
     if folder is None or not folder.is_dir():
         raise ValueError(
-            f"`splits`={os.fspath(split_file)!r} needs a folder with the pictures; `source`={source!r} is none."
+            f"`splits`={os.fspath(split_file)!r} needs a folder with the pictures; `source`={source!r} is not one."
         )
     # A file that is not where the user stands is looked for beside the pictures.
     file = Path(split_file).expanduser()

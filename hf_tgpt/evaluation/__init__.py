@@ -1,1 +1,1 @@
-"""How good a classifier is, and what is published of others."""
+"""Metrics, comparisons, plots and published results."""

@@ -20,14 +20,14 @@ from .metrics import classification_metrics
 
 
 class UnknownClasses(ValueError):
-    """A classifier whose classes are fixed is asked for others."""
+    """A classifier with fixed classes is asked for other classes."""
 
 
 def for_classes(model: AdaptedModel, class_names: Sequence[str]) -> Callable[..., ImageClassifierOutput]:
-    """A trained model as a classifier among `class_names`, in their order. The model itself stays as it is.
+    """A trained model as a classifier among `class_names`, in their order. The model itself is not changed.
 
-    A model that takes new classes is asked about them. Another one, whose classes are fixed, is scored among those of
-    its own that are named. Raises UnknownClasses, a ValueError, if it does not know one of them.
+    A model that takes new classes classifies among them. A model with fixed classes is restricted to those that are
+    named. Raises UnknownClasses, a ValueError, if one of them is not a class of the model.
 
     Example:
         >>> logits = for_classes(model, ["newt", "toad"])(pixel_values).logits  # (b, 2)
@@ -40,7 +40,7 @@ def for_classes(model: AdaptedModel, class_names: Sequence[str]) -> Callable[...
     unknown = [name for name in class_names if composed(name) not in known]
     if unknown:
         raise UnknownClasses(
-            f"The model knows {len(known)} classes, fixed when it was trained, but not {unknown[0]!r} "
+            f"The model has {len(known)} classes, fixed when it was trained, but not {unknown[0]!r} "
             f"({len(unknown)} of {len(class_names)} are unknown); use a method that classifies by text, "
             "or train on these classes."
         )
@@ -59,7 +59,7 @@ def for_classes(model: AdaptedModel, class_names: Sequence[str]) -> Callable[...
 def evaluation_loader(
     images: Dataset, accelerator: Accelerator, num_workers: int = 0, batch_size: int = 64
 ) -> DataLoader:
-    """The pictures, or stored features of them, in order, shared out to the processes."""
+    """A loader of the pictures, or of their stored features, in order, distributed over the processes."""
     pin = torch.cuda.is_available()
     loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers, pin_memory=pin)
     return accelerator.prepare(loader)
@@ -91,9 +91,9 @@ def predict(
 
 
 def evaluate(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    """All metrics of `evaluation.metrics` for what `predict` gives; arguments as there.
+    """All metrics of `evaluation.metrics` for the output of `predict`, with the same arguments.
 
-    Of other answers that the model gives too, the accuracy: with TGP-T `wise_ft_accuracy`.
+    For other outputs of the model only the accuracy: with TGP-T, `wise_ft_accuracy`.
 
     Example:
         >>> accelerator = Accelerator()
@@ -103,7 +103,7 @@ def evaluate(*args: Any, **kwargs: Any) -> dict[str, Any]:
 
 
 def measure(predictions: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The metrics of what `predict` gave."""
+    """The metrics of the output of `predict`."""
     metrics = classification_metrics(predictions["logits"], predictions["labels"])
     for name, logits in predictions.items():
         if name.endswith("_logits"):
@@ -113,5 +113,5 @@ def measure(predictions: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def silent(accelerator: Accelerator) -> bool | None:
-    """For tqdm: never but on the main process, and there (None) only on a terminal."""
+    """`disable` for tqdm: None, a bar only on a terminal, on the main process, and True on others."""
     return None if accelerator.is_main_process else True

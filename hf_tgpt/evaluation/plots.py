@@ -1,4 +1,4 @@
-"""Pictures of results: training curves, changes per class, confusions, comparisons."""
+"""Plots of results: training curves, changes per class, confusions, comparisons."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def can_plot() -> bool:
 def require_matplotlib() -> None:
     """Raises ValueError without matplotlib, saying how to install it."""
     if not can_plot():
-        raise ValueError(f"Pictures of results need matplotlib: {PLOTS_REMEDY}.")
+        raise ValueError(f"Plots need matplotlib: {PLOTS_REMEDY}.")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -84,7 +84,7 @@ def plot_classes(
     labels: np.ndarray,
     most: int = 30,
 ) -> None:
-    """A picture of the classes whose accuracy changed `most`, from metrics to metrics, and of what is taken for what.
+    """A picture of the classes whose accuracy changed `most`, from metrics to metrics, and the confusion matrix.
 
     `predictions` and `labels` (n,) are class numbers. The confusion matrix shows shares of a class's images; of more
     than `most` classes, those that are confused most.
@@ -179,7 +179,7 @@ def _known(entry: tuple[float, float | None]) -> tuple[float, float]:
 
 
 def _style(number: int) -> dict[str, Any]:
-    """What tells methods apart, without colour too: 7 colours for colour-blind readers, 11 markers, 3 lines."""
+    """What distinguishes methods, also without colour: 7 colours for colour-blind readers, 11 markers, 3 lines."""
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],

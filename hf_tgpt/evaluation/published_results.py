@@ -1,4 +1,4 @@
-"""Published accuracies, to stand beside measured ones: a CSV file with a number a line, as published."""
+"""Published accuracies, for comparison with measured ones: a CSV file with one published number per line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def published_beside(
     """
     if not run:
         raise ValueError(
-            "`compare_with_published`: the adapter has no results.json, so what it was trained on is not known; give "
+            "`compare_with_published`: the adapter has no results.json, so it is unknown what it was trained on; give "
             "the folder that training wrote."
         )
     trained_on, tested = (_name(name) for name in (run["dataset"], dataset))

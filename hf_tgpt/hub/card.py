@@ -41,7 +41,7 @@ def write_card(
     base_licence: str | list[str] | None = None,
     data_licence: str | list[str] | None = None,
 ) -> None:
-    """Writes README.md for the adapter in `folder`, of which `config` tells the rest. Unknown facts are left out.
+    """Writes README.md for the adapter in `folder`, whose other facts are in `config`. Unknown facts are left out.
 
     `results` is the content of results.json (see `training.results.summarise`), `repository` where it is published.
     """
@@ -116,7 +116,7 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
         "zero_shot_accuracy": "Zero-shot accuracy of the base model",
     }
     title = dataset_title(results)
-    if title is None:  # nothing says what was measured
+    if title is None:  # it is unknown what was measured
         return None
     metrics = [
         EvalResult(

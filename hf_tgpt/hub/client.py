@@ -29,7 +29,7 @@ _OLD_FILES = ("reference.json", "linear_probe.safetensors")
 
 
 class HubError(OSError):
-    """The Hub cannot be reached or says no. The message tells what to do; nothing has been published.
+    """The Hub cannot be reached or refuses a request. The message says what to do; nothing has been published.
 
     Example:
         >>> try:
@@ -63,7 +63,7 @@ def explained(repo_id: str) -> Iterator[None]:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise HubError(
             f"{repo_id}: the Hub cannot be reached and the files are not in the cache; connect, and unset "
-            f"HF_HUB_OFFLINE where it is set. ({_first_line(error)})"
+            f"HF_HUB_OFFLINE if it is set. ({_first_line(error)})"
         ) from error
     except LocalTokenNotFoundError as error:
         raise HubError(
@@ -71,9 +71,9 @@ def explained(repo_id: str) -> Iterator[None]:
             "permission."
         ) from error
     except HFValidationError as error:
-        raise HubError(f"{repo_id} is no id of a repository, which is USER/NAME; correct it.") from error
+        raise HubError(f"{repo_id} is not the id of a repository; write USER/NAME.") from error
     except RevisionNotFoundError as error:
-        raise HubError(f"{repo_id} has no such revision; name a branch, tag or commit that it has.") from error
+        raise HubError(f"{repo_id} has no such revision; name an existing branch, tag or commit.") from error
     except (connection_error(), EntryNotFoundError) as error:
         if (response := getattr(error, "response", None)) is not None:
             raise HubError(f"{repo_id}: {_remedy(response.status_code)}") from error
@@ -92,7 +92,7 @@ def _remedy(status: int) -> str:
     if status == 403:
         return "the token may not write there (403); use one with write permission for that user or organisation."
     if status == 404:
-        return "the Hub knows no such repository (404), or the token may not see it; correct the name."
+        return "the repository does not exist (404), or the token has no access to it; correct the name."
     if status == 429:
         return "too many requests (429); wait some minutes and repeat."
     if status >= 500:

@@ -43,7 +43,7 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str
     names = config_class(method).learner_class.original_names
     if not names:
         known = ", ".join(name for name, config in available_methods().items() if config.learner_class.original_names)
-        raise ValueError(f"`method`={method!r} has no released checkpoints; those that have are {known}.")
+        raise ValueError(f"`method`={method!r} has no released checkpoints; these have: {known}.")
     converted = {}
     for name, value in state_dict.items():
         name = name.removeprefix("module.")  # of DataParallel
@@ -67,7 +67,7 @@ def convert_to_original_state_dict(state_dict: dict[str, torch.Tensor], method: 
     names = {_PREFIX + ours: theirs for theirs, ours in config_class(method).learner_class.original_names.items()}
     unknown = [name for name in state_dict if name not in names]
     if unknown:
-        raise ValueError(f"`state_dict` has {unknown[0]!r}, for which released {method} checkpoints have no place.")
+        raise ValueError(f"`state_dict` has {unknown[0]!r}, which is not part of a released {method} checkpoint.")
     return {names[name]: value for name, value in state_dict.items()}
 
 
@@ -83,11 +83,12 @@ def adapter_from_release(
 ) -> PeftModel:
     """The adapter in a release's checkpoint, `model.pth.tar-N`, on `clip`, in evaluation mode.
 
-    TGP-T's release saves two files, of its prompt learner and of its head; pass both. What the files do not hold is
-    the caller's to know: the base model, `class_names` in the order of the labels, and `fields` of the method's config
-    such as `initial_text`, `class_position` or `templates`. Lengths and depths are read from the tensors.
+    TGP-T's release saves two files, one of its prompt learner and one of its head; pass both. The caller must provide
+    what the files do not contain: the base model, `class_names` in the order of the labels, and `fields` of the
+    method's config such as `initial_text`, `class_position` or `templates`. Lengths and depths are read from
+    the tensors.
 
-    Raises ValueError for a file that is not such a checkpoint, and where names and tensors do not go together.
+    Raises ValueError for a file that is not such a checkpoint, and if names and tensors do not match.
 
     Example:
         >>> model = hf_tgpt.adapter_from_release("model.pth.tar-50", "coop", clip, ["cat", "dog"])
@@ -111,7 +112,7 @@ def adapter_from_release(
 def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors by name in a checkpoint that torch.save or safetensors wrote.
 
-    A pickle is a program. It is read with `weights_only=True`, which knows tensors and plain containers and no code;
+    A pickle is a program. It is read with `weights_only=True`, which allows tensors and plain containers but no code;
     what is left of optimisers and schedulers is read as empty objects. Raises ValueError for a file with anything else,
     naming it, and for one that holds no tensors.
     """
@@ -132,8 +133,8 @@ def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         foreign = sorted(name for name in unsafe if not name.startswith(_LEFTOVERS))
         if foreign:
             raise ValueError(
-                f"{str(file)!r} holds {', '.join(foreign)}, not only tensors: reading it would run code, so it is not "
-                "read. If you trust it, save its tensors as safetensors and convert that."
+                f"{str(file)!r} holds {', '.join(foreign)}, not only tensors: loading it would run code, so it is not "
+                "loaded. If you trust it, save its tensors as safetensors and convert that."
             )
         stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
             (_CONTAINERS.get(name, _Ignored), name) for name in unsafe
@@ -147,14 +148,14 @@ def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))  # in torch's words, amid advice
         reason = f"holds {named[1]}, not only tensors" if named else f"cannot be read ({type(error).__name__})"
         raise ValueError(
-            f"{str(file)!r} {reason}; it is damaged or no checkpoint of a release. Download it again, or save its "
+            f"{str(file)!r} {reason}; it is damaged or not a released checkpoint. Download it again, or save its "
             "tensors as safetensors and convert that."
         ) from error
     content = content if isinstance(content, dict) else {}
     content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise ValueError(f"{str(file)!r} holds no tensors by name; a release's file has them under 'state_dict'.")
+        raise ValueError(f"{str(file)!r} contains no named tensors; a released file has them under 'state_dict'.")
     return tensors
 
 

@@ -27,7 +27,7 @@ def load_base_model(
     cache_dir: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """The model that an adapter was trained on, at the commit that the adapter notes.
+    """The model that an adapter was trained on, at the commit that the adapter records.
 
     `revision`, `token` and `cache_dir` are for finding the adapter, `kwargs` for `load_clip`. Raises ValueError for a
     folder without an adapter, HubError if the repository cannot be had.
@@ -44,9 +44,9 @@ def load_base_model(
 def load_adapter(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **kwargs: Any) -> PeftModel:
     """Loads like `PeftModel.from_pretrained`, in evaluation mode, and explains what is wrong with a damaged folder.
 
-    Of a repository on the Hub it fetches the adapter's own files and nothing else. Raises ValueError if the folder is
-    missing, incomplete or damaged, or holds an adapter of another kind; HubError, an OSError, if the repository cannot
-    be had. The base model is then as it was.
+    From a repository on the Hub it downloads only the adapter's own files. Raises ValueError if the folder is missing,
+    incomplete or damaged, or contains an adapter of another kind; HubError, an OSError, if the repository cannot be
+    downloaded. The base model is then unchanged.
 
     Example:
         >>> model = hf_tgpt.load_adapter(hf_tgpt.load_base_model("me/my-pictures"), "me/my-pictures")
@@ -57,7 +57,7 @@ def load_adapter(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **
     config = read_config(Path(folder) / subfolder)
     if not isinstance(config, PromptConfig):
         method = config.peft_type.value
-        raise ValueError(f"{name!r} holds a plain PEFT adapter of the method {method!r}; read it with load_trained.")
+        raise ValueError(f"{name!r} holds a plain PEFT adapter of the method {method!r}; load it with load_trained.")
     plain = not isinstance(clip, PromptedModel)
     try:
         return PeftModel.from_pretrained(clip, folder, **kwargs)
@@ -68,7 +68,7 @@ def load_adapter(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **
 
 
 def load_trained(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **kwargs: Any) -> AdaptedModel:
-    """What any method's `save_pretrained` wrote, on a fresh base model, in evaluation mode: a folder or Hub id.
+    """Loads what any method's `save_pretrained` wrote, a folder or Hub id, onto a fresh base model, in evaluation mode.
 
     `kwargs` are those of `PeftModel.from_pretrained`. Raises ValueError if the folder is missing, incomplete or
     damaged, HubError if the repository cannot be had.
@@ -81,6 +81,6 @@ def load_trained(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **
     folder = local_folder(name_or_path, subfolder=subfolder, **hub)
     if os.path.isfile(noted := os.path.join(folder, subfolder, NOTE)):
         if others := kwargs.keys() - {"subfolder"}:
-            raise ValueError(f"`{min(others)}` is no argument for what lies in {folder!r}; leave it out.")
+            raise ValueError(f"`{min(others)}` is not an argument for the adapter in {folder!r}; leave it out.")
         return load_noted(clip, os.path.dirname(noted))
     return load_adapter(clip, folder, torch_device=str(clip.device), **kwargs)

@@ -33,7 +33,7 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
         if note["method"] not in _NOTED:
             raise ValueError(f"`method`={note['method']!r}; known here: {', '.join(_NOTED)}")
         if not isinstance(note["base_model"], str | None) or not isinstance(note["config"], dict):
-            raise ValueError("`base_model` is no name or `config` no object")
+            raise ValueError("`base_model` is not a name or `config` not an object")
         check_class_names(note["class_names"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} cannot be read ({error}); train it again.") from error

@@ -36,11 +36,11 @@ def push_folder(
 ) -> CommitInfo:
     """Publishes a saved adapter or a run's folder: weights, config, card, results.json, picture and training log.
 
-    All of it goes in one commit, so that the repository holds the whole adapter or what it held before, and a push
-    that failed may simply be repeated. `private` makes a new repository private, `revision` is the branch, `tags` go on
-    the card. A card that somebody has written there stays. Paths of this machine are left out of what is published.
+    Everything is in one commit, so that the repository has either the whole adapter or its previous content, and a
+    failed push can be repeated. `private` makes a new repository private, `revision` is the branch, `tags` are added
+    to the card. A card that somebody has written is kept. Local paths are not published.
 
-    Raises ValueError if the folder holds no adapter of this package, HubError if the Hub says no.
+    Raises ValueError if the folder contains no adapter of this package, HubError if the Hub refuses.
 
     Example:
         >>> hf_tgpt.push_folder("runs/my-run", "me/my-pictures", private=True)
@@ -48,7 +48,7 @@ def push_folder(
     config = read_config(folder)
     if not isinstance(config, PromptConfig):
         raise ValueError(
-            f"{os.fspath(folder)!r} holds PEFT's own {config.peft_type.value}, which is not published from here; "
+            f"{os.fspath(folder)!r} holds PEFT's own {config.peft_type.value}, which hf-tgpt does not publish; "
             "upload the whole folder with `hf upload USER/NAME FOLDER`."
         )
     check_weights_file(os.path.join(folder, WEIGHTS))
@@ -88,14 +88,14 @@ def check_repository(
     """Makes the repository where there is none yet, and returns its full name; to be asked before a training.
 
     Raises HubError if the token cannot write there, if the repository is public but was to be `private`, or if it
-    holds something that is no adapter of this package.
+    contains something other than an adapter of this package.
     """
     api = HfApi(token=token)
     with explained(repo_id):
         user = api.whoami()
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubError(
-                f"The token of {user['name']!r} may only read; make one with write permission at "
+                f"The token of {user['name']!r} has only read access; make one with write permission at "
                 "https://huggingface.co/settings/tokens and log in with it (`hf auth login`)."
             )
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -107,8 +107,8 @@ def check_repository(
         ours = CONFIG in names and _is_our_config(api.hf_hub_download(repo_id, CONFIG, revision=branch))
         if foreign and not ours:
             raise HubError(
-                f"{repo_id!r} exists and holds something else than an adapter of hf-tgpt ({', '.join(foreign[:3])}); "
-                "choose another name."
+                f"{repo_id!r} exists and contains something other than an adapter of hf-tgpt ({', '.join(foreign[:3])}"
+                "); choose another name."
             )
     return repo_id
 
@@ -148,8 +148,8 @@ def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: 
     base, tokenizer = content["base_model_name_or_path"], content.get("tokenizer_name_or_path")
     if tokenizer not in (None, base) and not public_name(tokenizer):
         raise ValueError(
-            f"`tokenizer_name_or_path`={tokenizer!r} is a folder that others do not have; put the tokenizer on the Hub "
-            "and name that, or leave it out where it is the base model's own."
+            f"`tokenizer_name_or_path`={tokenizer!r} is a local folder; upload the tokenizer to the Hub and name "
+            "that, or leave it out if it is the base model's own."
         )
     content["base_model_name_or_path"] = base if base == TOY_NAME else public_name(base)
     if tokenizer is not None:
@@ -169,7 +169,7 @@ def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: 
 
 
 def _licence(api: HfApi, name: str | None, kind: type[ModelCard] | type[DatasetCard]) -> str | None:
-    """What the card of a base model or data set says; one that cannot be had says nothing."""
+    """The metadata in the card of a base model or data set; empty if it cannot be downloaded."""
     if name is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What lies in the folder of a trained adapter, here or on the Hub."""
+"""The files in the folder of a trained adapter, here or on the Hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def results_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def seen_pictures(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """What a run has seen, {digest of a picture (`data.duplicates.digests`): split}; empty where no file tells.
+    """The pictures of a run, {digest of a picture (`data.duplicates.digests`): split}; empty without such a file.
 
     A picture that is in several splits counts as the first of train, validation and test.
     """

@@ -129,7 +129,7 @@ def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
                 button = gr.Button("Classify", variant="primary")
             with gr.Column(min_width=300):
                 shown = gr.HTML(_html())
-        # Without gradio's preprocessing: it opens the file, and what is no picture would end in an error of its own.
+        # Without gradio's preprocessing, which opens the file and has its own error for one that is not a picture.
         gr.on(
             [picture.change, button.click], demonstration.answer, [picture, classes], shown,
             preprocess=False, concurrency_limit=1, trigger_mode="always_last", api_name="classify",
@@ -141,7 +141,7 @@ def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections at an address. Raises ValueError if it cannot, naming the port."""
     if not 0 <= port <= 65535:
-        raise ValueError(f"`port`={port}: choose 1 to 65535, or 0 for any that is free.")
+        raise ValueError(f"`port`={port}: choose 1 to 65535, or 0 for any free port.")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

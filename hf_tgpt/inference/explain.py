@@ -151,7 +151,7 @@ def _encoder(classifier: Classifier) -> DualEncoder:
 
 def _pixels(classifier: Classifier, image: Any) -> torch.Tensor:
     if image is None:
-        raise ValueError("`image`=None: what this method looks at depends on a picture; pass one.")
+        raise ValueError("`image`=None: this method's attention depends on the picture; pass one.")
     return classifier.transform(load_image(image))[None].to(next(classifier.model.parameters()).device)
 
 

@@ -46,7 +46,7 @@ def export_onnx(
     _require("onnx", "onnxscript")
     names = list(classifier.class_names if class_names is None else class_names)
     check_class_names(names)
-    model, size = copy.deepcopy(classifier.model), classifier.transform.size  # the original goes on answering
+    model, size = copy.deepcopy(classifier.model), classifier.transform.size  # the original stays in use
     texts = None if names == model.class_names else model.texts_for(names)
     encoder = encoder_of(model.get_base_model())
     module = model.learner.standalone(encoder, texts)

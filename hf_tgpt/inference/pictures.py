@@ -27,7 +27,7 @@ def load_image(image: Any) -> PILImage.Image:
     if _is_open_file(image):
         image = image.read()
         if isinstance(image, str):
-            raise ValueError("an open file of text is no picture; open it with 'rb', or give its path.")
+            raise ValueError("an open text file is not a picture; open it with 'rb', or give its path.")
     if isinstance(image, bytes | bytearray | memoryview):
         return decode_image({"bytes": bytes(image), "path": None})
     if isinstance(image, torch.Tensor):
@@ -81,16 +81,16 @@ def _from_array(array: np.ndarray) -> PILImage.Image:
         array = array[..., 0]
     if 0 in shape or not (array.ndim == 2 or (array.ndim == 3 and shape[-1] in (3, 4))):
         raise ValueError(
-            f"an array of shape {shape} is no picture; give (h, w) or (h, w, 3), as a tensor (3, h, w), and a batch "
-            "with one dimension more in front."
+            f"an array of shape {shape} is not a picture; give (h, w) or (h, w, 3), as a tensor (3, h, w), and a batch "
+            "with one more dimension in front."
         )
     if array.dtype == bool:
         array = array.astype(np.float32)
     floats, low, high = np.issubdtype(array.dtype, np.floating), array.min(), array.max()
     if not (low >= 0 and high <= (1 if floats else 255)):  # also where there is a NaN
         raise ValueError(
-            f"an array of {array.dtype} from {low} to {high} is no picture; give integers of 0..255 or floats of 0..1. "
-            "(Normalised pixel values go to the model itself: classifier.model(pixel_values).)"
+            f"an array of {array.dtype} from {low} to {high} is not a picture; give integers of 0..255 or floats "
+            "of 0..1. (Normalised pixel values go to the model itself: classifier.model(pixel_values).)"
         )
     return PILImage.fromarray((np.round(array * 255) if floats else array).astype(np.uint8))
 
@@ -98,7 +98,7 @@ def _from_array(array: np.ndarray) -> PILImage.Image:
 def _download(url: str) -> PILImage.Image:
     if constants.HF_HUB_OFFLINE:
         raise ValueError(
-            f"cannot read {url}: HF_HUB_OFFLINE is set, so nothing is fetched; unset it, or give the file's path."
+            f"cannot read {url}: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it, or give the file's path."
         )
     try:
         response = get_session().get(url, timeout=_SECONDS)

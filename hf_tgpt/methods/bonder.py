@@ -38,7 +38,7 @@ class Bonder(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         if width % NUM_HEADS:
-            raise ValueError(f"The text tower is {width} wide; TGP-T's Bonder needs a multiple of {NUM_HEADS}.")
+            raise ValueError(f"The width of the text tower is {width}; TGP-T's Bonder needs a multiple of {NUM_HEADS}.")
         self.norm_self = nn.LayerNorm(width)
         self.self_qkv = nn.Linear(width, 3 * width, bias=False)
         self.self_out = nn.Linear(width, width)

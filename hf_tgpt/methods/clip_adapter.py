@@ -30,9 +30,9 @@ class CLIPAdapterConfig(FeatureHeadConfig):
     """
 
     residual_ratio: float = documented(
-        0.2, "Share of the adapted features beside the image tower's own. Default: as released.", between(0, 1)
+        0.2, "Weight of the adapted features against the image tower's own. Default: as released.", between(0, 1)
     )
-    reduction: int = documented(4, "The network is as many times narrower within. Default: as released.", at_least(1))
+    reduction: int = documented(4, "Factor by which the hidden layer is narrower. Default: as released.", at_least(1))
 
     @property
     def takes_new_classes(self) -> bool:

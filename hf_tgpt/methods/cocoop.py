@@ -34,7 +34,7 @@ class CoCoOpConfig(TextPromptConfig):
     )
     reduction: int = documented(
         16,
-        "The image feature's width d over that of the bottleneck it passes through. Default: the paper's.",
+        "Ratio of the image feature's width d to that of the bottleneck. Default: the paper's.",
         at_least(1),
     )
 

@@ -33,22 +33,22 @@ class CoOpConfig(TextPromptConfig):
 
     initial_text: str | None = documented(
         None,
-        "The class sentence is '{initial_text} {name}.'; learned tokens start from its words (CTX_INIT of the "
-        "release). None, the paper's main setting: as many 'X' as learned tokens, and a random start.",
+        "The class sentence is '{initial_text} {name}.', and its words initialise the learned tokens (CTX_INIT of the "
+        "release). None, the paper's main setting: as many 'X' as learned tokens, initialised at random.",
     )
     prompt_length: int = documented(
         16,
-        "M, learned tokens in a class sentence (N_CTX of the release). Default: paper.",
+        "M, learned tokens in a class sentence (N_CTX of the release). Default: the paper's.",
         at_least(1, "learn at least 1 token."),
     )
     class_specific: bool = documented(
         False,
-        "Whether each class learns tokens of its own (CSC of the release); the class list is then fixed. "
+        "Whether each class learns its own tokens (CSC of the release); the class list is then fixed. "
         "Default: the paper's unified context.",
     )
     class_position: str = documented(
         "end",
-        "Where the class name stands: 'end' behind the learned tokens, 'front' before them, 'middle' with half of them "
+        "Position of the class name: 'end' after the learned tokens, 'front' before them, 'middle' with half of them "
         "on each side (CLASS_TOKEN_POSITION of the release).",
         one_of(*POSITIONS),
     )

@@ -29,13 +29,15 @@ class GDAConfig(FeatureHeadConfig):
         >>> config = GDAConfig(class_names=["cat", "dog"], alpha=1.0, search=False)
     """
 
-    alpha: float = documented(1.0, "Weight of the Gaussian classifier beside the zero-shot logits.", at_least(0))
+    alpha: float = documented(
+        1.0, "Weight of the Gaussian classifier's logits, added to those of zero-shot.", at_least(0)
+    )
 
 
 class GDA(FeatureHead):
     """Classes as Gaussians of one covariance: weight (c, d), bias (c,); precision (d, d) for classes that come later.
 
-    All in float64: what tells nearly equal features apart is lost in float32.
+    All in float64: the difference of nearly equal features is lost in float32.
     """
 
     config: GDAConfig
@@ -70,8 +72,8 @@ class GDA(FeatureHead):
             # Departs from the release, which divides by nothing there: all directions count alike.
             scatter, spread = torch.eye(width).to(scatter) * (count - 1) / width, 1.0
             self.say(
-                "GDA has one feature for each class, which tells nothing of how a class varies, so it shrinks to the "
-                "nearest class mean; give several pictures of a class, or several views of each."
+                "GDA has one feature for each class, which shows nothing of the variance in a class, so it reduces to "
+                "the nearest class mean; give several pictures of a class, or several views of each."
             )
         else:
             spread = float(scatter.trace()) / (count - 1)  # tr(S)

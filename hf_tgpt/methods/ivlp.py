@@ -33,7 +33,7 @@ class IVLPConfig(TextPromptConfig):
 
     text_prompt_length: int = documented(
         2,
-        "Learned tokens in the text tower (N_CTX_TEXT of the release). Default: as released. 0: none, and plain class "
+        "Learned tokens in the text tower (N_CTX_TEXT of the release). Default: as released. 0: none, only the class "
         "sentences; initial_text None then means 'a photo of a'.",
         at_least(0, _NONE),
     )
@@ -44,13 +44,13 @@ class IVLPConfig(TextPromptConfig):
     )
     text_prompt_depth: int = documented(
         9,
-        "First layers of the text tower with prompts of their own, 0 (none) to its layers (PROMPT_DEPTH_TEXT of the "
+        "Number of first layers of the text tower with their own prompts, 0 (none) to all (PROMPT_DEPTH_TEXT of the "
         "release, 12 there). Default: MaPLe's. Ignored if text_prompt_length is 0.",
         at_least(0, _NONE),
     )
     vision_prompt_depth: int = documented(
         9,
-        "First layers of the vision tower with prompts of their own, 0 (none) to its layers (PROMPT_DEPTH_VISION of "
+        "Number of first layers of the vision tower with their own prompts, 0 (none) to all (PROMPT_DEPTH_VISION of "
         "the release, 12 there). Default: MaPLe's. Ignored if vision_prompt_length is 0.",
         at_least(0, _NONE),
     )
@@ -65,12 +65,12 @@ class IVLPConfig(TextPromptConfig):
             self.initial_text = "a photo of a"
 
     def depth(self, tower: str) -> int:
-        """Layers of the "text" or "vision" tower that get prompts, 0 where they are switched off."""
+        """Number of layers of the "text" or "vision" tower with prompts, 0 if switched off."""
         return getattr(self, f"{tower}_prompt_depth") if getattr(self, f"{tower}_prompt_length") else 0
 
     @property
     def prompt_length(self) -> int:
-        """Learned tokens of a class sentence, under the name that they have in the other methods."""
+        """Learned tokens of a class sentence, by the name that the other methods use."""
         return self.text_prompt_length
 
 

@@ -35,11 +35,11 @@ class LinearProbeConfig(PromptConfig):
     learns_prompts: ClassVar = False
     initial_weights: Literal["class_texts", "random"] = documented(
         "class_texts",
-        "What training starts from: the class texts, which is zero-shot classification, or random weights.",
+        "Initial weights: the class texts, which give zero-shot classification, or random.",
     )
     templates: list[str] = documented(
         ["a photo of a {}."],
-        "Sentences with {} for the class name, averaged after encoding, where training starts from them.",
+        "Sentences with {} for the class name, averaged after encoding, for the initial weights.",
         check_templates,
     )
     tokenizer_name_or_path: str | None = documented(

@@ -47,9 +47,9 @@ class LoRAConfig(ZeroShotConfig):
     )
     # Departs from the release, which scales by lora_alpha / sqrt(r).
     lora_alpha: int = documented(1, "The updates are scaled by lora_alpha / r, as PEFT does.")
-    lora_dropout: float = documented(0.25, "Dropout of what goes into the updates, in training. Default: CLIP-LoRA's.")
+    lora_dropout: float = documented(0.25, "Dropout on the input of the updates, in training. Default: CLIP-LoRA's.")
     target_modules: list[str] | None = documented(  # type: ignore[assignment,misc]  # a field here, as LoRA chooses it
-        None, "Linear layers of the towers to update. Default: those of queries, keys and values, as in CLIP-LoRA."
+        None, "Linear layers of the towers to adapt. Default: those of queries, keys and values, as in CLIP-LoRA."
     )
 
     @property
@@ -81,7 +81,7 @@ class LoRAConfig(ZeroShotConfig):
 class LoRA(TowerClassifier):
     """A PeftModel of PEFT's with LoRA, and zero-shot classification with its towers.
 
-    PEFT's adapter itself has no class names and no classification, hence a module around it and not a slot inside.
+    PEFT's adapter itself has no class names and does not classify, hence this module around it.
     """
 
     def __init__(self, model: PreTrainedModel, config: LoRAConfig):

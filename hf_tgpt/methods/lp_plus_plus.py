@@ -31,7 +31,7 @@ class LPPlusPlusConfig(FeatureHeadConfig):
     """
 
     logit_scale: float | None = documented(
-        None, "Factor on the logits of a fitted head. Default: none, since LP++ learns how large they are.", above(0)
+        None, "Factor on the logits of a fitted head. Default: none, since LP++ learns their scale.", above(0)
     )
 
 
@@ -66,7 +66,7 @@ class LPPlusPlus(FeatureHead):
 
     @torch.no_grad()
     def epochs(self, encoder: DualEncoder, data: Features, steps: Steps) -> Iterator[dict[str, float]]:
-        """All pictures at once, by the gradient of the mean cross entropy; the recipe says only how many epochs."""
+        """Full-batch gradient descent on the mean cross entropy; the recipe defines only the number of epochs."""
         features, texts = data.averaged().to(self.weight), self.texts(encoder).to(self.weight)
         labels, count, cosines = data.labels.to(features.device), len(data.labels), features @ texts.T
         step = 4 * count / float(torch.linalg.eigvalsh(features.double().T @ features.double())[-1])

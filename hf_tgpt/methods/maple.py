@@ -34,8 +34,8 @@ class MaPLeConfig(TextPromptConfig):
     )
     prompt_depth: int = documented(
         9,
-        "J, the first layers of each tower that get prompts of their own, 1 to the shallower tower's layers "
-        "(PROMPT_DEPTH of the release). Default: the paper's for base to new; it takes 3 across data sets.",
+        "J, number of first layers of each tower with their own prompts, 1 to the layers of the shallower tower "
+        "(PROMPT_DEPTH of the release). Default: the paper's for base to new; it uses 3 across data sets.",
         at_least(1, "give prompts to at least 1 layer."),
     )
 

@@ -31,7 +31,7 @@ HEADS = ("per_token", "shared", "none")
 
 @checked
 class MutualPromptConfig(TextPromptConfig):
-    """Configuration of mutual prompt learning; the quoted words are those of the abstracts that a field answers.
+    """Configuration of mutual prompt learning; quoted words are from the abstracts.
 
     Example:
         >>> config = MutualPromptConfig(class_names=["cat", "dog"], vision_prompt_length=4, top_k=10)
@@ -48,18 +48,18 @@ class MutualPromptConfig(TextPromptConfig):
     )
     reduction: int = documented(
         16,
-        "d over the width of the bottlenecks, in which FTP 'decomposes' the image and TVP makes prompts. CoCoOp's.",
+        "Ratio of d to the width of the bottlenecks where FTP 'decomposes' the image and TVP makes prompts. CoCoOp's.",
         at_least(1),
     )
     vision_prompt_length: int = documented(
-        4, "n_v, tokens of the 'visual prompt' (TVP) in each layer that has one; 0 switches TVP off.", at_least(0)
+        4, "n_v, tokens of the 'visual prompt' (TVP) in each layer with one; 0 switches TVP off.", at_least(0)
     )
     vision_prompt_depth: int = documented(
-        1, "J, the vision tower's first layers that get visual prompts. Ignored without TVP.", at_least(1)
+        1, "J, number of first layers of the vision tower with visual prompts. Ignored without TVP.", at_least(1)
     )
     top_k: int = documented(
         10,
-        "K, the most relevant classes that 'reorganizes' takes part in; the rest is 'redundant'. Ignored without TVP.",
+        "K, number of most relevant classes that 'reorganizes' uses; the rest is 'redundant'. Ignored without TVP.",
         at_least(1),
     )
     temperature: float = documented(
@@ -68,7 +68,7 @@ class MutualPromptConfig(TextPromptConfig):
         above(0),
     )
     relevance_weighting: bool = documented(
-        True, "Off: all classes take part alike, 'redundant and negative' ones too. Ignored without TVP."
+        True, "Off: all classes have the same weight, also 'redundant and negative' ones. Ignored without TVP."
     )
     conditioned_texts: bool = documented(
         True,
@@ -154,7 +154,7 @@ class MutualPrompt(ImageConditionedLearner):
         """TVP: f(x) = V(x; Q(x)), unit, (b, d)."""
         if not self.config.vision_prompt_length:
             return image_features
-        assert pixel_values is not None  # since the vision tower has prompts, nothing stands in place of the pictures
+        assert pixel_values is not None  # since the vision tower has prompts, nothing can replace the pictures
         if not self.config.conditioned_texts:
             plain = unit(encode_words(encoder, *sentences, chunk=self.config.text_chunk_size))
             text_features = plain.expand(len(image_features), -1, -1)
@@ -197,8 +197,8 @@ class MutualPrompt(ImageConditionedLearner):
             value = getattr(self.config, field)
             if value != exportable:
                 raise ValueError(
-                    f"`{field}`={value!r}: these texts are laid out in Python, which ONNX cannot hold; change it to "
-                    f"{exportable!r} before the export."
+                    f"`{field}`={value!r}: these texts are laid out in Python, which ONNX cannot represent; "
+                    f"change it to {exportable!r} before the export."
                 )
         return super().standalone(encoder, class_texts)
 

@@ -26,9 +26,9 @@ class ProKeRConfig(FeatureHeadConfig):
         >>> config = ProKeRConfig(class_names=["cat", "dog"], beta=5.0, regularization=1.0, search=False)
     """
 
-    beta: float = documented(5.0, "How fast the kernel falls with the distance of two pictures.", at_least(0))
+    beta: float = documented(5.0, "How fast the kernel decreases with the distance between two pictures.", at_least(0))
     regularization: float = documented(
-        1.0, "Lambda: how freely the training pictures are fitted; small values stay near zero-shot.", above(0)
+        1.0, "Lambda: how closely the training pictures are fitted; small values stay close to zero-shot.", above(0)
     )
 
 

@@ -25,7 +25,7 @@ def sentence_loss(
 
     Prompt i is to be token i of its sentence behind the `prefix`, BOS. EOS is a target, padding is not; a sentence
     longer than the prompt is cut. The mean is over tokens. Where these are a part of a batch, the mean of all parts'
-    losses is that of the whole batch if each is told how many `tokens_per_image` there are in the whole
+    losses is that of the whole batch if each receives how many `tokens_per_image` there are in the whole
     (`target_tokens`).
     """
     length = min(prompts.shape[1], ids.shape[1] - prefix)

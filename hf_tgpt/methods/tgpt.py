@@ -35,8 +35,8 @@ SUPERVISION = {"none": (), "category": ("category",), "content": ("content",), "
 class TGPTConfig(TextPromptConfig):
     """Configuration of TGP-T.
 
-    The prompts have the width of the text tower. Where a CLIP's joint space is of another width, a trained linear map,
-    which starts as the transpose of CLIP's text projection, brings the image tokens to it.
+    The prompts have the width of the text tower. If a CLIP's joint space has another width, a trained linear map,
+    initialised as the transpose of CLIP's text projection, maps the image tokens to it.
 
     Example:
         >>> config = TGPTConfig(class_names=["cat", "dog"], templates=["a photo of a {}.", "a drawing of a {}."])
@@ -44,8 +44,8 @@ class TGPTConfig(TextPromptConfig):
 
     initial_text: str | None = documented(
         "a photo of a",
-        "The category sentence is '{initial_text} {name}.', and the first category queries start from its words. None: "
-        "the first of templates, and a random start. Default: as released.",
+        "The category sentence is '{initial_text} {name}.', and its words initialise the first category queries. None: "
+        "the first of templates, and random queries. Default: as released.",
     )
     num_category_queries: int = documented(
         32, "Tokens of the category prompt, Q_category. Default: as released.", at_least(1, "learn at least 1 query.")
@@ -55,25 +55,25 @@ class TGPTConfig(TextPromptConfig):
     )
     templates: list[str] = documented(
         ["a photo of a {}."],
-        "Sentences with {} for the class name; their mean text feature is the zero-shot head, from which the "
-        "classifier W starts. The first also describes a picture that has no description. Default: CLIP's plainest.",
+        "Sentences with {} for the class name; their mean text feature is the zero-shot head, which initialises the "
+        "classifier W. The first also describes pictures without a description. Default: CLIP's simplest.",
         check_templates,
     )
     supervision: str = documented(
         "both",
-        "Which sentences supervise the prompts: 'category', 'content', 'both' or, for an ablation, 'none'. Default: as "
+        "Sentences that supervise the prompts: 'category', 'content', 'both' or, for an ablation, 'none'. Default: as "
         "released.",
         one_of(*SUPERVISION),
     )
     label_smoothing: float = documented(
         0.1,
-        "Of the two sentence losses, 0 to below 1; the classification loss has none. Default: as released.",
+        "Label smoothing of the two sentence losses, 0 to below 1; not used in classification. Default: as released.",
         at_least(0, "choose 0 to below 1."),
         below(1, "choose 0 to below 1."),
     )
     wise_ft: float = documented(
         0.0,
-        "Share of the zero-shot head in the classifier's weights outside training, 0 (trained head alone) to 1. "
+        "Weight of the zero-shot head in the classifier outside training, 0 (only the trained head) to 1. "
         "The paper reports 0 and 0.5. Ignored in training.",
         between(0, 1),
     )
@@ -268,7 +268,7 @@ class TGPT(PromptLearner):
 
     @torch.compiler.disable  # it looks at values
     def descriptions(self, encoder: DualEncoder, ids: torch.Tensor | None, labels: torch.Tensor) -> Sentences:
-        """One sentence for each picture, ids (b, t) and ends (b,); None stands for the template's."""
+        """One sentence for each picture, ids (b, t) and ends (b,); None means the template's."""
         if ids is None:
             if not self._warned:
                 self._warned = True
@@ -287,7 +287,7 @@ class TGPT(PromptLearner):
     ) -> tuple[dict[str, torch.Tensor], bool]:
         """The scores that the sentence losses train, of the prompts for one picture."""
         if pixel_values is None:
-            raise ValueError("`image`=None: what this method looks at depends on a picture; pass one.")
+            raise ValueError("`image`=None: this method's attention depends on the picture; pass one.")
         tokens = self.bonder_tokens(encoder, self.image_states(encoder, pixel_values))
         prompts = {name: bonder(queries, tokens)[0] for name, queries, bonder in self.bonders()}  # (n, d_t)
         return {name: prompt @ encoder.words().float().T for name, prompt in prompts.items()}, True

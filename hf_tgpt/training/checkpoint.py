@@ -81,8 +81,8 @@ def load_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
     if weights.keys() != saved.keys():
         odd = sorted(weights.keys() ^ saved.keys())[0]
         raise ValueError(
-            f"{str(path)!r} does not hold the weights that this model trains: {odd!r} is in one alone. A run that "
-            "another version of hf-tgpt began goes on with that version."
+            f"{str(path)!r} does not hold the weights that this model trains: {odd!r} is in only one of them. "
+            "Continue a run with the version of hf-tgpt that started it."
         )
     for name, value in saved.items():
         weights[name].copy_(value)
@@ -92,7 +92,7 @@ def load_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
 def adapter_checkpoints(accelerator: Accelerator, tensors: dict[str, torch.Tensor], **states: Any) -> Iterator[None]:
     """Within, Accelerate's checkpoints hold these tensors alone, which are filled in place, and `states`.
 
-    The frozen base model would be written anew each time. `states` are objects with a `state_dict` of plain values.
+    The frozen base model would be written again each time. `states` are objects with a `state_dict` of plain values.
     """
 
     def save(models: list[nn.Module], state_dicts: list[dict[str, torch.Tensor]], folder: str) -> None:
@@ -140,7 +140,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
 
 
 def load_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]) -> None:
-    """The newest one; a run that was stopped before its first begins anew.
+    """The newest one; a run that was stopped before its first starts again.
 
     Raises ValueError if it is damaged.
     """
@@ -152,13 +152,13 @@ def load_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
     except Exception as error:  # torch, safetensors and Accelerate have errors of their own for a damaged file
         raise ValueError(
             f"{str(newest)!r} cannot be read ({type(error).__name__}: {error}); move it elsewhere, and resume from the "
-            "one before or start anew."
+            "previous one or start again."
         ) from error
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """A failure to write says what is left and what to do. torch and safetensors have errors of their own for it."""
+    """Explains a failed write: what is left and what to do. torch and safetensors have errors of their own for it."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -166,5 +166,5 @@ def _explained(path: Path) -> Iterator[None]:
         remaining = f"{newest.name} is whole" if newest else "there is no checkpoint yet"
         raise OSError(
             f"{str(path)!r} could not be written ({error}); {remaining}. Make room or correct the "
-            "folder's permissions, and go on with --resume."
+            "folder's permissions, and continue with --resume."
         ) from error

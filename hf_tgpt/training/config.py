@@ -1,4 +1,4 @@
-"""How an adapter is trained: the fields of a recipe, and the optimizer and learning rate that they stand for."""
+"""How an adapter is trained: the fields of a recipe, and the optimizer and learning rate that they define."""
 
 import math
 from collections.abc import Iterable
@@ -22,50 +22,53 @@ class TrainingConfig:
 
     optimizer: str = documented("adamw", "'sgd' (momentum 0.9) or 'adamw'.", one_of("sgd", "adamw"))
     learning_rate: float = documented(2e-3, "Peak learning rate.", above(0))
-    weight_decay: float = documented(5e-4, "Of the optimizer, on all adapter weights.", at_least(0))
+    weight_decay: float = documented(5e-4, "Weight decay of the optimizer, for all adapter weights.", at_least(0))
     adam_epsilon: float = documented(1e-8, "AdamW's epsilon. Ignored with sgd.", at_least(0))
     crop_scale: float = documented(
         0.08,
-        "Smallest share of a picture's area that a random crop of training shows; 1 shows all of its area. Default: as "
-        "in CoOp; methods on frozen features take 0.5.",
+        "Smallest share of a picture's area in a random crop for training; 1 is the whole area. Default: as in CoOp; "
+        "methods on frozen features use 0.5.",
         above(0),
         at_most(1),
     )
     batch_size: int = documented(
-        8, "Images per optimizer step, over all processes and accumulated batches together.", above(0)
+        8, "Images per optimizer step, summed over all processes and accumulated batches.", above(0)
     )
     gradient_accumulation_steps: int = documented(
         1,
-        "Parts that a process computes its images of a step in, for less memory. Each part computes the class texts "
-        "anew where the method has any.",
+        "Number of parts in which a process computes its images of a step, to save memory. Each part encodes the class "
+        "texts again, if the method has any.",
         above(0),
     )
     epochs: int = documented(10, "Passes over the training images. Ignored with max_steps.", above(0))
-    max_steps: int | None = documented(None, "Optimizer steps in all (the papers' iterations).", above(0))
+    max_steps: int | None = documented(None, "Total number of optimizer steps (iterations in the papers).", above(0))
     warmup_steps: int = documented(
-        0, "First steps, before the cosine starts. Of fewer steps in all a tenth.", at_least(0)
+        0, "Steps before the cosine schedule starts; a tenth of all steps if there are not more than that.", at_least(0)
     )
-    warmup_epochs: int = documented(0, "The same in epochs; both add up.", at_least(0))
+    warmup_epochs: int = documented(0, "Epochs of warm-up, in addition to warmup_steps.", at_least(0))
     warmup_learning_rate: float | None = documented(
-        None, "Constant rate of the warm-up. Default: a linear rise to the peak.", at_least(0)
+        None, "Constant learning rate of the warm-up. Default: a linear rise to the peak.", at_least(0)
     )
     max_grad_norm: float | None = documented(None, "Clips the adapter's gradient. Default: off.", above(0))
     non_finite: str = documented(
         "stop",
-        "At a loss or gradient that is not finite: 'stop', or 'skip' the step, up to an epoch's in a row.",
+        "If a loss or gradient is not finite: 'stop', or 'skip' the step, for at most an epoch in a row.",
         one_of("stop", "skip"),
     )
-    evaluate_every: int = documented(1, "Epochs between validations, which choose the best adapter.", above(0))
+    evaluate_every: int = documented(1, "Epochs between validations, which select the best adapter.", above(0))
     save_every: int = documented(1, "Epochs between checkpoints to resume from; 0 for none.", at_least(0))
-    keep_checkpoints: int = documented(1, "How many of the newest stay.", above(0))
+    keep_checkpoints: int = documented(1, "Number of newest checkpoints to keep.", above(0))
     num_workers: int = documented(0, "Processes that decode images, per training process.", at_least(0))
     seed: int = documented(
-        0, "Of the draw of shots, the adapter's start, order and augmentation.", at_least(0), at_most(_SEEDS)
+        0,
+        "Seed of the draw of shots, the adapter's initial weights, the order and the augmentation.",
+        at_least(0),
+        at_most(_SEEDS),
     )
 
 
 def make_optimizer(weights: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer of those of the weights that are trained."""
+    """The optimizer for the weights that require a gradient."""
     weights = [weight for weight in weights if weight.requires_grad]
     peak, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
@@ -74,7 +77,7 @@ def make_optimizer(weights: Iterable[nn.Parameter], config: TrainingConfig) -> t
 
 
 def warmup_steps(steps: int, steps_per_epoch: int, config: TrainingConfig) -> int:
-    """How many of `steps` are warm-up: what the config says or, where that would be all of them, a tenth."""
+    """How many of `steps` are warm-up: the config's number or, if that would be all of them, a tenth."""
     wanted = config.warmup_steps + config.warmup_epochs * steps_per_epoch
     return wanted if wanted < steps else steps // 10
 
@@ -89,7 +92,7 @@ def rate(step: int, steps: int, steps_per_epoch: int, config: TrainingConfig) ->
 
 
 def steps_of(config: TrainingConfig) -> Steps:
-    """The config as a method that is fitted to features takes it."""
+    """The config in the form that methods fitted to features use."""
     return Steps(
         optimizer=lambda weights: make_optimizer(weights, config),
         rate=lambda step, steps, per_epoch: rate(step, steps, per_epoch, config),

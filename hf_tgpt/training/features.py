@@ -85,7 +85,7 @@ def check_can_be_cached(model: AdaptedModel) -> None:
     """Raises ValueError if what a model reads of a picture changes while it learns, or if no adapter is active."""
     learner = getattr(model, "learner", None)
     if learner is None:
-        raise ValueError("`model` has no active adapter, which says what to keep; enable one by set_adapter.")
+        raise ValueError("`model` has no active adapter, which determines what to store; enable one by set_adapter.")
     learner.check_vision_is_frozen()
     if any(weight.requires_grad for weight in encoder_of(model.get_base_model()).vision_parameters()):
         raise ValueError(
@@ -126,7 +126,7 @@ def cache_features(
     if fingerprint != wanted:
         seconds = 0.0
         if fingerprint is not None:
-            logger.warning("%s is damaged; it is made anew.", path)
+            logger.warning("%s is damaged; it is computed again.", path)
         loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers)
         _write(path, wanted, _states_of(encoder, learner, images, loader, views), (views, len(images)), dtype)
     return CachedImages(images, path, seconds)

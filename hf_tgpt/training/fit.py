@@ -39,12 +39,12 @@ def fit(
     `pictures` are a data set of `datasets` with a column of images and one of labels, of which `views` random crops of
     each picture are taken; or pixel values (n, 3, h, w), or views of them (v, n, 3, h, w), with `labels` (n,), the
     numbers of the classes. `validation` is another data set or a pair of pixel values and labels, on which what the
-    method leaves open is searched (without any: by cross-validation). A `DatasetDict` has both. What was searched, and
-    what was found, stands in `model.peft_config["default"].fitted`. `training` is how weights are trained, of methods
-    that have any (default: as in the paper).
+    method leaves open is searched (without any: by cross-validation). A `DatasetDict` has both. The searched values are
+    in `model.peft_config["default"].fitted`. `training` configures the training of weights, for methods that have any
+    (default: as in the paper).
 
-    Raises ValueError for a model without such a head, for a class without a picture, for labels that are no class, and
-    for pictures that cannot be read or give features that are not finite. Then the model is as it was.
+    Raises ValueError for a model without such a head, for a class without a picture, for labels that are not classes,
+    and for pictures that cannot be read or give features that are not finite. Then the model is unchanged.
 
     Example:
         >>> model = get_peft_model(clip, hf_tgpt.GDAConfig(class_names=["cat", "dog"]))
@@ -64,11 +64,11 @@ def fit(
 
 
 def add_classes(model: Any, pictures: Mapping[str, Any], *, views: int = VIEWS, seed: int = 0) -> Any:
-    """Adds classes to a fitted head by a few pictures each, and returns the model; the other classes' logits stay.
+    """Adds classes to a fitted head from a few pictures each, and returns the model; the other logits do not change.
 
     `pictures` are {name: pixel values (n, 3, h, w), or views (v, n, 3, h, w), or a list of paths or PIL images}, of
-    which `views` random crops each are taken. GDA and Tip-Adapter can do so. Raises ValueError for other methods, for
-    a name that is there already and for pictures that cannot be read; then no class is added.
+    which `views` random crops each are taken. GDA and Tip-Adapter support this. Raises ValueError for other methods,
+    for a name that the model already has and for pictures that cannot be read; then no class is added.
 
     Example:
         >>> model = get_peft_model(clip, hf_tgpt.GDAConfig(class_names=["cat", "dog"]))
@@ -89,10 +89,10 @@ def add_classes(model: Any, pictures: Mapping[str, Any], *, views: int = VIEWS, 
 
 
 def remove_classes(model: Any, class_names: Sequence[str]) -> Any:
-    """Removes classes from a fitted head, and returns the model; the other classes' logits stay.
+    """Removes classes from a fitted head, and returns the model; the other logits do not change.
 
-    GDA and Tip-Adapter can do so. Raises ValueError for other methods, for a name that is no class, and where no class
-    would be left.
+    GDA and Tip-Adapter support this. Raises ValueError for other methods, for a name that is not a class, and if no
+    class would be left.
 
     Example:
         >>> model = get_peft_model(clip, hf_tgpt.GDAConfig(class_names=["cat", "dog", "newt"]))
@@ -104,9 +104,9 @@ def remove_classes(model: Any, class_names: Sequence[str]) -> Any:
         raise ValueError(learner.fixed())
     unknown = [name for name in class_names if name not in learner.config.class_names]
     if unknown:
-        raise ValueError(f"`class_names` has {unknown[0]!r}, which is no class of the model; see model.class_names.")
+        raise ValueError(f"`class_names` has {unknown[0]!r}, which is not a class of the model; see model.class_names.")
     if len(set(class_names)) == len(learner.config.class_names):
-        raise ValueError("`class_names` are all classes that the model has; keep one at least.")
+        raise ValueError("`class_names` are all classes that the model has; keep at least one.")
     for name in dict.fromkeys(class_names):
         label = learner.config.class_names.index(name)
         learner.remove_class(label)
@@ -127,7 +127,7 @@ def _base(model: Any) -> Any:
 def _head(model: nn.Module) -> tuple[FeatureHead, DualEncoder]:
     learner = getattr(_base(model), "learner", None)
     if not isinstance(learner, FeatureHead):
-        what = f"{learner.config.method}, which is no head" if learner is not None else "no active adapter of a head"
+        what = f"{learner.config.method}, which is not a head" if learner is not None else "no active adapter of a head"
         raise ValueError(
             f"`model` has {what} on frozen features; fit one such as GDAConfig(...), or train others by `hf-tgpt "
             "train` or hf_tgpt.training.loop.train."
@@ -143,11 +143,11 @@ def _features(
     views: int = 1,
     training: TrainingConfig | None = None,
 ) -> Features:
-    """Features of a data set or of pixel values; random crops of a data set where `training` says how."""
+    """Features of a data set or of pixel values; random crops of a data set as `training` defines them."""
     learner, encoder = _head(model)
     if isinstance(pictures, datasets.Dataset):
         if labels is not None:
-            raise ValueError("`labels` go with pixel values; a data set brings its own.")
+            raise ValueError("`labels` are for pixel values; a data set has its own.")
         if views < 1:
             raise ValueError(f"`views`={views} but every picture needs one; choose 1 or more.")
         images = FewShotImages(_canonical(pictures, learner.config.class_names, name), _transform(encoder, training))
@@ -215,7 +215,7 @@ def _of_class(model: Any, name: str, pictures: Any, label: int, views: int, seed
         )
     states = _states(encoder, learner, pictures, field)
     if not states.isfinite().all():
-        raise ValueError(f"`{field}`: its features are not finite; look at these pictures.")
+        raise ValueError(f"`{field}`: its features are not finite; check these pictures.")
     return Features(states, torch.full((states.shape[1],), label, device=states.device))
 
 

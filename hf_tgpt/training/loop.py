@@ -109,21 +109,21 @@ def train(
     resume: bool = False,
     clock: Clock | None = None,
 ) -> list[dict[str, float]]:
-    """Trains the active adapter of a PeftModel in place and returns the history, one row an epoch.
+    """Trains the active adapter of a PeftModel in place and returns the history, one row per epoch.
 
-    `model` may be any module that answers model(pixel_values, labels) with a loss and logits and has `class_names` and
-    `uses_captions`; the hooks are those of its `learner`, where it has one. With a `validation` loader (prepared by the
-    accelerator) the weights end up at the epoch of the best accuracy, of the last stage where a method has several,
-    else at the last epoch. `tokenizer` is needed where the method reads captions. Checkpoints go to
-    `output_dir/checkpoint-STEP`; with `resume` the run goes on from the newest exactly as if it had never stopped, and
-    `clock` then counts the seconds of its earlier parts too.
+    `model` may be any module for which model(pixel_values, labels) returns a loss and logits and that has `class_names`
+    and `uses_captions`; the hooks are those of its `learner`, if it has one. With a `validation` loader (prepared by
+    the accelerator) the final weights are those of the epoch with the best accuracy (in the last stage, if a method
+    has several), otherwise those of the last epoch. `tokenizer` is needed if the method reads captions. Checkpoints
+    are in `output_dir/checkpoint-STEP`; with `resume` the run continues from the newest exactly as if it had never
+    stopped, and `clock` then includes the seconds of its earlier parts.
 
-    A method that is not trained step by step is fitted, and has the history of that, if any.
+    A method that is not trained by gradient descent is fitted instead, and returns the history of that, if any.
 
     Raises ValueError before the first step if labels, class names, batch size, stages, checkpoint or Accelerate's
-    engine (FSDP) do not fit, FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint
-    cannot be written. SIGTERM and Ctrl-C end the program (SystemExit, 128 + the signal's number) after a checkpoint
-    where they found it.
+    engine (FSDP) are unsuitable, FloatingPointError for a loss or gradient that is not finite, OSError if a checkpoint
+    cannot be written. SIGTERM and Ctrl-C end the program (SystemExit, 128 + the signal's number) after saving a
+    checkpoint.
 
     Example:
         >>> history = train(model, images, TrainingConfig(epochs=5), Accelerator(), "runs/mine")
@@ -133,7 +133,7 @@ def train(
     check_labels(images.dataset, model.class_names)
     learner, weights = getattr(model, "learner", None), trained_weights(model)
     if not weights and (learner is None or learner.config.trains):
-        raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to go on with it.")
+        raise ValueError("`model` has no weights to train; load an adapter with is_trainable=True to train it further.")
     if learner is not None and not learner.config.trains:
         return _fit(model, learner, images, validation, config, accelerator)
     sampler = EpochSampler(len(images), config.seed)
@@ -157,7 +157,7 @@ def train(
         )  # fmt: skip
         if checkpoint is None:
             _fit(model, learner, images, validation, config, accelerator)
-        # A run goes on in the stage that its checkpoint was saved in.
+        # A run continues in the stage of its checkpoint.
         current = next((number for number, span in enumerate(spans) if span.first < done <= span.last), 0)
         try:
             for number in range(current, len(spans)):
@@ -224,7 +224,7 @@ def train_stage(run: Run, span: Span, resumed: bool) -> None:
         while progress.step < last:
             epoch, done = divmod(progress.step, run.steps_per_epoch)
             batches = accelerator.skip_first_batches(loader, done)
-            batches.set_epoch(epoch)  # Accelerate's loader tells its own count to the sampler; a new one starts at 0
+            batches.set_epoch(epoch)  # Accelerate's loader passes its own count to the sampler; a new one starts at 0
             run.sampler.set_epoch(epoch)  # and with several processes it does not reach it
             run.images.set_epoch(epoch)
             row = train_epoch(
@@ -266,7 +266,7 @@ def _stop(run: Run) -> None:
     number = run.interruption.requested(run.accelerator)
     run.accelerator.print(
         f"Stopped by {signal.Signals(number).name} at step {run.progress.step} of {run.steps}, which is saved in "
-        f"{run.output_dir}; go on with --resume."
+        f"{run.output_dir}; continue with --resume."
     )
     raise SystemExit(EXIT_CODES[number])
 

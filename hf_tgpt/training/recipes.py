@@ -27,15 +27,15 @@ def read_recipe(path: Path, method: str | None = None, default: str = DEFAULT_ME
     try:
         recipe = read_json(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"`config`={str(path)!r} is no readable JSON file ({error}).") from error
+        raise ValueError(f"`config`={str(path)!r} is not a readable JSON file ({error}).") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"`config`={str(path)!r} must hold a JSON object of arguments.")
     named = recipe.get("method", method or default)
     if not isinstance(named, str):
-        raise ValueError(f"`config`={str(path)!r} names as `method` {named!r}, which is no name.")
+        raise ValueError(f"`config`={str(path)!r} has `method` {named!r}, which is not a name.")
     recipe["method"] = method_name(named)
     if method is not None and recipe["method"] != method_name(method):
-        raise ValueError(f"`config`={str(path)!r} is a recipe of another method than `method`={method!r}.")
+        raise ValueError(f"`config`={str(path)!r} is a recipe for another method than `method`={method!r}.")
     return recipe
 
 

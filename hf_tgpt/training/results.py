@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: results.json and a picture."""
+"""The results of a run: results.json, a plot, and reasons to doubt them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def judge(
     history: list[dict[str, float]],
     class_names: list[str],
 ) -> list[str]:
-    """What speaks against using an adapter although its training came to an end, in sentences for people.
+    """Reasons not to use an adapter although its training was completed, as sentences.
 
     `zero_shot` is an accuracy, `adapted` the metrics of the adapter, `answers` (n,) are its labels for the test
     pictures, `history` is that of its training.
@@ -117,16 +117,16 @@ def judge(
     untested = adapted["per_class_accuracy"].count(None)
     chance = 1 / len(class_names)
     if len(class_names) == 1:
-        remarks.append("There is one class only, so every answer is right and the accuracy says nothing.")
+        remarks.append("There is only one class, so every answer is right and the accuracy means nothing.")
     elif untested:
-        remarks.append(f"Of {len(class_names)} classes {untested} could not be tested for want of a picture.")
+        remarks.append(f"Of {len(class_names)} classes {untested} could not be tested, for lack of a picture.")
     if len(class_names) - untested > 1 and len(set(answers.tolist())) == 1:
         name = class_names[answers[0]]
-        remarks.append(f"Every test picture is taken for {name!r}: the training has failed; lower `learning_rate`.")
+        remarks.append(f"Every test picture is classified as {name!r}: the training has failed; lower `learning_rate`.")
     elif history and len(class_names) > 1 and history[-1]["train_accuracy"] < 1.5 * chance:
         remarks.append(
-            f"It has not learned its own training pictures ({history[-1]['train_accuracy']:.3f} of them right in the "
-            f"last epoch, {chance:.3f} by chance): change `learning_rate`, or train for longer."
+            f"It has not learned its training pictures (accuracy {history[-1]['train_accuracy']:.3f} in the last "
+            f"epoch, {chance:.3f} by chance): change `learning_rate`, or train for longer."
         )
     if accuracy < zero_shot:
         remarks.append(
@@ -144,7 +144,7 @@ def write_run(
     after: dict[str, Any],
     results: dict[str, Any],
 ) -> None:
-    """Adds to a trained model's folder results.json, training_log.jsonl, training.png and the card that tells of them.
+    """Adds to a trained model's folder results.json, training_log.jsonl, training.png and the card that describes them.
 
     `before` and `after` are the metrics of zero-shot and of the model. The adapter's config notes what it was
     trained on. All files are whole before they get their names, results.json the last of them. Without matplotlib there

@@ -30,7 +30,7 @@ def check_output_dir(output_dir: Path, resume: bool) -> None:
     if (output_dir.exists() and not output_dir.is_dir()) or (above and not above.is_dir()):
         raise ValueError(f"`output_dir`={str(output_dir)!r} is a file or below one; choose a folder.")
     if resume and not (output_dir / _NOTE).exists():
-        raise ValueError(f"`resume`: {str(output_dir)!r} holds no run; start it without.")
+        raise ValueError(f"`resume`: {str(output_dir)!r} contains no run; start without it.")
     if not resume and output_dir.is_dir() and any(path.name not in _BEFORE_WORK for path in output_dir.iterdir()):
         raise ValueError(
             f"`output_dir`={str(output_dir)!r} already holds another run or other files; choose a new folder, or "
@@ -53,14 +53,14 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
         raise ValueError(f"`output_dir`={str(output_dir)!r} is being written to by another run; choose another folder.")
     if not output_dir.is_dir():
         raise ValueError(
-            f"`output_dir`={str(output_dir)!r} is not there for process {accelerator.process_index}; the machines of a "
-            "run need a folder that all of them see."
+            f"`output_dir`={str(output_dir)!r} does not exist for process {accelerator.process_index}; all "
+            "machines of a run must share the folder."
         )
     check_output_dir(output_dir, resume)
     if resume:
         before = read_json(note)
         if not isinstance(before, dict):
-            raise ValueError(f"{str(note)!r} holds no JSON object; start a new run.")
+            raise ValueError(f"{str(note)!r} is not a JSON object; start a new run.")
         methods = before.get("method"), settings.get("method")
         if plain_name(str(methods[0])) == plain_name(str(methods[1])):
             before["method"] = methods[1]  # which a run of an earlier version may spell otherwise

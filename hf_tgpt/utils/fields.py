@@ -151,7 +151,7 @@ def checked(cls: type[_Class]) -> type[_Class]:
 
 
 def _remedy(field: dataclasses.Field, value: Any, error: Exception) -> str:
-    """What the field's own check says of a value, or that it is of another type."""
+    """The message of the field's own check for a value, or that its type is wrong."""
     if isinstance(error.__cause__, TypeError):
         for check in field.metadata.get("validator", ()):
             try:

@@ -15,12 +15,12 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def read_text(file: str | os.PathLike) -> str:
     """A file in UTF-8, with or without a byte order mark.
 
-    Raises OSError if it cannot be opened, ValueError for bytes that are no UTF-8.
+    Raises OSError if it cannot be opened, ValueError for bytes that are not UTF-8.
     """
     try:
         return Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{os.fspath(file)} is no text in UTF-8 ({error}); save it as such.") from error
+        raise ValueError(f"{os.fspath(file)} is not UTF-8 text ({error}); save it as UTF-8.") from error
 
 
 def file_digest(file: str | os.PathLike) -> bytes:
@@ -46,7 +46,7 @@ def parse_json(text: str | bytes, place: str) -> Any:
             json.dumps(content, ensure_ascii=False).encode()
         return content
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is no JSON ({error}); correct it.") from error
+        raise ValueError(f"{place} is not JSON ({error}); correct it.") from error
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
-# The toy CLIP made by examples/pretrain_tiny_clip.py; it knows the toy world and nothing else.
+# The toy CLIP made by examples/pretrain_tiny_clip.py; it is trained on the toy world only.
 TOY_CLIP = Path(__file__).parents[1] / "assets" / "tiny-clip"
 # What files call it, because its folder is another one on every machine, and what people do.
 TOY_NAME = "hf-tgpt-toy-clip"
@@ -31,7 +31,7 @@ def name_in_files(name: str | None) -> str | None:
 
 
 def name_here(name: _Name) -> _Name:
-    """Where the base model that a file or a person names lies on this machine."""
+    """The local path of the base model that a file or a user names."""
     return str(TOY_CLIP) if name in (TOY_NAME, TOY) else name
 
 

@@ -372,7 +372,7 @@ def test_a_refused_value_changes_nothing(method, adapt):
             change_config(
                 model, {first: good[first]} | ({last: "[]"} if last else {}) | ({first: "[]"} if not last else {})
             )
-    with pytest.raises(ValueError, match="is no field of"):
+    with pytest.raises(ValueError, match="is not a field of"):
         change_config(model, {"nonsense": "1"})
     assert config.to_dict() == before
     assert model.class_names == CLASS_NAMES

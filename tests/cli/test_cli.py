@@ -107,7 +107,7 @@ def test_a_field_is_changed_for_one_call_alone(adapters, pictures, capsys):
     assert config.read_bytes() == saved
     assert scores() == before
     assert run("predict", adapters["tgpt"], pictures, "--set", "head=1") == 1
-    assert "--set: 'head' is no field of TGPTConfig that may change" in capsys.readouterr().err
+    assert "--set: 'head' is not a field of TGPTConfig that may change" in capsys.readouterr().err
 
 
 def test_files_that_are_no_pictures_are_skipped_counted_and_listed(adapters, tmp_path, capsys):
@@ -138,7 +138,7 @@ def test_a_csv_opens_in_a_spreadsheet_as_it_is(adapters, tmp_path):
     output = tmp_path / "rows.csv"
     assert run("predict", adapters["coop"], tmp_path, "--output", output, "--top_k", 1) == 3
     content = output.read_bytes()
-    assert content.startswith(b"\xef\xbb\xbfimage,label,score,error\n")  # by the mark Excel knows UTF-8
+    assert content.startswith(b"\xef\xbb\xbfimage,label,score,error\n")  # by the mark Excel recognises UTF-8
     rows = list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
     assert re.fullmatch(r"[01]\.\d{4}", rows[1]["score"])
     assert (rows[0]["label"], rows[0]["score"]) == ("", "")
@@ -166,7 +166,7 @@ def test_a_prediction_that_was_killed_goes_on_where_it_was(name, adapters, pictu
         draft.write(b"a row that was cut o")
     assert run(*command, "--output", output) == 0
     assert len(asked) == 5  # two that were done, the one that was under way, and the two that were left
-    assert "2 of 4 pictures are in the output already" in capsys.readouterr().err
+    assert "2 of 4 pictures are already in the output" in capsys.readouterr().err
     assert output.read_bytes() == (tmp_path / f"whole-{name}").read_bytes()
     assert not list(tmp_path.glob("*.part*"))
 
@@ -220,13 +220,16 @@ def test_progress_is_told_in_lines_where_nobody_watches(adapters, pictures, caps
         (["evaluate", "--adapter", "{maple}", "--output", "{base}"], "is a folder; name a file"),
         (["evaluate", "--adapter", "{maple}", "--picture", "change.jpg"], "does not end with .png"),
         (["describe", "--model", "m", "--dataset", "d", "--output", "o", "--device", "abacus"], "--device='abacus'"),
-        (["info", "runs/deep/mistyped"], "runs/deep/mistyped (no folder here) is no id of a repository"),
+        (["info", "runs/deep/mistyped"], "runs/deep/mistyped (no folder here) is not the id of a repository"),
         (["info", "./missing"], "There is no adapter in './missing'"),
         (["info", "{empty}"], "There is no adapter in"),
         (["export", "{maple}", "{empty}/model"], "ends with .onnx"),
         (["export", "{maple}", "{empty}/out", "--format", "transformers"], "learns prompts in the image tower"),
-        (["export", "{maple}", "{empty}/out", "--format", "transformers", "--int8", "toyworld"], "is a form of ONNX"),
-        (["convert", "none", "{empty}/out", "--method", "coop", "--model", "{base}"], "does not hold its class names"),
+        (["export", "{maple}", "{empty}/out", "--format", "transformers", "--int8", "toyworld"], "is only for ONNX"),
+        (
+            ["convert", "none", "{empty}/out", "--method", "coop", "--model", "{base}"],
+            "does not contain its class names",
+        ),
         (
             ["convert", "none", "{empty}/out", "--method", "coop", "--model", "{base}", "--class_names", "a"],
             "'none' is not a file",
@@ -278,7 +281,7 @@ def test_convert_makes_a_folder_that_loads(tmp_path, capsys):
     model = hf_tgpt.load_adapter(CLIPModel.from_pretrained(GOLDEN / "clip"), output).eval()
     torch.testing.assert_close(model(case["pixel_values"]).logits, case["logits"], **TOLERANCE)
     assert run("convert", "none", tmp_path / "new", *options, "--set", "colour=red") == 1
-    assert "'colour' is no field of coop's config" in capsys.readouterr().err
+    assert "'colour' is not a field of coop's config" in capsys.readouterr().err
 
 
 def test_export_writes_onnx_with_int8_and_what_that_costs(adapters, tmp_path, capsys):

@@ -131,7 +131,7 @@ def test_an_interrupted_run_goes_on_where_it_was(describe, model, pictures, tmp_
     text = whole.read_text().splitlines(keepends=True)
     marked = text[0].replace('"caption": "', '"caption": "kept ')
     part.with_name("again.jsonl.part").write_text(marked + text[1] + text[2][:20])
-    assert "6 images, 2 of them described already" in describe(
+    assert "6 images, 2 of them already described" in describe(
         "--model", model, "--dataset", pictures, "--output", part
     )
     assert part.read_text().splitlines(keepends=True) == [marked, *text[1:]]
@@ -145,8 +145,8 @@ def test_an_interrupted_run_goes_on_where_it_was(describe, model, pictures, tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"notes of mine", "line 1 is no JSON"),  # without an end of line, as a line that was cut off
-        (b"\xff\xfe\n", "line 1 is no JSON"),
+        (b"notes of mine", "line 1 is not JSON"),  # without an end of line, as a line that was cut off
+        (b"\xff\xfe\n", "line 1 is not JSON"),
         (b'{"file_name": "a.png"}\n[]\n', "was written by None; choose another file"),
         (b"[]\n", "line 1 describes no image; choose another file"),
         (b'{"model": "m"}\n', "line 1 describes no image; choose another file"),

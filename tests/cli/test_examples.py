@@ -65,7 +65,7 @@ def test_the_main_command_as_the_readme_gives_it(tmp_path):
     command = ["accelerate", "launch", str(EXAMPLES / "train.py")]
     done = subprocess.run([*command, "--epochs", "2"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Reloaded from disk, it is equal." in done.stdout
+    assert "Reloaded from disk, it gives the same logits." in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
     results = json.loads((folder / "results.json").read_text())
     assert (results["method"], results["shots"], results["dataset"]) == ("tgpt", 16, "toyworld:codes")
@@ -78,7 +78,7 @@ def test_the_main_command_as_the_readme_gives_it(tmp_path):
 def test_train_on_a_folder_of_pictures(method, run, pictures, tmp_path):
     output = tmp_path / "run"
     printed = run("--method", method, "--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", output)
-    assert "Reloaded from disk, it is equal." in printed
+    assert "Reloaded from disk, it gives the same logits." in printed
     results = json.loads((output / "results.json").read_text())
     assert results["method"] == method
     assert results["shots"] == 4
@@ -99,7 +99,7 @@ def test_train_on_a_folder_of_pictures(method, run, pictures, tmp_path):
 def test_references_run_like_the_methods(method, run, pictures, tmp_path):
     output = tmp_path / "run"
     printed = run("--method", method, "--dataset", pictures, "--shots", 4, "--max_steps", 3, "--output_dir", output)
-    assert "Reloaded from disk, it is equal." in printed
+    assert "Reloaded from disk, it gives the same logits." in printed
     results = json.loads((output / "results.json").read_text())
     assert results["method"] == method
     assert (results["trainable_parameters"] == 0) == (method == "zero_shot")
@@ -180,7 +180,7 @@ def test_a_run_is_resumed_by_its_folder_and_may_then_keep_other_checkpoints(tmp_
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--resume"])
-    assert "--resume needs the run's folder; name it by --output_dir" in capsys.readouterr().err
+    assert "--resume needs the run's folder; name it with --output_dir" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert parse("--keep_checkpoints", 3, "--save_every", 2).settings == parse().settings
     assert parse("--batch_size", 4).settings != parse().settings
@@ -234,7 +234,7 @@ def test_a_changed_field_is_evaluated_beside_the_adapter_as_it_is(run, pictures,
     assert told["changed"]["largest_difference_of_logits"] > 0  # the zero-shot head alone
     assert told["accuracy"] == json.loads(run(*about, "--json", program="evaluate"))["accuracy"]
     assert "with wise_ft=1.0: " in run(*about, "--change", "wise_ft=1.0", program="evaluate")
-    with pytest.raises(Failed, match="--set: 'head' is no field of TGPTConfig that may change"):
+    with pytest.raises(Failed, match="--set: 'head' is not a field of TGPTConfig that may change"):
         run(*about, "--set", "head=1", program="evaluate")
     with pytest.raises(Failed, match="--set: 'wise_ft' is not of the form FIELD=VALUE"):
         run(*about, "--set", "wise_ft", program="evaluate")
@@ -253,7 +253,7 @@ def test_without_matplotlib_a_run_has_no_picture_and_says_so(run, pictures, tmp_
 
 @pytest.mark.filterwarnings("ignore:`log_with=clearml` was passed")
 def test_a_tracker_that_is_not_installed_is_said_before_training(run, pictures, tmp_path):
-    with pytest.raises(Failed, match="hf-tgpt train: --log_with='clearml' is no tracker that is installed"):
+    with pytest.raises(Failed, match="hf-tgpt train: --log_with='clearml' is not an installed tracker"):
         run("--dataset", pictures, "--log_with", "clearml", "--output_dir", tmp_path / "run")
 
 
@@ -377,8 +377,8 @@ def test_help_explains_every_field_of_the_method(method, run):
     [
         (["--method", "lasso"], "--method='lasso' is unknown; choose one of"),
         (["--prompt_dept", "3"], "unrecognized arguments: --prompt_dept 3"),
-        (["--config", "nowhere.json"], "--config='nowhere.json' is no readable JSON file"),
-        (["--method", "maple", "--config", str(RECIPES_FOLDER / "tgpt.json")], "is a recipe of another method"),
+        (["--config", "nowhere.json"], "--config='nowhere.json' is not a readable JSON file"),
+        (["--method", "maple", "--config", str(RECIPES_FOLDER / "tgpt.json")], "is a recipe for another method"),
         (["--learning_rate", "0"], "--learning_rate=0.0: choose a number above 0"),
     ],
 )

@@ -66,11 +66,11 @@ def test_the_messy_folder_trains_by_one_command_and_every_oddity_is_said(photos,
     folder, said = trained
     assert said.startswith("10 remarks:")
     for words in (
-        "1 class folder is left out for want of a picture: leerer Ordner",
+        "1 class folder is left out, for lack of a picture: leerer Ordner",
         "left out: 1 .mov, 1 .txt;",
-        "1 picture is left out, beside the class folders",
+        "1 picture is left out, outside the class folders",
         "'Gänseblümchen (weiß)' is 'Gänseblümchen weiß'",
-        "3 images are passed over, because they cannot be read, of 166 images:",
+        "3 images are skipped, because they cannot be read, of 166 images:",
         f"{photos / 'Distel' / 'halb.jpg'} (image file is truncated",
         f"{photos / 'Distel' / 'leer.jpg'} (it is no picture of a known kind)",
         f"{photos / 'Distel' / 'umbenannt.jpg'} (it is no picture of a known kind)",
@@ -79,7 +79,7 @@ def test_the_messy_folder_trains_by_one_command_and_every_oddity_is_said(photos,
         f"{photos / 'Kamille' / 'auch Distel.jpg'} (Kamille)",
         "too small to be split into train, validation and test (3 images): 'Seltene Orchidee' (1)",
         "trained on fewer than 16 images: 'Ackerwinde' (10), 'Distel' (10)",
-        "1 class is not tested for want of an image: Seltene Orchidee",
+        "1 class is not tested, for lack of an image: Seltene Orchidee",
     ):
         assert words in said, said
     assert ".py:" not in said
@@ -123,7 +123,7 @@ def test_the_runs_own_folder_is_evaluated_on_what_was_held_out_wherever_it_lies(
     held_out = (folder / "seen_pictures.txt").read_text().count(" test\n")
     assert results["images"] == held_out == 49
     assert results["seen_in_training"] == []
-    assert "These are the run's own pictures: tested are the 49 of 163 it held out." in said
+    assert "These are the run's own pictures: the 49 of 163 that it held out are tested." in said
     assert results["accuracy"] == json.loads((folder / "results.json").read_text())["accuracy"]
 
 
@@ -141,7 +141,7 @@ def test_a_strangers_folder_is_evaluated_whole_and_training_pictures_in_it_are_n
     results, said = evaluate("--adapter", folder, "--dataset", other, capsys=capsys)
     assert results["images"] == 11
     assert results["seen_in_training"] == [str(other / "Distel" / "borrowed.jpg")]
-    assert "1 picture is among those of the training" in said
+    assert "1 picture is also in the training data" in said
     results, _ = evaluate("--adapter", folder, "--dataset", other, "--seed", 3, capsys=capsys)
     assert results["images"] == 4  # a seed cuts it, as in training
 
@@ -151,7 +151,7 @@ def test_an_adapter_that_does_not_tell_its_pictures_and_one_that_was_cut_off_say
     (folder / "seen_pictures.txt").unlink()
     results, said = evaluate("--adapter", folder, "--dataset", photos, capsys=capsys)
     assert results["images"] == 49  # split as the run's results.json says
-    assert "does not tell which pictures it was trained on" in said
+    assert "does not record which pictures it was trained on" in said
     (folder / "results.json").unlink()
     _, said = evaluate("--adapter", folder, "--dataset", photos, capsys=capsys)
-    assert "was cut off before its end; go on with `hf-tgpt train --resume`" in said
+    assert "was interrupted; continue with `hf-tgpt train --resume`" in said

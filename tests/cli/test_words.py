@@ -40,8 +40,8 @@ CASES = [
     (("--output-dir=",), "--output_dir is empty"),
     (("--output_dir", "file"), "--output_dir='file' is a file or below one; choose a folder"),
     (("--output_dir", "file/run"), "--output_dir='file/run' is a file or below one"),
-    (("--resume",), "--resume needs the run's folder; name it by --output_dir"),
-    (("--resume", "--output_dir", "pictures"), "--resume: 'pictures' holds no run"),
+    (("--resume",), "--resume needs the run's folder; name it with --output_dir"),
+    (("--resume", "--output_dir", "pictures"), "--resume: 'pictures' contains no run"),
     (("--shots", "0"), "--shots=0: choose 1 or more"),
     (("--shots", "9"), "lower --shots or pass --allow_fewer"),
     (("--cache_features", "-1"), "--cache_features=-1: choose 1 or more"),
@@ -51,17 +51,17 @@ CASES = [
     (("--num_workers", "-1"), "--num_workers=-1: choose 0 or more"),
     (("--prompt_length", "0"), "--prompt_length=0: learn at least 1 token"),
     (("--method", "clop"), "--method='clop' is unknown; choose one of"),
-    (("--config", "damaged.json"), "--config='damaged.json' is no readable JSON file"),
+    (("--config", "damaged.json"), "--config='damaged.json' is not a readable JSON file"),
     (("--class_names_file", "overlap.txt"), "--class_names_file would rename by position, 'cat' -> 'dog'"),
-    (("--class_names_file", "missing"), "--class_names_file='missing' is not there"),
+    (("--class_names_file", "missing"), "--class_names_file='missing' does not exist"),
     (("--image_column", "x"), "--image_column='x' is not a column"),
     (("--dataset", "columns.csv"), "--image_column is not given and no column holds the image; name one of: a, b"),
     (("--dataset", "table.xlsx"), "--dataset='table.xlsx' is a spreadsheet; save its table as CSV"),
-    (("--dataset", "file"), "--dataset='file' is no folder and no file of a known kind"),
-    (("--dataset", "no/where/at/all"), "--dataset='no/where/at/all' is not there; correct the path"),
+    (("--dataset", "file"), "--dataset='file' is neither a folder nor a file of a known kind"),
+    (("--dataset", "no/where/at/all"), "--dataset='no/where/at/all' does not exist; correct the path"),
     (("--dataset", "ucf101"), "--dataset='ucf101' has no copy on the Hub"),
-    (("--log_with", "x"), "--log_with='x' is no tracker that is installed here; choose one of aim, clearml, comet_ml"),
-    (("--log_with", "clearml"), "is no tracker that is installed here; install it (pip install clearml)"),
+    (("--log_with", "x"), "--log_with='x' is not an installed tracker; choose one of aim, clearml, comet_ml"),
+    (("--log_with", "clearml"), "is not an installed tracker; install it (pip install clearml)"),
     (("--model", "/no/such"), "--model='/no/such' is not a folder"),
     (("--method", "maple", "--cache_features", "1"), "MAPLE as configured learns prompts in the vision tower"),
     (("--prompt_length", "500"), "--prompt_length=500: the text tower's context of 77 leaves room for 73"),
@@ -96,7 +96,7 @@ def test_a_training_that_cannot_be_is_refused_in_options_and_leaves_nothing(argu
         (("predict", "a", "pictures", "--top_k", "two"), "argument --top_k: two: choose a whole number"),
         (("predict", "a", "pictures", "--output", "x.xlsx"), "--output='x.xlsx' ends with neither .csv"),
         (("predict", "a", "--list", "none"), "--list='none' cannot be read"),
-        (("predict", "a"), "No picture is named; name files, folders, or a --list of them"),
+        (("predict", "a"), "No picture is given; name files, folders, or a --list of them"),
         (("predict", "", "pictures"), "an argument is empty"),
         (("demo", "a", "--port", "99999"), "argument --port: 99999: choose 0 to 65535"),
         (("describe", "--model", "m", "--dataset", "pictures", "--output", "pictures"), "is a folder; name a file"),
@@ -172,9 +172,7 @@ def test_photographs_get_a_clip_that_knows_them_and_the_toy_world_the_toy():
 def test_options_of_other_methods_are_not_passed_over_where_no_method_is_named(option, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--dataset", "pictures", option])
-    message = (
-        f"{option.partition('=')[0]} means nothing to gda, which is what pictures of your own get without --method"
-    )
+    message = f"{option.partition('=')[0]} has no effect on gda, the default method for your own pictures"
     assert message in capsys.readouterr().err
     assert parse_arguments(["--dataset", "pictures", "--method", "tgpt", option]).method == "tgpt"
 

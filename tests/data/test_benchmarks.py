@@ -168,7 +168,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(monkeypatch):
 def test_a_set_without_a_copy_on_the_hub_asks_for_a_folder():
     with pytest.raises(ValueError, match=r"'UCF101' has no copy on the Hub .*'ucf101:FOLDER'"):
         load_splits("UCF101")
-    with pytest.raises(FileNotFoundError, match="'ucf101:nowhere' is not there"):
+    with pytest.raises(FileNotFoundError, match="'ucf101:nowhere' does not exist"):
         load_splits("ucf101:nowhere")
 
 

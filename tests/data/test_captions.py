@@ -122,8 +122,8 @@ def test_images_that_are_not_described_are_counted_and_get_the_template(tmp_path
         ("c.txt", "a\tb\nant/a.png\t ", r"line 2: ant/a\.png has an empty caption"),
         ("c.txt", "a\tb\n./a\tc", "line 2: a is there twice"),
         ("c.jsonl", '{"file_name": "a"}', "line 1: .*; correct it"),
-        ("c.json", "[]", "is no JSON object"),
-        ("c.json", '{"ant": ["x"], "big cat": [" "]}', "' ' is no sentence"),
+        ("c.json", "[]", "is not a JSON object"),
+        ("c.json", '{"ant": ["x"], "big cat": [" "]}', "' ' is not a sentence"),
         ("c.json", '{"ant": ["x"], "cat": ["y"]}', r"for 1 of 2 classes \(big cat\), but for others \(cat\); add"),
     ],
 )
@@ -133,7 +133,7 @@ def test_descriptions_that_do_not_serve_are_refused(tmp_path, images, name, text
 
 
 def test_missing_descriptions_are_named(images):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt' are not there"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt' do not exist"):
         attach_captions(images, "nowhere.txt")
 
 

@@ -140,9 +140,9 @@ def test_images_in_train_and_in_test_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no split file"),
-        ("[]", "is no split file"),
-        ('{"train": [["a.jpg", 0]]}', "is no split file"),
+        ("{", "is not a split file"),
+        ("[]", "is not a split file"),
+        ('{"train": [["a.jpg", 0]]}', "is not a split file"),
         ('{"train": []}', "no training images"),
         ('{"train": [["a.jpg", 0, "a"], ["b.jpg", 0, "b"]]}', r"calls label 0 both 'a' and 'b' \(b\.jpg\)"),
         ('{"train": [["a.jpg", 1, "a"]]}', "labels from 1 to 1; number from 0"),
@@ -156,7 +156,7 @@ def test_a_damaged_split_file_is_refused(tmp_path, content, message):
 
 
 def test_a_split_file_or_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"split\.json' is not there"):
+    with pytest.raises(FileNotFoundError, match=r"split\.json' does not exist"):
         load_coop_split(tmp_path / "split.json", tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere' is not a folder"):
         load_coop_split(write_split(tmp_path), tmp_path / "nowhere")
@@ -272,5 +272,5 @@ def test_each_domain_of_pacs_is_a_folder_of_its_own():
     photo, sketch = (load_splits(SHARED_DATA / "pacs" / domain) for domain in ("photo", "sketch"))
     assert class_names(photo["train"]) == class_names(sketch["test"])
     assert {split: len(data) for split, data in sketch.items()} == {"train": 224, "test": 252}
-    with pytest.raises(ValueError, match="art_painting has splits of its own, so it is no class"):
+    with pytest.raises(ValueError, match="art_painting has splits of its own, so it is not a class"):
         load_splits(SHARED_DATA / "pacs")

@@ -55,14 +55,16 @@ def test_folders_that_hold_the_same_folders_are_refused_as_classes(tmp_path, nam
     for name in names:
         for inner in ("cat", "dog"):
             write(tmp_path / name / inner)
-    with pytest.raises(ValueError, match=r"hold the same folders \(cat, dog\), so they look like splits"):
+    with pytest.raises(ValueError, match=r"contain the same folders \(cat, dog\), so they look like splits"):
         load_splits(tmp_path)
 
 
 def test_folders_within_class_folders_are_remarked(tmp_path):
     for inner in ("animal/cat", "animal/dog", "plant/rose"):
         write(tmp_path / inner, 3)
-    with pytest.warns(DataWarning, match=r"2 class folders hold folders themselves \(animal: cat, dog; plant: rose\)"):
+    with pytest.warns(
+        DataWarning, match=r"2 class folders contain folders themselves \(animal: cat, dog; plant: rose\)"
+    ):
         splits = load_splits(tmp_path)
     assert class_names(splits["train"]) == ["animal", "plant"]
 

@@ -142,7 +142,7 @@ def test_a_class_that_train_lacks_is_named(tmp_path, folder, split):
 
 def test_without_a_test_folder_the_validation_folder_is_test_and_a_warning_says_so(tmp_path):
     write_splits(tmp_path, ("train", "val"))
-    with pytest.warns(UserWarning, match="validation split serves as test"):
+    with pytest.warns(UserWarning, match="validation split is used for the test"):
         splits = load_splits(tmp_path)
     assert sizes(splits) == {"train": 4, "test": 4}
     assert files(splits["test"], tmp_path)[0] == "val/ant/0.png"
@@ -170,7 +170,7 @@ def test_folders_without_classes_or_images_are_refused(tmp_path):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_class_folder_without_a_picture_is_left_out_with_a_remark(tmp_path, split):
     (write_splits(tmp_path, ("train", "test")) / split / "hollow").mkdir()
-    with pytest.warns(DataWarning, match="1 class folder is left out for want of a picture: hollow"):
+    with pytest.warns(DataWarning, match="1 class folder is left out, for lack of a picture: hollow"):
         splits = load_splits(tmp_path)
     assert sizes(splits) == {"train": 4, "test": 4}
     assert class_names(splits["train"]) == ["ant", "big cat"]
@@ -214,7 +214,7 @@ def test_a_class_too_small_to_split_is_named(tmp_path):
     write_images(tmp_path / "ant", 3)
     write_images(tmp_path / "bee", 2)
     write_images(tmp_path / "cat", 1)
-    with pytest.warns(DataWarning, match=r"2 classes are too small to be split .*: 'bee' \(2\), 'cat' \(1\)\. Two are"):
+    with pytest.warns(DataWarning, match=r"2 classes are too small to be split .*: 'bee' \(2\), 'cat' \(1\)\. Of two"):
         splits = load_splits(tmp_path)
     assert {split: data["label"][:] for split, data in splits.items()} == {
         "train": [0, 1, 2], "validation": [0], "test": [0, 1]
@@ -305,7 +305,7 @@ def test_a_caption_column_that_is_not_there_is_named(tmp_path):
 def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(monkeypatch, tmp_path, source):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("the Hub was asked"))
-    with pytest.raises(FileNotFoundError, match=f"`source`={re.escape(repr(source))} is not there"):
+    with pytest.raises(FileNotFoundError, match=f"`source`={re.escape(repr(source))} does not exist"):
         load_splits(source)
 
 
@@ -447,13 +447,13 @@ def test_a_missing_caption_is_named_by_its_row(hub):
 @pytest.mark.parametrize("name", ["validation", "valid", "val"])
 def test_the_hubs_validation_split_serves_where_there_is_no_test(hub, name):
     hub(**{"train": labelled([0, 1]), name: labelled([1])})
-    with pytest.warns(UserWarning, match="validation split serves as test"):
+    with pytest.warns(UserWarning, match="validation split is used for the test"):
         assert sizes(load_splits("user/pets")) == {"train": 2, "test": 1}
 
 
 def test_a_test_split_whose_labels_are_kept_back_is_none(hub):
     hub(train=labelled([0, 1]), validation=labelled([1]), test=labelled([-1, -1, -1]))
-    with pytest.warns(UserWarning, match="validation split serves as test"):
+    with pytest.warns(UserWarning, match="validation split is used for the test"):
         assert sizes(load_splits("user/pets")) == {"train": 2, "test": 1}
 
 

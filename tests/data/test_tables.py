@@ -242,7 +242,7 @@ def test_a_table_in_a_code_page_is_read_with_a_remark(tmp_path):
     write_pictures(tmp_path)
     lines = "".join(f"images/{n}.png;{('Käfer', 'Grille')[n % 2]}\n" for n in range(8))
     (tmp_path / "all.csv").write_bytes(f"image;label\n{lines}".encode("cp1252"))
-    with pytest.warns(DataWarning, match="is no UTF-8 and is read as Windows-1252"):
+    with pytest.warns(DataWarning, match="is not UTF-8 and is read as Windows-1252"):
         assert class_names(load_splits(tmp_path / "all.csv")["train"]) == ["Grille", "Käfer"]
 
 
@@ -316,7 +316,7 @@ def test_a_column_of_splits_is_used(tmp_path, column, suffix):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,label,split\nimages/0.png,ant,A\n", "column 'split' holds 'A', which is no split"),
+        ("image,label,split\nimages/0.png,ant,A\n", "column 'split' holds 'A', which is not a split"),
         ("image,label,split\nimages/0.png,ant,test\n", "column 'split' has no row of the split 'train'"),
         ("image,label\n", "holds no rows below a line with the names"),
         ("", "holds no rows below a line with the names"),
@@ -326,7 +326,7 @@ def test_a_column_of_splits_is_used(tmp_path, column, suffix):
         ("image,,label\nimages/0.png,x,ant\n", "column 2 has no name"),
         ("image,label\nC:\\me\\0.png,ant\n", "; write them from the table's own folder"),
         ("image,label\nimages/0.png,\nimages/1.png,ant\n", "`label`=None in row 0"),
-        ("image,label\n\0\0", "is no text"),
+        ("image,label\n\0\0", "is not a text file"),
     ],
 )
 def test_a_table_that_cannot_be_read_says_where_and_why(tmp_path, text, message):

@@ -86,9 +86,9 @@ def test_what_stands_in_for_training_leftovers_is_not_the_real_thing(tmp_path, m
     [
         (lambda path: path.write_bytes(b"no checkpoint" * 50), "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
-        (lambda path: path.write_bytes(pickle.dumps({"ctx": 1})), "cannot be read|no tensors by name"),
-        (lambda path: torch.save({"state_dict": {"epoch": 3}}, path), "holds no tensors by name"),
-        (lambda path: torch.save([torch.zeros(2)], path), "holds no tensors by name"),
+        (lambda path: path.write_bytes(pickle.dumps({"ctx": 1})), "cannot be read|no named tensors"),
+        (lambda path: torch.save({"state_dict": {"epoch": 3}}, path), "contains no named tensors"),
+        (lambda path: torch.save([torch.zeros(2)], path), "contains no named tensors"),
         (lambda path: torch.save(torch.nn.Linear(2, 2), path), r"torch\.nn\.modules\.linear\.Linear, not only tensors"),
         (lambda path: None, "is not a file"),
     ],
@@ -103,7 +103,7 @@ def test_other_files_are_refused_with_the_reason(write, message, tmp_path):
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     path = write_release(tmp_path / "model.pth.tar-5", {"ctx": torch.zeros(200, 64)})
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(ValueError, match="damaged or no checkpoint of a release"):
+    with pytest.raises(ValueError, match="damaged or not a released checkpoint"):
         read_checkpoint(path)
 
 

@@ -342,7 +342,7 @@ def program(path):
         ("a.pt", program, "a TorchScript program, as OpenAI publishes its models"),
         ("a.safetensors", lambda path: path.write_bytes(b"nothing"), "is damaged"),
         ("a.pt", lambda path: path.write_bytes(b"nothing"), "damaged"),
-        ("a.pt", lambda path: torch.save({"epoch": 3}, path), "holds no tensors by name"),
+        ("a.pt", lambda path: torch.save({"epoch": 3}, path), "contains no named tensors"),
         ("a.pth", lambda path: torch.save({"x": ONE}, path), "'x', which a plain CLIP has not"),
         ("a.onnx", lambda path: path.write_bytes(b"nothing"), "does not end with .safetensors, .bin, .pt, .pth"),
         ("a.pt", lambda path: None, "is not a file"),

@@ -107,7 +107,7 @@ def test_private_repositories_need_a_token(run, load_clip, hub, monkeypatch):
     push_folder(run, "me/secret", private=True)
     assert hub.repositories["me/secret"].private
     assert load_adapter(load_clip(), "me/secret").class_names == CLASS_NAMES
-    with pytest.raises(HubError, match=r"no such repository \(404\), or the token may not see it"):
+    with pytest.raises(HubError, match=r"the repository does not exist \(404\), or the token has no access to it"):
         load_adapter(load_clip(), "me/secret", token="hf_stranger", cache_dir=run / "cache")
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError, match="not yours to see; log in again"):
@@ -137,7 +137,7 @@ def test_revisions_are_kept_apart(adapt, load_clip, hub):
     ("token", "repo_id", "message"),
     [
         ("hf_wrong", "me/birds", r"does not accept the token \(401\).*`hf auth login`"),
-        ("hf_reader", "me/birds", "may only read; make one with write permission"),
+        ("hf_reader", "me/birds", "has only read access; make one with write permission"),
         ("hf_stranger", "me/birds", r"may not write there \(403\)"),
         ("", "me/birds", "There is no token for the Hub; log in with `hf auth login`"),
     ],
@@ -173,7 +173,9 @@ def test_a_repository_with_other_content_is_left_alone(run, hub):
         {"adapter_config.json": b'{"peft_type": ["MAPLE"]}'},
     ):
         hub.repositories["me/gpt"] = Repository(files=files)
-        with pytest.raises(HubError, match=r"holds something else than an adapter of hf-tgpt .*choose another name"):
+        with pytest.raises(
+            HubError, match=r"contains something other than an adapter of hf-tgpt .*choose another name"
+        ):
             push_folder(run, "me/gpt")
         assert hub.repositories["me/gpt"].files() == files
 
@@ -202,7 +204,7 @@ def test_a_card_that_somebody_wrote_there_stays(run, hub):
         ("/commit/", 503, r"the Hub has a problem of its own \(503\); repeat later"),
         ("/commit/", 401, r"does not accept the token \(401\)"),
         ("/commit/", 429, r"too many requests \(429\)"),
-        ("/api/models/me/birds", 404, r"no such repository \(404\)"),
+        ("/api/models/me/birds", 404, r"the repository does not exist \(404\)"),
         ("/api/repos/create", 500, r"a problem of its own \(500\)"),
         ("/api/whoami-v2", None, "broke off"),
     ],
@@ -246,7 +248,7 @@ def test_offline_is_said(run, hub, monkeypatch):
 def test_a_tokenizer_that_others_do_not_have_is_named(run, hub):
     config = json.loads((run / "adapter_config.json").read_text()) | {"tokenizer_name_or_path": str(run)}
     (run / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="is a folder that others do not have; put the tokenizer on the Hub"):
+    with pytest.raises(ValueError, match="is a local folder; upload the tokenizer to the Hub"):
         push_folder(run, "me/birds")
     assert set(hub.repositories["me/birds"].files()) == {".gitattributes"}
 

@@ -85,7 +85,7 @@ def test_closed_methods_choose_among_their_classes_and_refuse_others(name, save)
     answer = classifier(picture(0), class_names=["forest", "cat"])
     assert {part["label"] for part in answer} == {"forest", "cat"}
     assert sum(part["score"] for part in answer) == pytest.approx(1)
-    with pytest.raises(ValueError, match="knows 4 classes, fixed when it was trained, but not 'zebra'"):
+    with pytest.raises(ValueError, match="has 4 classes, fixed when it was trained, but not 'zebra'"):
         classifier(picture(0), class_names=["forest", "zebra"])
 
 
@@ -176,11 +176,11 @@ def test_datasets_are_read_by_their_column_of_images(classifier):
     ("image", "message"),
     [
         ("missing.png", r"cannot read missing\.png: .*replace or remove"),
-        (np.zeros((3, 40, 50)), r"shape \(3, 40, 50\) is no picture"),
-        (np.full((40, 50, 3), 300), "from 300 to 300 is no picture"),
+        (np.zeros((3, 40, 50)), r"shape \(3, 40, 50\) is not a picture"),
+        (np.full((40, 50, 3), 300), "from 300 to 300 is not a picture"),
         (torch.randn(3, 40, 50), "Normalised pixel values go to the model itself"),
-        (np.full((4, 4), np.nan), "from nan to nan is no picture"),
-        (np.zeros((0, 4, 3)), "is no picture"),
+        (np.full((4, 4), np.nan), "from nan to nan is not a picture"),
+        (np.zeros((0, 4, 3)), "is not a picture"),
         ({"label": 1}, "a row with label has no picture"),
         (3, "`images` is a int"),
         ([None], "NoneType is no image"),
@@ -227,7 +227,7 @@ def test_the_bytes_of_a_picture_and_an_open_file_are_one_picture(tmp_path, class
     with (tmp_path / "a.png").open("rb") as file:
         assert classifier(file) == expected
     assert len(classifier([data, io.BytesIO(data)])) == 2
-    with pytest.raises(ValueError, match="an open file of text is no picture"):
+    with pytest.raises(ValueError, match="an open text file is not a picture"):
         classifier(io.StringIO("a.png"))
     with pytest.raises(ValueError, match="cannot read image in memory"):
         classifier(b"no picture")
@@ -295,7 +295,7 @@ def test_a_url_is_fetched_where_there_is_a_network_and_else_refused(classifier, 
     from huggingface_hub import close_session, constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set, so nothing is fetched"):
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set, so nothing is downloaded"):
         classifier(f"{server}/a.png")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     close_session()

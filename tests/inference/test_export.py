@@ -112,7 +112,7 @@ def test_int8_is_smaller_and_its_accuracy_is_measured(classifier, tmp_path):
 
 @pytest.mark.parametrize("field", [dict(shortlist=2), dict(conditioned_texts=False)])
 def test_what_onnx_cannot_hold_is_refused_by_name(field, classifier, tmp_path):
-    with pytest.raises(ValueError, match=f"`{next(iter(field))}`=.*ONNX cannot hold"):
+    with pytest.raises(ValueError, match=f"`{next(iter(field))}`=.*ONNX cannot represent"):
         export_onnx(classifier("mutual_prompt", **field), tmp_path / "model.onnx")
 
 

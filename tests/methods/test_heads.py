@@ -346,7 +346,7 @@ def test_classes_that_cannot_come_or_go_are_refused(load_clip):
         (lambda: hf_tgpt.add_classes(model, {"Cat": picture}), "holds 'Cat' twice"),
         (lambda: hf_tgpt.add_classes(model, {"newt": []}), r"`pictures\['newt'\]`: give at least one picture"),
         (lambda: hf_tgpt.add_classes(model, {"newt": picture * torch.nan}), r"`pictures\['newt'\]`.*not finite"),
-        (lambda: hf_tgpt.remove_classes(model, ["newt"]), "'newt', which is no class of the model"),
+        (lambda: hf_tgpt.remove_classes(model, ["newt"]), "'newt', which is not a class of the model"),
         (lambda: hf_tgpt.remove_classes(model, CLASS_NAMES), "all classes that the model has"),
         (lambda: hf_tgpt.add_classes(make("clap", load_clip()), {"newt": picture}), "CLAP fits all classes together"),
         (lambda: hf_tgpt.remove_classes(make("proker", load_clip()), ["cat"]), "PROKER fits all classes together"),
@@ -382,15 +382,15 @@ def test_pictures_that_cannot_be_fitted_to_are_named_and_nothing_changes(name, l
     assert model.peft_config["default"].fitted == fitted
 
 
-def test_one_feature_a_class_shrinks_and_says_so(load_clip):
+def test_one_feature_a_class_gives_the_nearest_mean_and_says_so(load_clip):
     clip = load_clip()
     model, one_each = make("gda", clip, search=False), pictures(clip)[0, :4]
-    with pytest.warns(UserWarning, match="it shrinks to the nearest class mean"):
+    with pytest.warns(UserWarning, match="it reduces to the nearest class mean"):
         hf_tgpt.fit(model, one_each, LABELS[:4])
     assert torch.equal(model(one_each).logits.argmax(-1), LABELS[:4])
-    assert "shrinks" in model.peft_config["default"].fitted["note"]
+    assert "reduces to" in model.peft_config["default"].fitted["note"]
     same = one_each.repeat(3, 1, 1, 1)  # the same pictures again tell no more
-    with pytest.warns(UserWarning, match="it shrinks to the nearest class mean"):
+    with pytest.warns(UserWarning, match="it reduces to the nearest class mean"):
         hf_tgpt.fit(model, same, LABELS[:4].repeat(3))
     assert torch.equal(model(one_each).logits.argmax(-1), LABELS[:4])
 
@@ -400,7 +400,7 @@ def test_identical_pictures_of_two_classes_give_equal_answers_and_no_nan(name, l
     model = make(name, clip, search=False)
     picture = pictures(clip)[0, :1].repeat(8, 1, 1, 1)
     if name == "gda":
-        with pytest.warns(UserWarning, match="shrinks"):
+        with pytest.warns(UserWarning, match="reduces to"):
             hf_tgpt.fit(model, picture, torch.arange(8) % 4)
     else:
         hf_tgpt.fit(model, picture, torch.arange(8) % 4, training=TrainingConfig(epochs=3))
@@ -446,7 +446,7 @@ def test_a_data_sets_labels_are_the_adapters_by_name(load_clip):
     assert torch.equal(models[0](pixels(clip)).logits, models[1](pixels(clip)).logits)
     with pytest.raises(ValueError, match="`pictures` has the label 'newt', which is none of `class_names`"):
         hf_tgpt.fit(models[0], table(clip, ["cat", "newt"], "words"))
-    with pytest.raises(ValueError, match="`labels` go with pixel values"):
+    with pytest.raises(ValueError, match="`labels` are for pixel values"):
         hf_tgpt.fit(models[0], table(clip), LABELS)
     with pytest.raises(ValueError, match="`views`=0"):
         hf_tgpt.fit(models[0], table(clip), views=0)
@@ -455,7 +455,7 @@ def test_a_data_sets_labels_are_the_adapters_by_name(load_clip):
 def test_only_heads_are_fitted(load_clip):
     for config in (MaPLeConfig(class_names=CLASS_NAMES, prompt_depth=1), LinearProbeConfig(class_names=CLASS_NAMES)):
         model = get_peft_model(load_clip(), config)
-        with pytest.raises(ValueError, match="which is no head on frozen features"):
+        with pytest.raises(ValueError, match="which is not a head on frozen features"):
             hf_tgpt.fit(model, pictures(model), LABELS)
     with pytest.raises(ValueError, match="no active adapter of a head"):
         hf_tgpt.fit(load_clip(), pictures(load_clip()), LABELS)

@@ -142,7 +142,7 @@ def test_a_changed_config_is_one_models_own(load_clip, adapt, tmp_path):
 
 def test_what_loading_lora_cannot_take_is_refused(load_clip, tmp_path):
     make_classifier("lora", load_clip(), CLASS_NAMES).save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match="`is_trainable` is no argument for what lies in"):
+    with pytest.raises(ValueError, match="`is_trainable` is not an argument for the adapter in"):
         load_trained(load_clip(), tmp_path / "lora", is_trainable=True)
     assert load_trained(load_clip(), tmp_path, subfolder="lora").class_names == CLASS_NAMES
 
@@ -188,7 +188,7 @@ def test_a_change_of_the_config_counts_at_once(adapt):
     assert change_config(model, {"wise_ft": "0.25"}) == {"wise_ft": "0.0"}
     expected = torch.lerp(before.head_logits, before.zero_shot_logits, 0.25)
     assert torch.equal(model(pixels(model)).logits, expected)
-    with pytest.raises(ValueError, match="'num_content_queries' is no field of TGPTConfig that may change"):
+    with pytest.raises(ValueError, match="'num_content_queries' is not a field of TGPTConfig that may change"):
         change_config(model, {"num_content_queries": "5"})
     with pytest.raises(ValueError, match="`wise_ft`='much': choose a value of type float"):
         change_config(model, {"wise_ft": "much"})

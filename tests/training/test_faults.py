@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_ends_the_run_with_its_last_checkpoint(clip_folders,
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "could not be written" in errors
-    assert f"{last.name} is whole. Make room or correct the folder's permissions, and go on with --resume." in errors
+    assert f"{last.name} is whole. Make room or correct the folder's permissions, and continue with --resume." in errors
     readable(tmp_path / "run")
     assert find_checkpoint(tmp_path / "run") == last
 

@@ -215,7 +215,7 @@ def test_a_damaged_file_is_made_anew(damage, make, caplog, tmp_path):
     else:
         save_file({"states": torch.zeros(1)}, path)
     assert cache_features(make("coop"), images(), 1, tmp_path).states.shape == (1, 24, 32)
-    assert caplog.messages == [f"{path} is damaged; it is made anew."]
+    assert caplog.messages == [f"{path} is damaged; it is computed again."]
 
 
 def resident_bytes():

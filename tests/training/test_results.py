@@ -24,12 +24,12 @@ def test_a_result_that_holds_is_left_alone():
     ("remark", "case"),
     [
         ("is worse than zero-shot (0.667 against 0.800), so", dict(answers=[0, 1, 1], labels=[0, 1, 2], zero_shot=0.8)),
-        ("Every test picture is taken for 'dog'", dict(answers=[1, 1, 1], labels=[0, 1, 2])),
+        ("Every test picture is classified as 'dog'", dict(answers=[1, 1, 1], labels=[0, 1, 2])),
         (
-            "not learned its own training pictures (0.340 of them right in the last epoch, 0.333 by chance)",
+            "not learned its training pictures (accuracy 0.340 in the last epoch, 0.333 by chance)",
             dict(answers=[0, 1, 2], labels=[0, 1, 2], history=[{"train_accuracy": 0.9}, {"train_accuracy": 0.34}]),
         ),
-        ("There is one class only, so every answer is right", dict(answers=[0, 0], labels=[0, 0], names=["cat"])),
+        ("There is only one class, so every answer is right", dict(answers=[0, 0], labels=[0, 0], names=["cat"])),
         ("Of 3 classes 1 could not be tested", dict(answers=[0, 1], labels=[0, 1])),
     ],
 )

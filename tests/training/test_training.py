@@ -253,7 +253,7 @@ class TestOutputDir:
             prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
 
     def test_resume_needs_a_run_with_the_same_settings(self, tmp_path, accelerator):
-        with pytest.raises(ValueError, match="holds no run; start it without"):
+        with pytest.raises(ValueError, match="contains no run; start without it"):
             prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)
         prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
         prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)
@@ -262,7 +262,9 @@ class TestOutputDir:
 
     def test_a_folder_that_a_machine_does_not_see_is_refused(self, tmp_path):
         other = SimpleNamespace(is_main_process=False, process_index=1)
-        with pytest.raises(ValueError, match="is not there for process 1; the machines of a run need a folder that"):
+        with pytest.raises(
+            ValueError, match="does not exist for process 1; all machines of a run must share the folder"
+        ):
             prepare_output_dir(tmp_path / "elsewhere", self.settings, False, other)
 
 

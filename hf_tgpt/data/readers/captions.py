@@ -27,7 +27,7 @@ def attach_captions(
     template: str = "a photo of a {}.",
     seed: int = 0,
 ) -> tuple[Dataset, str]:
-    """The dataset with a sentence for each image as `caption`, and the word for where the sentences came from.
+    """The dataset with a sentence for each image as `caption`, and where the sentences came from, one of:
 
     - "descriptions": one sentence per image, from a file of JSON lines {"file_name", "caption"}, from a text file of
       lines `image<TAB>description[<TAB>class]` as TGP-T's release uses, or, without `descriptions`, from the column
@@ -35,7 +35,7 @@ def attach_captions(
       that the file does not describe get the template, with a warning that counts them.
     - "class descriptions": one of the sentences about the image's class, from a .json file {class: [sentences]},
       chosen by `seed` and the image's row.
-    - "template": `template` with the class name, where there is nothing else.
+    - "template": `template` with the class name, if there is nothing else.
 
     Source: the content descriptions of TGP-T (Tan et al., AAAI 2024, section 3.3); CuPL (Pratt et al., ICCV 2023).
 
@@ -78,8 +78,8 @@ def attach_captions(
 def read_class_descriptions(file: str | os.PathLike[str], class_names: list[str]) -> dict[str, list[str]]:
     """Sentences about every class, {class name: [sentences]} in the order of `class_names`.
 
-    The file is a JSON object {class: [sentences]} as CuPL's; its classes may be written otherwise ("car_side"), and it
-    may describe more classes than asked for.
+    The file is a JSON object {class: [sentences]} as in CuPL; its class names may be spelled differently ("car_side"),
+    and it may describe more classes.
 
     Raises FileNotFoundError for a missing file and ValueError for a damaged one or one that lacks a class.
 
@@ -96,7 +96,7 @@ def read_class_descriptions(file: str | os.PathLike[str], class_names: list[str]
         if len(given) < len(content):
             raise ValueError("it has two lists of sentences for one class")
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} is no JSON object of {{class: [sentences]}} ({error}); correct it.") from error
+        raise ValueError(f"{file} is not a JSON object of {{class: [sentences]}} ({error}); correct it.") from error
     missing = [name for name in class_names if not given.get(normalized_name(name))]
     if missing:
         known = {normalized_name(name) for name in class_names}
@@ -153,7 +153,7 @@ def caption_folder(splits: dict[str, Dataset], root: Path) -> dict[str, Dataset]
 def image_key(record: dict, root: str | os.PathLike[str] | None = None) -> str:
     """How a captions file names an image {"bytes", "path"}: its path, from `root` if below, else "sha256:..." of it.
 
-    The hash serves images that are no files of their own, such as those of Hub data sets.
+    The hash serves images that are not files of their own, such as those of Hub data sets.
     """
     path = record.get("path")
     if record.get("bytes") is not None or not path:
@@ -169,7 +169,7 @@ def _find_captions(dataset: Dataset, captions: dict[str, tuple[str, str | None]]
     captions = {composed(name): caption for name, caption in captions.items()}
     names = dataset.features["label"].names
     exact = set(keys)
-    # A name that is a key says which images it means: one, or all that are equal.
+    # A name that is a key identifies its images: one, or all that are equal.
     wanted = [(name, class_name) for name, (_, class_name) in captions.items() if name not in exact]
     rows = match_images(wanted, file, keys, classes=[names[label] for label in dataset["label"]])
     sentences = {row: captions[name][0] for (name, _), row in zip(wanted, rows, strict=True) if row is not None}
@@ -193,7 +193,7 @@ def _read_line(line: str, place: str, suffix: str) -> tuple[str, str, str | None
             entry = parse_json(line, place)
             class_name = entry.get("class")
             if class_name is not None and not isinstance(class_name, str):
-                raise TypeError("the class is no string")
+                raise TypeError("the class is not a string")
             return Path(entry["file_name"]).as_posix(), entry["caption"].strip(), class_name
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -207,12 +207,12 @@ def _read_line(line: str, place: str, suffix: str) -> tuple[str, str, str | None
 
 def _sentence(text: str) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{text!r} is no sentence")
+        raise ValueError(f"{text!r} is not a sentence")
     return re.sub(r"\s+", " ", text).strip()
 
 
 def _existing(file: str | os.PathLike[str]) -> Path:
     file = Path(file).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"The descriptions {str(file)!r} are not there; correct the path.")
+        raise FileNotFoundError(f"The descriptions {str(file)!r} do not exist; correct the path.")
     return file

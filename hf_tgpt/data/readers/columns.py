@@ -66,7 +66,7 @@ def label_names(dataset: Dataset, column: str, numbered: list[str] | None) -> li
         return numbered
     if feature not in STRINGS:
         raise ValueError(
-            f"`label_column`={column!r} holds {feature}, which name no classes; choose class labels or strings, or "
+            f"`label_column`={column!r} holds {feature}, which do not name classes; choose class labels or strings, or "
             "list the names of the numbers as `class_names_file`."
         )
     names = [name for name in dataset.unique(column) if name is not None]
@@ -92,7 +92,7 @@ def to_canonical(dataset: Dataset, split: str, columns: dict[str, str], names: l
         )
     dataset = dataset.select_columns(list(columns.values())).rename_columns({old: new for new, old in columns.items()})
     feature = dataset.features["label"]
-    # In Arrow and numpy: a million labels are no million Python objects.
+    # In Arrow and numpy: a million labels would be a million Python objects.
     written = dataset.select_columns("label").with_format("arrow")[:]["label"]
     if pa.types.is_integer(written.type):
         own = feature.names if isinstance(feature, ClassLabel) else names
@@ -108,7 +108,7 @@ def to_canonical(dataset: Dataset, split: str, columns: dict[str, str], names: l
         if isinstance(feature, ClassLabel) and name is not None and 0 <= name < feature.num_classes:
             name = feature.names[name]
         raise ValueError(
-            f"`label`={name!r} in row {row} of the {split} split is no class of the train split; "
+            f"`label`={name!r} in row {row} of the {split} split is not a class of the train split; "
             "add such images to train or remove these."
         )
     return replace_labels(dataset, labels, words)

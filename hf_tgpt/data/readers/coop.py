@@ -24,10 +24,10 @@ _Entry = tuple[str, int, str]  # path, label, class name
 
 
 def load_coop_split(split_file: str | os.PathLike[str], images: str | os.PathLike[str]) -> DatasetDict:
-    """CoOp's partition of the pictures in a folder: the splits that the file has, of `train`, `val` and `test`.
+    """CoOp's partition of the pictures in a folder: those of the splits `train`, `val` and `test` that the file has.
 
-    `split_file` holds {"train": [[path, label, class name], ...], "val": ..., "test": ...}; a few-shot draw in the
-    form {"train": {"data": [{"impath", "label", "classname"}, ...]}, "val": ...} is taken too. `images` is a folder
+    `split_file` contains {"train": [[path, label, class name], ...], "val": ..., "test": ...}; a few-shot draw in the
+    form {"train": {"data": [{"impath", "label", "classname"}, ...]}, "val": ...} is also accepted. `images` is a folder
     with the pictures at any depth. Where folders were renamed or files moved, a picture is found by its file name and
     class: "Faces/image_0012.jpg" of the class "face" is also "train/face/image_0012.jpg" and
     "train/face/Faces_image_0012.jpg".
@@ -36,7 +36,7 @@ def load_coop_split(split_file: str | os.PathLike[str], images: str | os.PathLik
     are in the file's order.
 
     Raises FileNotFoundError for a missing file or folder, and ValueError for a damaged file, labels and class names
-    that do not go together, class names that no folder fits, and pictures that are not there or not unique.
+    that do not match, class names without a matching folder, and pictures that are missing or ambiguous.
 
     Example:
         >>> import json
@@ -74,11 +74,11 @@ def load_coop_split(split_file: str | os.PathLike[str], images: str | os.PathLik
 
 
 def select_draw(draw_file: str | os.PathLike[str], splits: DatasetDict) -> DatasetDict:
-    """The splits with `train` and `validation` cut to the pictures of a published few-shot draw; the others whole.
+    """The splits with `train` and `validation` reduced to a published few-shot draw; other splits are unchanged.
 
-    `draw_file` is in either form that `load_coop_split` takes. Its pictures are found in the splits by path, or by
-    file name and class, and take the splits' labels. Draws hold k pictures of every class for training and min(4, k)
-    for validation.
+    `draw_file` has either of the forms that `load_coop_split` accepts. Its pictures are found in the splits by path,
+    or by file name and class, and keep the splits' labels. A draw has k pictures of every class for training and
+    min(4, k) for validation.
 
     Raises FileNotFoundError for a missing file and ValueError for pictures that are not in the splits.
 
@@ -206,7 +206,7 @@ def _require_all(entries: list[_Entry], rows: list[int | None], split_file: Path
 
 def _read_split_file(file: Path) -> dict[str, list[_Entry]]:
     if not file.is_file():
-        raise FileNotFoundError(f"The split file {str(file)!r} is not there; correct the path.")
+        raise FileNotFoundError(f"The split file {str(file)!r} does not exist; correct the path.")
     try:
         content = read_json(file)
         splits: dict[str, list[_Entry]] = {}
@@ -221,7 +221,7 @@ def _read_split_file(file: Path) -> dict[str, list[_Entry]]:
             raise ValueError("there are no training images")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
-            f'{file} is no split file ({error}); it must hold {{"train": [[path, label, class name], ...], '
+            f'{file} is not a split file ({error}); it must hold {{"train": [[path, label, class name], ...], '
             '"val": ..., "test": ...}.'
         ) from error
     return splits

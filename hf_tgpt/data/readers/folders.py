@@ -118,7 +118,7 @@ def _load_class_folders(folder: Path, split: str) -> Dataset:
         if split_again >= 0:
             name = Path(chunk.field("path")[split_again].as_py()).relative_to(folder).parts[0]
             raise ValueError(
-                f"{folder / name} has splits of its own, so it is no class; pass one such folder as `source`."
+                f"{folder / name} has splits of its own, so it is not a class; pass one such folder as `source`."
             )
     labels = set(index.unique("label"))
     empty = [class_folder for class_folder in subfolders(folder) if composed(class_folder.name) not in labels]
@@ -129,7 +129,7 @@ def _load_class_folders(folder: Path, split: str) -> Dataset:
         )
     if empty:
         remark(
-            f"{folder}: {count(len(empty), 'class folder')} left out for want of a picture: "
+            f"{folder}: {count(len(empty), 'class folder')} left out, for lack of a picture: "
             f"{', '.join(class_folder.name for class_folder in empty[:10])}."
         )
     _judge_inner_folders(folder)
@@ -137,22 +137,22 @@ def _load_class_folders(folder: Path, split: str) -> Dataset:
         remark(f"{folder}: {kinds_left_out(left_out)}")
     if "" in labels:
         loose = index.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False) == ""
-        remark(f"{folder}: {count(loose.sum(), 'picture')} left out, beside the class folders and in none of them.")
+        remark(f"{folder}: {count(loose.sum(), 'picture')} left out, outside the class folders.")
         index = index.select((~loose).nonzero()[0])
     return index
 
 
 def kinds_left_out(counts: dict[str, int]) -> str:
-    """How many files of which kinds are left out because they are no pictures, and what to do about it."""
+    """How many files of which kinds are left out because they are not pictures, and what to do about it."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     heic = "" if reads_heic() or not counts.keys() & set(HEIC_SUFFIXES) else f" ({HEIC_REMEDY} reads .heic)"
     return f"left out: {kinds}{heic}; save pictures of other kinds as JPEG or PNG to have them read."
 
 
 def _judge_inner_folders(folder: Path) -> None:
-    """Remarks that folders within class folders are no classes of their own.
+    """Remarks that folders within class folders are not classes of their own.
 
-    Raises ValueError where several of them hold the same folders: these are splits, by whatever name.
+    Raises ValueError where several of them contain the same folders: these are splits, by whatever name.
     """
     inner: dict[str, list[str]] = {}
     for path in _read_record(folder)["folders"]:
@@ -164,21 +164,21 @@ def _judge_inner_folders(folder: Path) -> None:
     for classes, outer_names in with_same.items():
         if len(classes) > 1 and len(outer_names) > 1:
             raise ValueError(
-                f"{folder}: {', '.join(outer_names[:5])} hold the same folders ({', '.join(classes[:5])}), so they "
-                "look like splits and not like classes. If they are splits, call them train, val and test; if they are "
-                "classes, put their pictures into them without folders."
+                f"{folder}: {', '.join(outer_names[:5])} contain the same folders ({', '.join(classes[:5])}), so they "
+                "look like splits, not classes. If they are splits, call them train, val and test; if they are "
+                "classes, put their pictures directly into them."
             )
     if len({name for names in inner.values() for name in names}) > 1:
         examples = "; ".join(f"{outer}: {', '.join(names[:3])}" for outer, names in list(inner.items())[:3])
         remark(
-            f"{folder}: {len(inner)} class folders hold folders themselves ({examples}), whose pictures count as the "
-            "outer folder's class. If the inner folders are the classes, move them up beside each other."
+            f"{folder}: {len(inner)} class folders contain folders themselves ({examples}), whose pictures count as "
+            "the outer folder's class. If the inner folders are the classes, move them up one level."
         )
 
 
 def subfolders(parent: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones, those of systems and the output of trainings."""
-    with os.scandir(parent) as listing:  # which knows folders from files without a look at each
+    with os.scandir(parent) as listing:  # which distinguishes folders from files without a system call for each
         return sorted(Path(entry.path) for entry in listing if entry.is_dir() and not _is_no_data(entry))
 
 
@@ -197,7 +197,7 @@ def _is_no_data(entry: os.DirEntry[str]) -> bool:
 def pictures_below(folder: str) -> tuple[list[str], dict[str, int]]:
     """The pictures in a folder at any depth, in the order of their names, by the rule that holds in training.
 
-    Left out are hidden ones and the folders of systems. Beside them how many files of which kinds are no pictures.
+    Left out are hidden ones and the folders of systems. Beside them how many files of which kinds are not pictures.
     """
     left_out: Counter[str] = Counter()
     return [path for path, _ in _walk(folder, {}, left_out, label="")], dict(left_out)
@@ -268,7 +268,7 @@ def _walk(
 ) -> Iterator[tuple[str, str]]:
     """Paths and labels of the images below a folder.
 
-    Notes in `folders` when each one last changed, and in `left_out` how many files of a kind are no images.
+    Notes in `folders` when each one last changed, and in `left_out` how many files of a kind are not images.
     """
     folders[folder] = os.stat(folder).st_mtime_ns
     with os.scandir(folder) as listing:

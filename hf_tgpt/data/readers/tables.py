@@ -70,9 +70,7 @@ def _load_text(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset]:
     try:
         return {split: concatenate_datasets(part) for split, part in parts.items()}
     except Exception as error:  # Arrow has errors of its own for columns of several types
-        raise ValueError(
-            f"the files {_listed(files)} do not go together ({error}); give all the same columns."
-        ) from error
+        raise ValueError(f"the files {_listed(files)} do not match ({error}); give all the same columns.") from error
 
 
 def _load_packed(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset]:
@@ -90,7 +88,7 @@ def _load_packed(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset
                 data_files={split: [glob.escape(str(file)) for file in part] for split, part in files.items()},
             )
         for part in loaded.values():
-            part.data.table.validate(full=True)  # Parquet's strings may be no UTF-8
+            part.data.table.validate(full=True)  # Parquet's strings may not be UTF-8
     except Exception as error:  # every reader has errors of its own, and `datasets` wraps them
         cause = error.__cause__ or error
         raise ValueError(
@@ -113,7 +111,7 @@ def _by_split_column(data: Dataset) -> dict[str, Dataset]:
     unknown = [value for value in dict.fromkeys(values) if not isinstance(value, str) or split_of(value) is None]
     if unknown:
         raise ValueError(
-            f"column {column!r} holds {unknown[0]!r}, which is no split; write train, val or test in every row, or "
+            f"column {column!r} holds {unknown[0]!r}, which is not a split; write train, val or test in every row, or "
             "rename the column if it is about something else."
         )
     splits = [split_of(value) for value in values]
@@ -145,13 +143,13 @@ def _check_end(archive: Path) -> None:
         file.seek(max(0, size - 512))
         if not compressed and (size % 512 or file.read() != bytes(512)):
             raise ValueError(
-                f"{archive} could not be read: it does not end as a tar archive does, so it is damaged or cut off; "
+                f"{archive} could not be read: it does not end like a tar archive, so it is damaged or cut off; "
                 "download or pack it again."
             )
 
 
 def class_list(files: dict[str, list[Path]]) -> Path | None:
-    """The list of class names that lies beside the files or in the folder above."""
+    """The list of class names beside the files or in the folder above."""
     folder = next(iter(files.values()))[0].parent
     candidates = [place / name for place in (folder, folder.parent) for name in _CLASS_LISTS]
     return next((file for file in candidates if file.is_file()), None)

@@ -73,10 +73,10 @@ def _decoded(file: Path) -> str:
         try:
             text = data.decode("cp1252")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is no text that could be read ({error}); save it as CSV in UTF-8.") from error
-        remark(f"{file} is no UTF-8 and is read as Windows-1252; where letters are wrong, save it as UTF-8.")
+            raise ValueError(f"{file} cannot be read as text ({error}); save it as CSV in UTF-8.") from error
+        remark(f"{file} is not UTF-8 and is read as Windows-1252; if letters are wrong, save it as UTF-8.")
     if "\0" in text:
-        raise ValueError(f"{file} is no text; save the table as CSV in UTF-8.")
+        raise ValueError(f"{file} is not a text file; save the table as CSV in UTF-8.")
     return text
 
 
@@ -91,7 +91,7 @@ def read_json_lines(file: Path) -> Dataset:
             if line.strip():
                 row = parse_json(line, f"{file}, line {number}")
                 if not isinstance(row, dict):
-                    raise ValueError(f"{file}, line {number}: {line[:80]!r} is no JSON object; correct it.")
+                    raise ValueError(f"{file}, line {number}: {line[:80]!r} is not a JSON object; correct it.")
                 rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})

@@ -39,7 +39,7 @@ def _triples() -> Iterator[ToyClass]:
 
 
 def _code(index: int) -> str:
-    """A name that says nothing about the picture, such as a part number."""
+    """A name without meaning for the picture, such as a part number."""
     return f"{'bkmtvz'[index % 6]}{'aeiou'[index % 5]}{'xqpw'[index % 4]} {(index * 37 + 11) % 90 + 10}"
 
 
@@ -78,7 +78,7 @@ def load_toyworld(
     """A task over toy pictures as splits with the columns `image`, `label` (ClassLabel) and `caption`.
 
     The same call gives the same pictures everywhere; a task shows the same scenes in every domain. `test_per_class`
-    defaults to what makes about 1,000 test pictures. Raises ValueError for an unknown task or domain.
+    defaults to a number that gives about 1,000 test pictures. Raises ValueError for an unknown task or domain.
 
     Example:
         >>> splits = hf_tgpt.data.load_toyworld("codes", train_per_class=1, test_per_class=1)

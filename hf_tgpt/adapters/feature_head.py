@@ -1,7 +1,7 @@
 """Classifiers on the frozen image features, fitted in seconds to features that are computed once for each view.
 
-A method says what it is fitted to (`start`, and `epochs` where it is trained in steps), how it classifies, and which of
-its config's fields are searched (`grid`). Fitting, searching, exporting and the class list are done here.
+A method defines how it is fitted (`start`, and `epochs` if it is trained in steps), how it classifies, and which of its
+config's fields are searched (`grid`). Fitting, searching, exporting and the class list are implemented here.
 
 Letters as in `encoders/base.py`, and v views of each of n pictures, c classes.
 """
@@ -61,7 +61,7 @@ class FeatureHeadConfig(PromptConfig):
 
 
 class FeatureHead(PromptLearner):
-    """Base of these methods. Before it is fitted, a head answers as zero-shot classification does, or nearly so."""
+    """Base class of these methods. Before it is fitted, a head classifies like zero-shot, or nearly so."""
 
     config: Any
     vision_is_frozen = True
@@ -94,24 +94,24 @@ class FeatureHead(PromptLearner):
         raise NotImplementedError
 
     def penalty(self, texts: torch.Tensor) -> torch.Tensor | None:
-        """What training adds to the cross entropy."""
+        """A penalty that training adds to the cross entropy."""
         return None
 
     def settle(self, values: dict[str, float]) -> None:
-        """Takes values for the fields of `grid`, fitted as it is."""
+        """Sets the fields of `grid` of a fitted head."""
         for name, value in values.items():
             setattr(self.config, name, value)
 
     def add_class(self, encoder: DualEncoder, pictures: Features) -> None:
-        """Takes one class more, behind the others, whose answers stay. To override where that can be."""
+        """Adds a class after the others, whose logits do not change. Overridden if that is possible."""
         raise ValueError(self.fixed())
 
     def remove_class(self, label: int) -> None:
-        """Forgets a class. To override where that can be."""
+        """Removes a class. Overridden if that is possible."""
         raise ValueError(self.fixed())
 
     def fixed(self) -> str:
-        """Why no class comes or goes."""
+        """The reason why classes cannot be added or removed."""
         return (
             f"{self.config.method} fits all classes together, so none can be added or removed afterwards; fit a new "
             "adapter, or use GDA or TIP_ADAPTER."
@@ -131,7 +131,7 @@ class FeatureHead(PromptLearner):
         return after[1]
 
     def scaled(self, encoder: DualEncoder, cosines: torch.Tensor) -> torch.Tensor:
-        """Logits of cosines (b, c): by the config's factor, or as the base model makes them."""
+        """Logits of cosines (b, c): by the config's factor, or as in the base model."""
         own = self.config.logit_scale
         return encoder.scale(cosines) if own is None else own * cosines
 
@@ -177,7 +177,7 @@ class FeatureHead(PromptLearner):
     def fit(
         self, encoder: DualEncoder, data: Features, validation: Features | None, steps: Steps
     ) -> list[dict[str, float]]:
-        """Searches what is open, and fits to all training pictures.
+        """Searches the fields of `grid`, and fits to all training pictures.
 
         Raises ValueError for features that are not finite and for classes without a training picture.
         """
@@ -215,8 +215,8 @@ class FeatureHead(PromptLearner):
         given: dict[str, float],
         last: int | None = None,
     ) -> list[dict[str, float]]:
-        """Fits with some values of the searched fields, of which `given` are those that it is trained with where the
-        search comes after training. `last` is the epoch to end with.
+        """Fits with values of the searched fields; training uses `given` if the search comes after it. `last` is
+        the last epoch.
         """
         for name, value in (values if self.grid_is_trained_with else given).items():
             setattr(self.config, name, value)
@@ -228,7 +228,7 @@ class FeatureHead(PromptLearner):
 
     @torch.no_grad()
     def score(self, encoder: DualEncoder, tried: Features) -> tuple[float, float]:
-        """How many pictures it gets right, a picture's views counting as parts of one, and the sum of their losses."""
+        """The number of correct pictures, in which each view counts as a part, and the sum of their losses."""
         (states, labels), texts = tried.every_view(), self.texts(encoder)
         hits = loss = 0.0
         for part, truth in zip(states.split(_ROWS), labels.split(_ROWS), strict=True):
@@ -255,18 +255,18 @@ class FeatureHead(PromptLearner):
         self.config.fitted = (self.config.fitted or {}) | facts
 
     def noted(self, name: str, default: Any) -> Any:
-        """A fact of the fit, by which tensors that depend on the pictures find their sizes when they are loaded."""
+        """A fact of the fit, which gives the sizes of tensors that depend on the pictures when they are loaded."""
         return (self.config.fitted or {}).get(name, default)
 
     def say(self, note: str) -> None:
-        """Notes what is to be known of a fit, for the results and the card, and warns of it."""
+        """Records a note on the fit, for the results and the card, and warns of it."""
         if not self._trying:
             self.note(note=note)
             warnings.warn(note, stacklevel=2)
 
 
 class _FrozenTexts(nn.Module):
-    """A head that is not a linear layer, and the texts of its classes, which stay."""
+    """A head that is not a linear layer, with fixed texts of its classes."""
 
     def __init__(self, learner: FeatureHead, encoder: DualEncoder, texts: torch.Tensor):
         super().__init__()
@@ -279,7 +279,7 @@ class _FrozenTexts(nn.Module):
 
 
 def _full(states: torch.Tensor) -> torch.Tensor:
-    """In float32 at least, whatever the base model computes in."""
+    """In at least float32, whatever the base model's precision."""
     return states if states.dtype == torch.float64 else states.float()
 
 

@@ -1,4 +1,4 @@
-"""What every method does: the module that holds one adapter's weights and computes with them, and the hooks it has.
+"""The base of every method: the module that contains one adapter's weights and computes with them, and its hooks.
 
 A method subclasses `PromptLearner` (class list fixed in training) or `OpenPromptLearner` (any class names). A learner
 never owns the model it works on; an encoder, the interface of prompts to the model, is passed in every call.
@@ -32,10 +32,10 @@ from .standalone import LinearClassifier, WholeModel
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training, with weights, optimizer and schedule of its own.
+    """A part of a training, with its own weights, optimizer and schedule.
 
-    `share` of the steps, `trains` the name of a learner's weight in it (None: all), and `changes` to the fields of the
-    training's config that an optimizer, its schedule and a step are made of, such as {"learning_rate": 1e-3}.
+    `share` is its part of the steps, `trains` whether it trains the learner's weight of a name (None: all), and
+    `changes` are other values for fields of the training's config, such as {"learning_rate": 1e-3}.
     """
 
     share: float = 1.0
@@ -44,24 +44,24 @@ class Stage:
 
 
 class PromptLearner(nn.Module):
-    """Base of all methods. `forward` classifies; a method may also answer the model's own call.
+    """Base class of all methods. `forward` classifies; a method may also implement the model's own call.
 
-    PEFT trains and saves every nn.Parameter of it; a tensor that is to be saved and not trained is an nn.Buffer.
+    PEFT trains and saves every nn.Parameter; a tensor that is saved but not trained must be an nn.Buffer.
     """
 
     # The paper, as BibTeX; printed on the model card.
     citation: ClassVar[str]
     # Whether training profits from one description per picture (`caption_ids`).
     uses_captions: bool = False
-    # What `image_states` gives, in words; methods that say the same share what is stored.
+    # A description of `image_states`; methods with the same one share stored states.
     states_are: ClassVar[str] = "image features"
     # Whether its loss is a mean over tokens, so that `forward` takes `tokens_per_image`.
     counts_tokens: ClassVar[bool] = False
-    # Whether what the last epoch leaves is the result, such as an average of all, whichever epoch validates best.
+    # Whether the last epoch is the result, such as an average of all, and not the one with the best validation.
     last_epoch_is_result: ClassVar[bool] = False
     # The release's tensor names -> ours. Names that are missing here are left out on conversion.
     original_names: ClassVar[dict[str, str]] = {}
-    # What `forward` gives. Its entries beside loss and logits are not predictions.
+    # The output of `forward`. Its entries beside loss and logits are not predictions.
     output_class: ClassVar[type[ModelOutput]] = ImageClassifierOutput
 
     def __init__(self, config: PromptConfig, encoder: DualEncoder):
@@ -94,19 +94,19 @@ class PromptLearner(nn.Module):
     ) -> ImageClassifierOutput:
         """pixel_values (b, 3, h, w), labels (b,) -> ImageClassifierOutput with logits (b, c).
 
-        `class_texts` are the classes, the adapter's own unless given. Where `vision_is_frozen`, `image_states` may
-        stand in place of the pictures.
+        `class_texts` are the classes, by default the adapter's own. If `vision_is_frozen`, `image_states` can be given
+        instead of the pictures.
         """
         raise NotImplementedError
 
     # Classes and texts, of methods that classify by text --------------------------------------------------------------
 
     def texts_for(self, encoder: DualEncoder, class_names: Sequence[str]) -> ClassTexts:
-        """Any list of classes, as `forward` takes it. Raises ValueError for bad names, or where classes are fixed."""
+        """Any list of classes, as `forward` takes it. Raises ValueError for bad names, or if classes are fixed."""
         raise ValueError(self._closed())
 
     def set_class_names(self, encoder: DualEncoder, class_names: Sequence[str]) -> None:
-        """Makes other classes the adapter's own, which are then saved. Raises ValueError where that cannot be."""
+        """Replaces the adapter's classes, which are then saved. Raises ValueError if that is impossible."""
         raise ValueError(self._closed())
 
     def compare(
@@ -116,7 +116,7 @@ class PromptLearner(nn.Module):
         raise ValueError(self._closed())
 
     def read_texts(self, encoder: DualEncoder, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A user's texts, ids (s, t) -> trimmed ids and ends (s,). Raises ValueError if they cannot serve."""
+        """A user's texts, ids (s, t) -> trimmed ids and ends (s,). Raises ValueError if they cannot be used."""
         raise ValueError(self._closed())
 
     def text_features(
@@ -124,7 +124,7 @@ class PromptLearner(nn.Module):
     ) -> torch.Tensor:
         """T with this adapter's prompts: ids (s, t), ends (s,) -> (s, d), not normalised.
 
-        `packing` is `self.pack` of these sentences, which is made where it is not given.
+        `packing` is `self.pack` of these sentences, computed if it is not given.
         """
         raise ValueError(self._closed())
 
@@ -135,28 +135,28 @@ class PromptLearner(nn.Module):
     # Training ---------------------------------------------------------------------------------------------------------
 
     def image_states(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """The image tower's output before this adapter has any part in it: (b, 3, h, w) -> (b, d).
+        """The image tower's output, independent of this adapter: (b, 3, h, w) -> (b, d).
 
-        Where the tower has no learned prompts this never changes, so `training.features` can store it, and
-        `model(image_states=...)` takes it in place of the pictures. A method may need more than the image features.
+        If the tower has no learned prompts it never changes, so `training.features` can store it, and
+        `model(image_states=...)` takes it instead of the pictures. A method may need more than the image features.
         """
         return self.image_features(encoder, pixel_values, **kwargs)
 
     def check_vision_is_frozen(self) -> None:
-        """Raises ValueError where the image tower has learned prompts, so that its output cannot be stored."""
+        """Raises ValueError if the image tower has learned prompts, so that its output cannot be stored."""
         if not self.vision_is_frozen:
             raise ValueError(
                 f"{self.config.method} as configured learns prompts in the vision tower, whose output therefore "
-                "changes with every step and cannot be kept. Train on the pictures, or without visual prompts."
+                "changes with every step and cannot be stored. Train on the pictures, or without visual prompts."
             )
 
     def tokens_per_image(
         self, encoder: DualEncoder, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """What `forward` is to know of the whole batch, labels (b,), where it gets a part of it; mostly nothing.
+        """What `forward` needs from the whole batch, labels (b,), if it receives a part of it; usually nothing.
 
-        With it the mean of equal parts' losses is the whole batch's loss, also where the loss is a mean over tokens.
-        The mean of several batches' values is the value of all of them together.
+        With it, the mean of the losses of equal parts is the loss of the whole batch, even if the loss is a mean over
+        tokens. The value for several batches together is the mean of their values.
         """
         return {}
 
@@ -169,9 +169,9 @@ class PromptLearner(nn.Module):
         self, encoder: DualEncoder, data: Features, validation: Features | None, steps: Steps
     ) -> list[dict[str, float]]:
         """A hook before the first step: the features of all training images and, if there are any, of those that are
-        held out. Returns rows of the history of a method that is trained here and not step by step.
+        held out. Returns rows of the history if the method is trained here and not by the training loop.
 
-        Called where a method overrides it, which needs `vision_is_frozen`; in every process with the same images.
+        Called if a method overrides it, which requires `vision_is_frozen`; in every process with the same images.
         """
         return []
 
@@ -189,28 +189,28 @@ class PromptLearner(nn.Module):
         """A hook after an epoch, counted from 0, before it is validated and saved."""
 
     def training_state(self) -> dict[str, torch.Tensor]:
-        """Tensors beside the weights that training changes: a resumed run finds them as they were, and the best epoch
-        keeps its own. They are filled in place.
+        """Tensors other than weights that training changes. They are restored, in place, when a run is resumed and for
+        the best epoch.
         """
         return {}
 
-    # What other programs ask ------------------------------------------------------------------------------------------
+    # For other programs -------------------------------------------------------------------------------------------
 
     @property
     def texts_per_image(self) -> bool:
-        """Whether each picture has class texts of its own, so that memory grows with pictures times classes."""
+        """Whether each picture has its own class texts, so that memory grows with pictures times classes."""
         return False
 
     def linear_head(
         self, encoder: DualEncoder, class_texts: ClassTexts | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The classifier as a linear layer on unit image features: weight (c, d), bias (c,); None where it is none."""
+        """The classifier as a linear layer on unit image features: weight (c, d), bias (c,); None if it is not one."""
         return None
 
     def standalone(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> nn.Module:
-        """A module that makes logits (b, c) of pixel values alone, with its classes frozen, for exporters.
+        """A module that computes logits (b, c) from pixel values, with fixed classes, for export.
 
-        Raises ValueError for a configuration that cannot be one.
+        Raises ValueError for a configuration that cannot be exported.
         """
         head = self.linear_head(encoder, class_texts)
         return WholeModel(self, encoder) if head is None else LinearClassifier(self.image_states, encoder, *head)
@@ -220,31 +220,31 @@ class PromptLearner(nn.Module):
     ) -> tuple[dict[str, torch.Tensor], bool]:
         """How near each learned token is to each word, {set of tokens: (n, v)}, and whether larger is nearer.
 
-        Raises ValueError for a method without text prompts, and without the picture that they depend on.
+        Raises ValueError for a method without text prompts, and for a missing picture if they depend on one.
         """
         prompts: Any = getattr(self, "text_prompts", ())
         if isinstance(prompts, nn.ParameterList):
             prompts = prompts[0] if len(prompts) else ()
         if not len(prompts):
-            raise ValueError(f"{self.config.method} as configured learns no tokens of the text; look at its attention.")
+            raise ValueError(f"{self.config.method} as configured learns no text tokens; use its attention.")
         vocabulary, prompts = encoder.words().float(), prompts.float()
         if prompts.ndim == 3:  # class-specific
             return {name: torch.cdist(own, vocabulary) for name, own in zip(class_names, prompts, strict=True)}, False
         return {"text": torch.cdist(prompts, vocabulary)}, False
 
     def query_attention(self, encoder: DualEncoder, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What queries that read the picture look at, {queries: (b, n, p)}; empty for a method without."""
+        """The attention of queries to the picture, {queries: (b, n, p)}; empty for a method without queries."""
         return {}
 
     def class_shares(self, encoder: DualEncoder, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """The classes' shares in a picture's visual prompt, (b, c); None where it is not made of class texts."""
+        """The weights of classes in a picture's visual prompt, (b, c); None if it is not made of class texts."""
         return None
 
     @classmethod
     def fields_of_weights(cls, weights: dict[str, torch.Tensor], class_names: Sequence[str]) -> dict[str, Any]:
-        """The fields of a config that a release's weights tell, by this learner's names of them.
+        """The fields of a config that follow from a release's weights, under this learner's names.
 
-        Raises ValueError where the weights belong to another number of classes.
+        Raises ValueError if the weights have another number of classes.
         """
         return {}
 
@@ -253,7 +253,7 @@ class PromptLearner(nn.Module):
         return load_tokenizer(encoder, getattr(self.config, "tokenizer_name_or_path", None), self.config.revision)
 
     def forget(self) -> None:
-        """Recomputes kept features: something changed them that torch does not count."""
+        """Discards kept features after a change that torch does not record."""
         self._generation = object()
 
     def train(self, mode: bool = True) -> Self:

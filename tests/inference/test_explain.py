@@ -47,9 +47,9 @@ def test_class_specific_prompts_are_listed_by_class_and_tgpts_by_sentence(classi
     assert {name: len(rows) for name, rows in words.items()} == {"category": 6, "content": 8}
     with pytest.raises(ValueError, match="`image`=None"):
         explain.nearest_words(classifier("tgpt"))
-    with pytest.raises(ValueError, match="learns no tokens of the text"):
+    with pytest.raises(ValueError, match="learns no text tokens"):
         explain.nearest_words(classifier("ivlp", text_prompt_length=0))
-    with pytest.raises(ValueError, match="LINEAR_PROBE as configured learns no tokens of the text"):
+    with pytest.raises(ValueError, match="LINEAR_PROBE as configured learns no text tokens"):
         explain.nearest_words(classifier("linear_probe"))
 
 

@@ -37,7 +37,7 @@ def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
 
 
 def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What training measured, results.json; empty where there is none. Raises ValueError if it is damaged."""
+    """The results of training, results.json; empty if there is none. Raises ValueError if it is damaged."""
     path = os.path.join(folder, "results.json")
     results = read_json(path) if os.path.isfile(path) else {}
     if not isinstance(results, dict):

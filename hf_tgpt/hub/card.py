@@ -14,10 +14,10 @@ from ..adapters.config import PromptConfig
 from ..utils.names import is_toy_clip, public_name
 from .client import CARD
 
-# In place of a path, which means nothing to others.
+# Instead of a path, which is meaningless to others.
 LOCAL = "a local folder"
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
-# The heading of PEFT's empty form, which nobody keeps who fills it in.
+# The heading of PEFT's empty form, which is removed when it is filled in.
 _EMPTY = "# Model Card for Model ID"
 _OURS = "<!-- Written by hf-tgpt, and again at every save; take this line out to keep your own words. -->"
 # In the order of the recipe's row.
@@ -80,12 +80,12 @@ def replace_empty_card(folder: str | os.PathLike[str], config: PromptConfig) -> 
 
 
 def is_ours(card: str | os.PathLike[str]) -> bool:
-    """Whether nobody has made this card their own."""
+    """Whether the card is generated and not rewritten by somebody."""
     return _OURS in Path(card).read_text(encoding="utf-8")
 
 
 def dataset_title(results: dict[str, Any]) -> str | None:
-    """What to call the data; a path on somebody's disk is not for others to read."""
+    """The name of the data, without local paths."""
     name = results.get("dataset")
     if name is None or name.startswith("toyworld") or hub_dataset(results):
         return results.get("dataset_title", name)

@@ -1,4 +1,4 @@
-"""The Hub's client: what is fetched, and its errors in words that say what to do."""
+"""The Hub's client: downloads, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..utils.compat import connection_error
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 # The pictures that a run has seen, a line each: 16 hexadecimal digits of its content, and the split that it was in.
 SEEN_PICTURES = "seen_pictures.txt"
-# What a training leaves beside the adapter for people to see.
+# The files that training writes beside the adapter for users.
 RUN_FILES = ("results.json", "training.png", "training_log.jsonl", SEEN_PICTURES)
 FILES = (CONFIG, WEIGHTS, CARD, *RUN_FILES)
 # Those of `old_formats.py`, which are read from the Hub but not pushed from here.
@@ -55,7 +55,7 @@ def download(
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
-    """The client's errors in words that say what to do."""
+    """Raises the client's errors as HubError, which says what to do."""
     try:
         yield
     except HubError:

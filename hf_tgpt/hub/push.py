@@ -34,7 +34,7 @@ def push_folder(
     create_pr: bool = False,
     tags: list[str] | None = None,
 ) -> CommitInfo:
-    """Publishes a saved adapter or a run's folder: weights, config, card, results.json, picture and training log.
+    """Publishes a saved adapter or a run's folder: weights, config, card, results.json, plot and training log.
 
     Everything is in one commit, so that the repository has either the whole adapter or its previous content, and a
     failed push can be repeated. `private` makes a new repository private, `revision` is the branch, `tags` are added
@@ -69,7 +69,7 @@ def push_folder(
             names.remove(CARD)
         operations: list[CommitOperationAdd | CommitOperationDelete]
         operations = [CommitOperationAdd(name, Path(staged) / name) for name in names]
-        # What an earlier adapter left there and this one does not bring.
+        # Files of an earlier adapter that this one does not have.
         operations += [CommitOperationDelete(name) for name in RUN_FILES if name in there and name not in names]
         # Not `upload_folder`, which makes several commits of an upload that takes minutes.
         return api.create_commit(
@@ -85,7 +85,7 @@ def push_folder(
 def check_repository(
     repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
 ) -> str:
-    """Makes the repository where there is none yet, and returns its full name; to be asked before a training.
+    """Makes the repository if it does not exist, and returns its full name; to be called before training.
 
     Raises HubError if the token cannot write there, if the repository is public but was to be `private`, or if it
     contains something other than an adapter of this package.
@@ -140,7 +140,7 @@ def _same_file(a: Path, b: Path) -> bool:
 
 
 def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: HfApi) -> None:
-    """Copies what is to be published, without the names that mean nothing elsewhere."""
+    """Copies the files to publish, without local paths."""
     for name in FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, staged / name)
@@ -183,7 +183,7 @@ def _licence(api: HfApi, name: str | None, kind: type[ModelCard] | type[DatasetC
 
 
 def _branch(api: HfApi, repo_id: str, revision: str | None) -> str | None:
-    """The branch, or None where it does not exist and so would start from the main one."""
+    """The branch, or None if it does not exist, so that it would start from the main branch."""
     return revision if revision and api.revision_exists(repo_id, revision) else None
 
 

@@ -21,7 +21,7 @@ def local_folder(name_or_path: str | os.PathLike[str], **hub: Any) -> str:
 
 
 def results_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What training measured of an adapter, its results.json; empty where there is none.
+    """The results of an adapter's training, results.json; empty if there is none.
 
     Raises ValueError if it is damaged.
     """
@@ -42,12 +42,12 @@ def seen_pictures(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def is_cut_off(folder: str | os.PathLike[str]) -> bool:
-    """Whether a training in this folder did not come to its end."""
+    """Whether a training in this folder was interrupted."""
     return (Path(folder) / "run.json").is_file() and not (Path(folder) / "results.json").is_file()
 
 
 def base_and_revision(name_or_path: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """The base model that an adapter was trained on, a Hub id or folder, and its revision where known.
+    """The base model that an adapter was trained on, a Hub id or folder, and its revision if known.
 
     Raises ValueError if its config does not tell.
     """

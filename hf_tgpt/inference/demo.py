@@ -1,4 +1,4 @@
-"""The web page of `hf-tgpt demo`: a picture's classes beside zero-shot CLIP's, and where the model looked."""
+"""The web page of `hf-tgpt demo`: a picture's classes beside those of zero-shot CLIP, and the model's attention."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TEMPLATE = Path(__file__).with_name("demo.html.jinja")
 
 @dataclass(frozen=True)
 class Score:
-    """A class, and its probabilities by the adapter and by zero-shot CLIP among the same classes."""
+    """A class, and its probabilities with the adapter and with zero-shot CLIP among the same classes."""
 
     label: str
     adapted: float
@@ -69,7 +69,7 @@ class Demonstration:
         return _html(scores=scores, pictures=addresses, **facts)
 
     def compare(self, image: PILImage.Image, class_names: list[str]) -> list[Score]:
-        """The adapter's ten likeliest classes, its likeliest first, and zero-shot CLIP's first if it is another one.
+        """The adapter's ten most likely classes, most likely first, and zero-shot CLIP's first if it is another one.
 
         Raises ValueError for bad class names.
         """
@@ -110,7 +110,7 @@ class Demonstration:
 
 
 def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
-    """The page, which asks nothing of the network and keeps a dropped picture for an hour."""
+    """The page, which makes no requests to other servers and keeps a dropped picture for an hour."""
     import gradio as gr
 
     classifier = demonstration.adapted
@@ -121,7 +121,7 @@ def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
                 picture = gr.Image(
                     label="Picture", type="filepath", sources=["upload", "clipboard"], height=320, buttons=[],
                 )  # fmt: skip
-                edited = "Any classes, one a line" if classifier.takes_new_classes else "Classes, fixed in training"
+                edited = "Any classes, one per line" if classifier.takes_new_classes else "Classes, fixed in training"
                 classes = gr.Textbox(
                     "\n".join(classifier.class_names),
                     label=edited, lines=6, max_lines=12, interactive=classifier.takes_new_classes,
@@ -134,7 +134,7 @@ def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
             [picture.change, button.click], demonstration.answer, [picture, classes], shown,
             preprocess=False, concurrency_limit=1, trigger_mode="always_last", api_name="classify",
         )  # fmt: skip
-        page.queue(api_open=False)  # else requests may pass by the queue, and all be worked on at once
+        page.queue(api_open=False)  # otherwise requests could bypass the queue and all run at once
     return page
 
 
@@ -151,7 +151,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(page: gradio.Blocks, listener: socket.socket) -> None:
-    """Answers at the listener's address until SIGINT or SIGTERM, then takes the dropped pictures off the disk."""
+    """Answers at the listener's address until SIGINT or SIGTERM, then deletes the dropped pictures."""
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI

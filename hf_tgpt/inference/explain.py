@@ -1,4 +1,4 @@
-"""What an adapter has learned and looks at: words near its prompts, attention over the picture, chosen texts."""
+"""Explanations of an adapter: words near its prompts, attention over the picture, classes in visual prompts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def nearest_words(classifier: Classifier, image: Any = None, count: int = 5) -> 
 
 
 def bonder_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tensor]:
-    """Which patches TGP-T's queries look at: {"category": (queries, rows, columns), "content": ...}.
+    """The attention of TGP-T's queries to patches: {"category": (queries, rows, columns), "content": ...}.
 
     A query's map and its attention to the CLS token, which is left out, sum to 1. Raises ValueError for another method.
     """
@@ -60,7 +60,7 @@ def bonder_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tens
 @answering()
 @torch.no_grad()
 def query_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tensor]:
-    """Which patches a method's queries look at, {queries: (n, rows, columns)}; empty for a method without queries."""
+    """A method's queries' attention to patches, {queries: (n, rows, columns)}; empty without queries."""
     encoder = _encoder(classifier)
     maps = classifier.model.learner.query_attention(encoder, _pixels(classifier, image))
     return {name: _patches(encoder, weights[0]) for name, weights in maps.items()}
@@ -69,14 +69,14 @@ def query_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tenso
 @answering()
 @torch.no_grad()
 def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torch.Tensor:
-    """Which patches the picture's feature is made of in a `layer` of the image tower: (heads, rows, columns).
+    """The attention of the picture's feature to patches in a `layer` of the image tower: (heads, rows, columns).
 
     That is what the CLS token looks at, prompts included, and in a tower without one what its pooling looks at, which
     stands behind the last layer; in an earlier layer, what the patches look at in the mean. A head's map and its
     attention to the CLS token and to prompts, which are left out, sum to 1. Where the tower runs
     more than once for a picture, the last time counts.
     """
-    encoder = _encoder(classifier)  # a view of its own, so nobody else's pictures are watched
+    encoder = _encoder(classifier)  # its own view, so that other calls are not affected
     number = range(len(encoder.image_layers()))[layer]
     attention: list[torch.Tensor] = []
 
@@ -92,7 +92,7 @@ def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torc
 @answering()
 @torch.no_grad()
 def chosen_classes(classifier: Classifier, image: Any) -> Answer:
-    """The classes whose texts make up the visual prompt of mutual prompt learning (TVP), and their shares of it.
+    """The classes whose texts form the visual prompt of mutual prompt learning (TVP), and their weights.
 
     [{"label", "score"}, ...], the largest first, without those that take no part. Raises ValueError for another method.
     """

@@ -24,14 +24,14 @@ from ..utils.version import __version__
 from .classifier import Classifier
 from .turns import exporting
 
-# protobuf holds 2 GB; beyond that, weights go to a file beside the model.
+# protobuf is limited to 2 GB; beyond that, weights go to a file beside the model.
 _ONE_FILE = 1_900_000_000
 
 
 def export_onnx(
     classifier: Classifier, path: str | os.PathLike[str], class_names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Writes `path`, which makes `logits` (b, c) of `pixel_values` (b, 3, size, size), for any batch size b.
+    """Writes `path`, which computes `logits` (b, c) from `pixel_values` (b, 3, size, size), for any batch size b.
 
     Class texts that do not depend on the image are frozen into a matrix, so that the text tower stays out. Beside it
     is a JSON file of the same name, which is also returned: the labels in the order of the logits, and how pixel values
@@ -95,7 +95,7 @@ def quantize_onnx(path: str | os.PathLike[str], output: str | os.PathLike[str]) 
 
 
 def onnx_accuracy(path: str | os.PathLike[str], images: FewShotImages, batch_size: int = 32) -> float:
-    """The share of labelled images that an exported model gets right, by onnxruntime on the CPU."""
+    """The accuracy of an exported model on labelled images, with onnxruntime on the CPU."""
     _require("onnxruntime")
     import onnxruntime
 
@@ -108,7 +108,7 @@ def onnx_accuracy(path: str | os.PathLike[str], images: FewShotImages, batch_siz
 
 
 def describe(classifier: Classifier, names: list[str]) -> dict[str, Any]:
-    """What a program needs to know beside the model: labels, and how pixel values are made of a picture."""
+    """What a program needs beside the model: labels, and how pictures become pixel values."""
     transform = classifier.transform
     return {
         "labels": names,
@@ -140,7 +140,7 @@ def _require(*packages: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters tell of their own deprecations, of torchvision and of advice for other models."""
+    """Hides warnings of the exporters about their own deprecations, torchvision and other models."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Pictures of any kind, one by one or by the million."""
+"""Pictures of any kind, one or millions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def rows_of(images: Iterable[Any]) -> Iterable[Any]:
             return images
         raise ValueError(f"`images` is a {type(images).__name__}; give pictures, or paths, URLs or arrays of them.")
     features = images.features
-    if features is None:  # of a stream whose columns are not known before it runs
+    if features is None:  # of a stream whose columns are unknown before it starts
         return images
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(columns) != 1:

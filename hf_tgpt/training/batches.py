@@ -1,4 +1,4 @@
-"""Which images make up a step, in any number of processes and parts of a batch, so that they compute what one does."""
+"""The images of a step, so that any number of processes and parts of a batch give the same result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .features import CachedImages
 
 
 class EpochSampler(Sampler):
-    """A permutation of the images that depends on seed and epoch alone, so that a resumed epoch is the same epoch.
+    """A permutation of the images that depends only on seed and epoch, so that a resumed epoch is the same.
 
     Not accelerate's SeedableRandomSampler: it seeds an epoch by seed + epoch, so runs of neighbouring seeds, whose mean
     and spread are reported, would share nearly all of their orders.
@@ -86,7 +86,7 @@ def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Te
 def of_the_whole_batch(
     model: nn.Module, batch: dict[str, torch.Tensor], parts: int, accelerator: Accelerator
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """What a method has to know of a step's batch over all processes and parts to give the same loss in any number."""
+    """What a method needs from a step's whole batch, so that any number of processes and parts give the same loss."""
     count = getattr(accelerator.unwrap_model(model), "tokens_per_image", None)
     if count is None or parts * accelerator.num_processes == 1:
         return {}
@@ -95,7 +95,7 @@ def of_the_whole_batch(
 
 
 def check_engine(accelerator: Accelerator, accumulation_steps: int) -> None:
-    """Raises ValueError where Accelerate is set up for an engine that cannot train an adapter on a CLIP here.
+    """Raises ValueError if Accelerate is configured for an engine that cannot train an adapter on a CLIP here.
 
     torch's `fully_shard` refuses a scalar parameter, which CLIP's `logit_scale` is, and Accelerate asks a model for
     input embeddings that CLIPModel does not name.

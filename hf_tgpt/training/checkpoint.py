@@ -1,4 +1,4 @@
-"""Checkpoints: Accelerate's, but with the adapter's weights alone, and never half a one.
+"""Checkpoints: Accelerate's, but only with the adapter's weights, and written completely or not at all.
 
 What is written gets a temporary name, goes to the disk and is then renamed, so that a run which is killed at any moment
 leaves files that are whole.
@@ -42,7 +42,7 @@ class Clock:
 
 
 def find_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint in a run's folder. Each is whole: it has its name only since then."""
+    """The newest checkpoint in a run's folder. Each is complete: it gets its name only then."""
     return max(_checkpoints(output_dir), key=step_of, default=None)
 
 
@@ -76,7 +76,7 @@ def save_weights(accelerator: Accelerator, weights: dict[str, torch.Tensor], pat
 
 @torch.no_grad()
 def load_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Fills weights by name, in place. Raises ValueError if the file holds others than these."""
+    """Fills weights by name, in place. Raises ValueError if the file has other weights."""
     saved = load_file(path)
     if weights.keys() != saved.keys():
         odd = sorted(weights.keys() ^ saved.keys())[0]
@@ -131,7 +131,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         path = output_dir / f"checkpoint-{step}"
-        shutil.rmtree(path, ignore_errors=True)  # a run that is resumed at its end comes here again
+        shutil.rmtree(path, ignore_errors=True)  # a run that is resumed after its end saves it again
         with _explained(path):
             put_in_place(temporary, path)
         for old in sorted(_checkpoints(output_dir), key=step_of)[:-keep]:

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class CachedImages(torch.utils.data.Dataset):
-    """`FewShotImages` whose rows hold `image_states` from a file in place of `pixel_values`.
+    """`FewShotImages` whose rows have `image_states` from a file instead of `pixel_values`.
 
     Epoch e shows view e modulo the number of views, which is what live images show in epoch e as long as there are
     enough views. The file is mapped into memory, so only rows that are asked for are read, and processes share them.
@@ -56,7 +56,7 @@ class CachedImages(torch.utils.data.Dataset):
 
     @property
     def states(self) -> torch.Tensor:
-        """All rows, (views, images, ...), mapped and not read."""
+        """All rows, (views, images, ...), memory-mapped."""
         if self._states is None:
             with safe_open(self.path, framework="pt") as file:
                 self._states = file.get_tensor("states")
@@ -78,11 +78,11 @@ class CachedImages(torch.utils.data.Dataset):
         return item
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_states": None}  # a process maps the file for itself
+        return self.__dict__ | {"_states": None}  # every process maps the file itself
 
 
 def check_can_be_cached(model: AdaptedModel) -> None:
-    """Raises ValueError if what a model reads of a picture changes while it learns, or if no adapter is active."""
+    """Raises ValueError if the model's image states change during training, or if no adapter is active."""
     learner = getattr(model, "learner", None)
     if learner is None:
         raise ValueError("`model` has no active adapter, which determines what to store; enable one by set_adapter.")
@@ -103,7 +103,7 @@ def cache_features(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> CachedImages:
-    """The images as the model's active adapter reads them, from `folder` where they are stored already.
+    """The image states of the model's active adapter for the images, from `folder` if they are already stored.
 
     What is stored is what the adapter's `image_states` gives: image features (b, d), or TGP-T's tokens (b, p, d_v). It
     is used again if vision weights, transform, images, seed, `views` and `dtype` are the same: the file's name tells
@@ -161,7 +161,7 @@ def encode_views(model: AdaptedModel, images: FewShotImages | CachedImages) -> F
 
 
 def encode_pictures(encoder: DualEncoder, learner: PromptLearner, images: FewShotImages, views: int) -> torch.Tensor:
-    """What `image_states` gives of so many views of all images: (views, n, ...)."""
+    """`image_states` of this many views of all images: (views, n, ...)."""
     loader = DataLoader(images, 64, collate_fn=Collator())
     states = torch.cat(list(_states_of(encoder, learner, images, loader, views)))
     return states.unflatten(0, (views, len(images)))
@@ -229,7 +229,7 @@ def _write(
         temporary.unlink(missing_ok=True)
 
 
-# When a kept file is still true -------------------------------------------------------------------------------------
+# Whether a stored file is up to date ----------------------------------------------------------------------------------
 
 
 def _read_fingerprint(path: Path) -> tuple[dict[str, str] | None, float]:
@@ -240,7 +240,7 @@ def _read_fingerprint(path: Path) -> tuple[dict[str, str] | None, float]:
         with safe_open(path, framework="pt") as file:
             file.get_slice("states")
             metadata = file.metadata() or {}
-        return metadata, float(metadata.pop(_SECONDS, 0))  # which files of earlier versions do not tell
+        return metadata, float(metadata.pop(_SECONDS, 0))  # which files of earlier versions do not have
     except (SafetensorError, OSError):
         return {}, 0.0
 
@@ -248,7 +248,7 @@ def _read_fingerprint(path: Path) -> tuple[dict[str, str] | None, float]:
 def _fingerprint(
     encoder: DualEncoder, learner: PromptLearner, images: FewShotImages, views: int, dtype: torch.dtype
 ) -> dict[str, str]:
-    """All that image states depend on, each in words or as a hash."""
+    """Everything that image states depend on, in words or as a hash."""
     return {
         "method's view": learner.states_are,
         "model": _hash_of_weights(encoder),

@@ -49,13 +49,13 @@ BEST = "best_adapter.safetensors"  # in the run's folder
 
 @dataclass
 class Progress:
-    """What a resumed run has to know of the past; a checkpoint's states.json holds it."""
+    """The progress that a resumed run needs, stored in a checkpoint's states.json."""
 
     step: int = 0
     skipped: int = 0  # in a row, up to here
     best_accuracy: float = -1.0
     best_step: int = 0
-    # Of the epoch that is under way, over all processes: losses, parts, hits and images.
+    # Of the current epoch, over all processes: losses, parts, hits and images.
     so_far: list[float] = field(default_factory=lambda: [0.0] * 4)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ class Progress:
 
 @dataclass
 class Run:
-    """What one training consists of."""
+    """The parts of one training."""
 
     model: AdaptedModel
     learner: PromptLearner | None  # whose hooks are called
@@ -89,11 +89,11 @@ class Run:
 
     @property
     def picks_best(self) -> bool:
-        """Whether the weights end up at the best epoch, and not at the last."""
+        """Whether the final weights are those of the best epoch instead of the last."""
         return self.validation is not None and not (self.learner is not None and self.learner.last_epoch_is_result)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All that training changes, by name: the weights, and the state that the method keeps beside them."""
+        """All tensors that training changes, by name: the weights and the other state of the method."""
         state = {} if self.learner is None else self.learner.training_state()
         return self.weights | {f"training_state.{name}": value for name, value in state.items()}
 
@@ -163,7 +163,7 @@ def train(
             for number in range(current, len(spans)):
                 resumed = checkpoint is not None and number == current
                 if not resumed:
-                    run.progress.best_accuracy = -1.0  # an earlier stage is not what the last one is to end with
+                    run.progress.best_accuracy = -1.0  # the best of an earlier stage does not count for the last one
                     if learner is not None:
                         learner.begin_stage(encoder_of(model.get_base_model()), number)
                 train_stage(run, spans[number], resumed)
@@ -186,7 +186,7 @@ def _fit(
     config: TrainingConfig,
     accelerator: Accelerator,
 ) -> list[dict[str, float]]:
-    """Calls the hook of a method that has one, and has all processes keep what the first was fitted to."""
+    """Calls the method's `fit` hook, and copies the result of the first process to all."""
     if learner is None or type(learner).fit is PromptLearner.fit:
         return []
     held_out = None if validation is None else encode_loader(model, validation, accelerator)
@@ -235,12 +235,12 @@ def train_stage(run: Run, span: Span, resumed: bool) -> None:
             if progress.step < run.steps and run.interruption.requested(accelerator):
                 _stop(run)
     accelerator.wait_for_everyone()
-    # Mixed precision wraps the forward; the model leaves as it came.
+    # Mixed precision wraps the forward; restore it.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
 
 
 def _end_epoch(run: Run, wrapped: nn.Module, epoch: int, row: dict[str, float]) -> None:
-    """After an epoch, or the part of one that a stage ends in: the hook, validation, history and a checkpoint."""
+    """After an epoch, or its part at the end of a stage: the hook, validation, history and a checkpoint."""
     accelerator, progress, config = run.accelerator, run.progress, run.config
     last = progress.step >= run.steps
     if run.learner is not None and (last or progress.step % run.steps_per_epoch == 0):
@@ -260,7 +260,7 @@ def _end_epoch(run: Run, wrapped: nn.Module, epoch: int, row: dict[str, float]) 
 
 
 def _stop(run: Run) -> None:
-    """Ends the program after a checkpoint, because a signal asked for it."""
+    """Ends the program after a checkpoint, because of a signal."""
     run.bar.close()
     save_checkpoint(run.accelerator, run.output_dir, run.progress.step, run.config.keep_checkpoints)
     number = run.interruption.requested(run.accelerator)
@@ -332,7 +332,7 @@ def train_epoch(
 
 
 def _not_finite(run: Run, config: TrainingConfig, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
-    """Tells where a step is not finite, and stops there if that was chosen or if a whole epoch was skipped."""
+    """Reports a step that is not finite, and stops if that was chosen or if a whole epoch was skipped."""
     step = run.progress.step
     epoch, done = divmod(step, run.steps_per_epoch)
     run.sampler.set_epoch(epoch)
@@ -348,7 +348,7 @@ def _not_finite(run: Run, config: TrainingConfig, schedule: torch.optim.lr_sched
 
 def all_finite(finite: bool, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> bool:
     """Whether a step may be taken: `finite` in all processes, and its gradient too."""
-    if optimizer.scaler is None:  # fp16's scaler looks for itself and skips such steps, as it is meant to
+    if optimizer.scaler is None:  # fp16's scaler checks this itself and skips such steps by design
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         finite &= bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
     if accelerator.num_processes == 1:

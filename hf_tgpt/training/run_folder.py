@@ -18,14 +18,14 @@ from ..utils.files import read_json, write_json
 
 _LOCK = ".lock"
 _NOTE = "run.json"
-_BEFORE_WORK = (_LOCK, _NOTE, SEEN_PICTURES)  # with these alone a run never got to work
+_BEFORE_WORK = (_LOCK, _NOTE, SEEN_PICTURES)  # a folder with only these has no work of a run
 
 # Held until the process ends.
 _LOCKS: dict[Path, FileLock] = {}
 
 
 def check_output_dir(output_dir: Path, resume: bool) -> None:
-    """Raises ValueError for a path where no run can be, before anything is read or made."""
+    """Raises ValueError for an unsuitable path, before anything is read or written."""
     above = next((folder for folder in output_dir.absolute().parents if folder.exists()), None)
     if (output_dir.exists() and not output_dir.is_dir()) or (above and not above.is_dir()):
         raise ValueError(f"`output_dir`={str(output_dir)!r} is a file or below one; choose a folder.")
@@ -63,7 +63,7 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
             raise ValueError(f"{str(note)!r} is not a JSON object; start a new run.")
         methods = before.get("method"), settings.get("method")
         if plain_name(str(methods[0])) == plain_name(str(methods[1])):
-            before["method"] = methods[1]  # which a run of an earlier version may spell otherwise
+            before["method"] = methods[1]  # which a run of an earlier version may spell differently
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(
@@ -78,13 +78,13 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
 
 
 def write_seen_pictures(output_dir: Path, chosen: Mapping[str, Dataset]) -> None:
-    """Notes the pictures of a run, by split; a path would mean nothing elsewhere, so what is noted is their content."""
+    """Records the pictures of a run, by split; by content, since a path would be meaningless elsewhere."""
     rows = [f"{digest} {split}\n" for split, data in chosen.items() for digest in digests(data)]
     (output_dir / SEEN_PICTURES).write_text("".join(rows))
 
 
 def lock_folder(folder: Path) -> bool:
-    """Takes a folder for this process until it ends, however it ends; False if another one has it."""
+    """Locks a folder until this process ends, for whatever reason; False if another process has locked it."""
     path = (folder / _LOCK).resolve()
     if path not in _LOCKS:
         lock = FileLock(path)

@@ -360,7 +360,7 @@ def test_in_a_browser_the_page_shows_edits_and_explains_and_asks_no_other_machin
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.on("response", lambda response: response.status >= 400 and broken.append(response.url))
     page.goto(address)
-    answer, classes = page.locator(".answer"), page.get_by_label("Any classes, one a line")
+    answer, classes = page.locator(".answer"), page.get_by_label("Any classes, one per line")
     answer.get_by_text("Drop a picture").wait_for()
     assert page.title() == "coop"
     assert classes.input_value() == lines()

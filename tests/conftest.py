@@ -12,7 +12,7 @@ from hub_server import Hub
 from huggingface_hub import constants
 from peft import PeftConfig, get_peft_model
 from PIL import Image as PILImage
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     AutoModel,
@@ -167,32 +167,41 @@ def make_clip(shape: str, folder: Path) -> str:
     return str(folder)
 
 
+# Words of other languages: those that begin a word after a space, and those of scripts that have none.
+SPACED = ["صورة", "قطة", "كلب", "תמונה", "חתול", "כלב", "ein", "foto", "von", "grün", "hündin", "kater"]
+UNSPACED = ["ภาพ", "แมว", "หมา", *"一张猫狗的照片只红色圆形。"]
+
+
+def known_words():
+    """The words of the golden tokenizer, without the mark of their end."""
+    golden = AutoTokenizer.from_pretrained(GOLDEN / "clip").get_vocab()
+    return sorted({word.removesuffix("</w>") for word in golden if word.removesuffix("</w>").isalnum()})
+
+
+def sentence_pieces(special, sentence, *more_normalizers):
+    """A tokenizer in the manner of SentencePiece, in lower case, which knows words of many languages."""
+    pieces = [*special, *(f"▁{word}" for word in [*known_words(), *SPACED]), "▁", *".,", *UNSPACED]
+    vocabulary = [(piece, -1.0) for piece in dict.fromkeys(pieces)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=special.index("<unk>")))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *more_normalizers])
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    named = [(token, special.index(token)) for token in special if token in sentence.split()]
+    tokenizer.post_processor = processors.TemplateProcessing(single=sentence, special_tokens=named)
+    return tokenizer
+
+
 def metaclip_tokenizer():
-    """The golden tokenizer's words behind MetaCLIP 2's special tokens: BOS is 0, padding 1 and EOS really is 2."""
-    golden = AutoTokenizer.from_pretrained(GOLDEN / "clip")
-    words = sorted(word for word in golden.get_vocab() if word not in golden.all_special_tokens)
-    vocabulary = {word: number for number, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
+    """MetaCLIP 2's special tokens: BOS is 0, padding 1 and EOS really is 2."""
+    tokenizer = sentence_pieces(["<s>", "<pad>", "</s>", "<unk>"], "<s> $A </s>")
     names = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
     inputs = ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
 def siglip_tokenizer(end: str = "</s>", padding: str = "</s>"):
-    """Words behind SigLIP's special tokens: no BOS, padding that may be EOS, punctuation dropped, all in lower case."""
-    golden = AutoTokenizer.from_pretrained(GOLDEN / "clip").get_vocab()
-    words = sorted({word.removesuffix("</w>") for word in golden if word.removesuffix("</w>").isalnum()})
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys([padding, end, "<unk>", *words]))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"\p{P}"), "")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {end}", special_tokens=[(end, vocabulary[end])]
-    )
+    """SigLIP's special tokens: no BOS, padding that may be EOS; punctuation is dropped."""
+    special = list(dict.fromkeys([padding, end, "<unk>"]))
+    tokenizer = sentence_pieces(special, f"$A {end}", normalizers.Replace(Regex(r"\p{P}"), ""))
     names = dict(eos_token=end, pad_token=padding, unk_token="<unk>")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_input_names=["input_ids"], model_max_length=64, **names
@@ -201,12 +210,12 @@ def siglip_tokenizer(end: str = "</s>", padding: str = "</s>"):
 
 def chinese_tokenizer():
     """BERT's: CLS before and SEP behind a sentence, Chinese characters as words of their own, words in pieces."""
-    golden = AutoTokenizer.from_pretrained(GOLDEN / "clip").get_vocab()
-    words = {word.removesuffix("</w>") for word in golden if word.removesuffix("</w>").isalnum()}
-    pieces = [*sorted(words), *(f"##{word}" for word in sorted(words)), *".,。一张猫狗的照片只红色圆形"]
+    normalizer = normalizers.BertNormalizer()  # takes accents off
+    words = [*known_words(), *map(normalizer.normalize_str, SPACED)]
+    pieces = [*words, *(f"##{word}" for word in words), *".,", *UNSPACED]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *pieces]))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = dict(cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]")
     inputs = ["input_ids", "token_type_ids", "attention_mask"]

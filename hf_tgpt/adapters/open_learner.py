@@ -18,7 +18,7 @@ from ..encoders.packing import Packing, common_length, pack
 from ..encoders.shares import in_shares
 from ..encoders.walk import encode_image, trim, unit
 from ..texts.class_texts import ClassTexts
-from ..texts.sentences import PLACEHOLDER, class_sentences
+from ..texts.sentences import PLACEHOLDER, class_sentences, class_template
 from ..texts.zero_shot_head import zero_shot_head
 from .config import PromptConfig
 from .learner import PromptLearner, classification_loss
@@ -198,7 +198,8 @@ class OpenPromptLearner(PromptLearner):
         ids, ends = trim(encoder, input_ids, self.end_token)
         n, shortest = self.prompt_length, int(ends.min()) - encoder.prefix
         if n and shortest < n:
-            like = f"{getattr(self.config, 'initial_text', None) or ' '.join([PLACEHOLDER] * n)} cat."
+            words = getattr(self.config, "initial_text", None) or " ".join([PLACEHOLDER] * n)
+            like = class_template(words).replace("{}", "cat")
             raise ValueError(
                 f"`input_ids` holds a text of {shortest} tokens beside BOS and EOS, but the first {n} are learned; "
                 f"pass class sentences like {like!r}."

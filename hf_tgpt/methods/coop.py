@@ -33,8 +33,9 @@ class CoOpConfig(TextPromptConfig):
 
     initial_text: str | None = documented(
         None,
-        "The class sentence is '{initial_text} {name}.', and its words initialise the learned tokens (CTX_INIT of the "
-        "release). None, the paper's main setting: as many 'X' as learned tokens, initialised at random.",
+        "The class sentence is '{initial_text} {name}.', or this text where it holds {} for the name; its "
+        "words before the name initialise the learned tokens (CTX_INIT of the release). None, the paper's main setting: as many 'X' "
+        "as learned tokens, initialised at random.",
     )
     prompt_length: int = documented(
         16,
@@ -52,6 +53,12 @@ class CoOpConfig(TextPromptConfig):
         "on each side (CLASS_TOKEN_POSITION of the release).",
         one_of(*POSITIONS),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        says_where = "{}" in (self.initial_text or "")
+        remedy = "`initial_text` says by {} where the class name stands; leave this out, or take {} out of the text."
+        self.require("class_position", self.class_position == "end" or not says_where, remedy)
 
     @property
     def takes_new_classes(self) -> bool:

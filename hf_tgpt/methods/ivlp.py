@@ -17,7 +17,7 @@ from ..adapters.registry import register
 from ..encoders import DualEncoder
 from ..encoders.packing import Packing
 from ..encoders.walk import encode_image, encode_text
-from ..texts.sentences import initial_prompts, word_ids
+from ..texts.sentences import initial_prompts, word_ids, words_before
 from ..utils.fields import at_least, checked, documented
 
 _NONE = "choose 0 (no prompts in this tower) or more."
@@ -112,7 +112,7 @@ class IVLP(OpenPromptLearner):
         self.vision_prompts = random_prompts(config, encoder, "vision")
         if len(self.text_prompts):
             tokenizer, text, length = self.tokenizer(encoder), config.initial_text, config.prompt_length
-            available = length if text is None else len(word_ids(tokenizer, text))
+            available = length if text is None else len(word_ids(tokenizer, words_before(text)))
             remedy = f"`initial_text`={text!r} has {available} tokens to start from; use fewer, or initial_text=None."
             config.require("text_prompt_length", length <= available, remedy)
             self.text_prompts[0] = initial_prompts(tokenizer, encoder, text, length)

@@ -20,7 +20,7 @@ from ..adapters.registry import register
 from ..encoders import DualEncoder
 from ..encoders.walk import encode_text, image_tokens, unit
 from ..texts.class_texts import ClassTexts
-from ..texts.sentences import PLACEHOLDER, Sentences, full_stop, tokenize, word_ids
+from ..texts.sentences import PLACEHOLDER, Sentences, class_template, full_stop, tokenize, word_ids, words_before
 from ..texts.zero_shot_head import mean_features
 from ..utils.fields import at_least, below, between, checked, documented, one_of
 from ..utils.names import check_templates
@@ -44,8 +44,9 @@ class TGPTConfig(TextPromptConfig):
 
     initial_text: str | None = documented(
         "a photo of a",
-        "The category sentence is '{initial_text} {name}.', and its words initialise the first category queries. None: "
-        "the first of templates, and random queries. Default: as released.",
+        "The category sentence is '{initial_text} {name}.', or this text where it holds {} for the name; the first "
+        "category queries start from its words before the name. None: the first of templates, initialised at random. "
+        "Default: as released.",
     )
     num_category_queries: int = documented(
         32, "Tokens of the category prompt, Q_category. Default: as released.", at_least(1, "learn at least 1 query.")
@@ -140,7 +141,7 @@ class TGPT(PromptLearner):
 
         tokenizer = self.tokenizer(encoder)
         names, templates = config.class_names, config.templates
-        start = templates[0] if config.initial_text is None else config.initial_text + " {}."
+        start = templates[0] if config.initial_text is None else class_template(config.initial_text)
 
         def sentences(template: str) -> Sentences:
             return tokenize(tokenizer, [template.replace("{}", name) for name in names], encoder, names)
@@ -161,7 +162,7 @@ class TGPT(PromptLearner):
 
         category_queries = queries(config.num_category_queries)
         if config.initial_text is not None:
-            first = word_ids(tokenizer, config.initial_text)[: config.num_category_queries]
+            first = word_ids(tokenizer, words_before(config.initial_text))[: config.num_category_queries]
             category_queries[0, : len(first)] = encoder.words()[first].detach()
         self.category_queries = nn.Parameter(category_queries)  # (1, 32, d_t)
         self.content_queries = nn.Parameter(queries(config.num_content_queries))  # (1, 64, d_t)

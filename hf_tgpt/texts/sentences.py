@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..encoders import DualEncoder
-from ..utils.names import check_class_names
+from ..utils.names import check_class_names, composed
 
 PLACEHOLDER = "X"
 Sentences = tuple[torch.Tensor, torch.Tensor]  # token ids (s, t), and where each sentence ends (s,)
@@ -70,11 +71,12 @@ def tokenize(
     For a text tower that reads padding too, ids (s, context).
 
     Raises ValueError for a sentence that with `extra` more tokens is beyond the context, naming the class in `names`
-    that it belongs to, unless `truncate` cuts it; for one that holds the token that ends sentences; and for a tokenizer
-    of another kind than the model's.
+    that it belongs to, unless `truncate` cuts it; for one that holds the token that ends sentences; for two classes
+    whose sentences are the same tokens; and for a tokenizer of another kind than the model's. Warns of a name that the
+    tokenizer does not know.
     """
     context = encoder.shape()["context_length"]
-    rows = tokenizer(list(sentences), verbose=not truncate)["input_ids"]
+    rows = tokenizer([composed(sentence) for sentence in sentences], verbose=not truncate)["input_ids"]
     if truncate:  # not by the tokenizer, which keeps its setting for whoever asks it next, in other threads too
         rows = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
     # Under a causal mask padding is a token like others: some CLIPs pad with "!", which a name may hold.
@@ -95,6 +97,8 @@ def tokenize(
                 f"{culprit} makes a sentence of {len(row) + extra} tokens but the text tower's context holds {context};"
                 " shorten it, or use fewer learned tokens."
             )
+    if names:
+        _check_tokens(tokenizer, names, [row[encoder.prefix : -1] for row in rows])
     ends = torch.tensor([len(row) - 1 for row in rows])
     # Under a causal mask no token sees what follows EOS; any id does.
     padding = rows[0][-1] if encoder.causal else tokenizer.pad_token_id
@@ -105,9 +109,41 @@ def tokenize(
     return ids.to(device), ends.to(device)
 
 
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], rows: list[list[int]]) -> None:
+    """Raises ValueError for two classes of the same tokens, between BOS and EOS; warns of a name without any."""
+    first: dict[tuple[int, ...], str] = {}
+    for name, row in zip(names, rows, strict=True):
+        other = first.setdefault(tuple(row), name)
+        if other != name:
+            raise ValueError(
+                f"`class_names` holds {other!r} and {name!r}, which are the same tokens to the base model's tokenizer "
+                f"({' '.join(tokenizer.convert_ids_to_tokens(row))}) and cannot be told apart by text; rename one, or "
+                "choose a base model that knows the language."
+            )
+    unknown = tokenizer.unk_token_id
+    for name, row in zip(names, rows, strict=True):
+        if unknown in row and not tokenizer.decode([i for i in word_ids(tokenizer, name) if i != unknown]).strip():
+            warnings.warn(
+                f"The base model's tokenizer does not know the class name {name!r} and reads {tokenizer.unk_token}; "
+                "rename it, or choose a base model that knows the language.",
+                stacklevel=2,
+            )
+
+
 def word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text without BOS and EOS."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(composed(text), add_special_tokens=False)["input_ids"]
+
+
+def class_template(initial_text: str) -> str:
+    """The class sentence with {} for the name: the initial text if it holds {}, else '{initial_text} {}.'."""
+    return initial_text if "{}" in initial_text else initial_text + " {}."
+
+
+def words_before(initial_text: str) -> str:
+    """The words of the class sentence before the name, from which learned tokens start."""
+    before, place, _ = initial_text.partition("{}")
+    return before.rstrip() if place else before
 
 
 def full_stop(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -123,10 +159,10 @@ def class_sentences(
     prompt_length: int,
     encoder: DualEncoder,
 ) -> Sentences:
-    """ "{initial_text} {name}." for every class -> ids (c, longest), ends (c,).
+    """The sentence of every class, as `class_template` has it -> ids (c, longest), ends (c,).
 
     Without initial text, `prompt_length` placeholder tokens stand for it. Raises ValueError for names that are empty,
-    double or do not fit.
+    double or do not fit, and where the first `prompt_length` tokens are not those of the words before the name.
     """
     check_class_names(names)
     context = encoder.shape()["context_length"]
@@ -136,7 +172,10 @@ def class_sentences(
             f"`prompt_length`={prompt_length}: the text tower's context of {context} leaves room for {room}."
         )
     if initial_text is not None:
-        return tokenize(tokenizer, [f"{initial_text} {name}." for name in names], encoder, names)
+        template = class_template(initial_text)
+        ids, ends = tokenize(tokenizer, [template.replace("{}", name) for name in names], encoder, names)
+        _check_place(tokenizer, initial_text, prompt_length, names, ids[:, encoder.prefix :].tolist())
+        return ids, ends
     ids, ends = tokenize(tokenizer, [f"{name}." for name in names], encoder, names, prompt_length)
     # By id: a tokenizer may make more than one token of a placeholder's letter.
     placeholder = ids.new_tensor(word_ids(tokenizer, PLACEHOLDER)[:1]).expand(len(ids), prompt_length)
@@ -145,17 +184,36 @@ def class_sentences(
     return longer[:, :context], ends + prompt_length
 
 
+def _check_place(
+    tokenizer: PreTrainedTokenizerBase,
+    initial_text: str,
+    prompt_length: int,
+    names: Sequence[str],
+    rows: list[list[int]],
+) -> None:
+    """Raises ValueError where learned tokens would take the place of a part of the name, in sentences behind BOS."""
+    words = word_ids(tokenizer, words_before(initial_text))[:prompt_length]
+    for name, row in zip(names, rows, strict=True):
+        if row[: len(words)] != words:
+            raise ValueError(
+                f"`initial_text`={initial_text!r}: the tokenizer makes one token of words before {{}} and of the class "
+                f"name {name!r}, so that learned tokens would take the place of both; put a space before {{}}, or use "
+                "fewer learned tokens."
+            )
+
+
 def initial_prompts(
     tokenizer: PreTrainedTokenizerBase, encoder: DualEncoder, initial_text: str | None, prompt_length: int
 ) -> torch.Tensor:
-    """Where learned tokens start: E of the text's first `prompt_length` tokens, or N(0, 0.02). -> (n, d_t) float32."""
+    """Where learned tokens start: E of the first `prompt_length` words before the name, or N(0, 0.02). -> (n, d_t)."""
     device = encoder.model.device
     if initial_text is None:
         return torch.empty(prompt_length, encoder.shape()["text_width"], device=device).normal_(std=0.02)
-    ids = word_ids(tokenizer, initial_text)
+    ids = word_ids(tokenizer, words_before(initial_text))
     if len(ids) < prompt_length:
+        before = " before {}" if "{}" in initial_text else ""
         raise ValueError(
-            f"`initial_text`={initial_text!r} has {len(ids)} tokens but `prompt_length`={prompt_length} are to start "
-            "from it; use a longer text, fewer tokens, or initial_text=None."
+            f"`initial_text`={initial_text!r} has {len(ids)} tokens{before} but `prompt_length`={prompt_length} are to "
+            "start from it; use a longer text, fewer tokens, or initial_text=None."
         )
     return encoder.words()[torch.tensor(ids[:prompt_length], device=device)].detach().float()

@@ -34,7 +34,7 @@ def write_comparison(
     leads = {group: _lead(runs, group, main) for group in dict.fromkeys(case[:2] for case in runs)} if main else {}
 
     text = "\n".join(_markdown(runs, table, leads, seeds, columns, main))
-    (folder / "table.md").write_text(text)
+    (folder / "table.md").write_text(text, encoding="utf-8")
     _write_csv(folder / "table.csv", [_flat(case, runs[case], row) for case, row in table.items()])
     rows = [_single(case, seed, run, columns) for case, by_seed in runs.items() for seed, run in by_seed.items()
             if case.dataset != AVERAGE]  # fmt: skip
@@ -148,7 +148,7 @@ def _rounded(number: float | None, factor: float = 1) -> float | None:
 
 def _write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with file.open("w", newline="") as stream:
+    with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(rows)

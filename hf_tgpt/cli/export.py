@@ -10,6 +10,7 @@ from ..data import FewShotImages, class_names, load_splits
 from ..hub.run import local_folder
 from ..inference.onnx import export_onnx, onnx_accuracy, quantize_onnx
 from ..inference.plain_transformers import export_transformers
+from ..utils.files import read_json, write_json
 from .loaded import choose_pictures, class_names_of, classifier_of
 from .output import list_remarks, tidy_output
 
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
         facts |= {"int8_output": small, "images": len(images)}
         measured = {name: facts[name] for name in ("accuracy", "int8_accuracy", "images")} | {"dataset": args.int8}
         note = Path(args.output).with_suffix(".json")
-        note.write_text(json.dumps(json.loads(note.read_text()) | {"int8": measured}, indent=2) + "\n")
+        write_json(note, read_json(note) | {"int8": measured})
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0

@@ -19,6 +19,7 @@ from ..hub.old_formats import PROBE_WEIGHTS, read_note
 from ..hub.run import local_folder, results_of
 from ..methods import config_class
 from ..methods.lora import NOTE
+from ..utils.names import in_a_line
 from .output import tidy_output
 
 # Fields of a config that mean nothing to users, or are shown elsewhere.
@@ -33,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return 0
     names = facts["class_names"]
-    some = ", ".join(names[:10]) + (f", ... (--json lists all {len(names)})" if len(names) > 10 else "")
+    some = in_a_line(names[:10]) + (f", ... (--json lists all {len(names)})" if len(names) > 10 else "")
     print(f"method                     {facts['method']}\nbase model                 {facts['base_model']}")
     print(f"classes                    {len(names)}, {facts['class_list']} list: {some}")
     print(f"parameters                 {facts['parameters']:,} in {facts['bytes']:,} bytes")

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 from ..utils.version import __version__
@@ -45,6 +46,8 @@ PARSED_BY_THEMSELVES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal without Unicode gets \\u732b for a class name, and no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(underscored(arguments))
     except WrongArguments as error:

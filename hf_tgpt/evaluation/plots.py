@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,9 +44,52 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    with warnings.catch_warnings():  # matplotlib's own font lacks most scripts and emoji, and draws boxes for them
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    """Writes the picture, in fonts of this machine where matplotlib's own lacks a script; warns where all do."""
+    missing = _draw(figure, path)
+    if missing and (families := _families_with(missing)):
+        from matplotlib.text import Text
+
+        for text in figure.findobj(Text):
+            text.set_fontfamily([*text.get_fontfamily(), *families])
+        missing = _draw(figure, path)
+    if missing:
+        warnings.warn(
+            f"{os.path.basename(path)} has boxes in place of {''.join(sorted(missing)[:20])!r}, which no font of this "
+            "machine has; install one, such as Noto Sans.",
+            stacklevel=3,
+        )
+
+
+def _draw(figure: Figure, path: str | os.PathLike[str]) -> set[str]:
+    """Writes the picture, and returns the characters that its fonts lack."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(path, dpi=110, transparent=False)
+    missing = set()
+    for each in caught:
+        if glyph := re.match(r"Glyph (\d+) .*missing from", str(each.message)):
+            missing.add(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    return missing
+
+
+def _families_with(characters: set[str]) -> list[str]:
+    """Font families of this machine that have these characters, as far as there are any."""
+    from matplotlib import font_manager
+
+    families, left = [], set(characters)
+    for entry in font_manager.fontManager.ttflist:
+        if not left:
+            break
+        if entry.name.startswith("Last Resort"):  # has a box for every character
+            continue
+        with contextlib.suppress(OSError, RuntimeError):  # a damaged font
+            font = font_manager.get_font(entry.fname)
+            if has := {character for character in left if font.get_char_index(ord(character))}:
+                families.append(entry.name)
+                left -= has
+    return families
 
 
 def plot_run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..adapters.config import PromptConfig
-from ..utils.names import is_toy_clip, public_name
+from ..utils.files import read_json
+from ..utils.names import in_a_line, is_toy_clip, public_name
 from .client import CARD
 
 # Instead of a path, which is meaningless to others.
@@ -67,6 +67,7 @@ def write_card(
         licences=_licences(base_licence or ("apache-2.0" if toy else None), data_licence or known.get("data_licence")),
         repository=repository or "this-repository",
         mark=_OURS,
+        in_a_line=in_a_line,
         has_picture=(Path(folder) / "training.png").exists(),
     )
     ModelCard.from_template(data, template_path=str(_TEMPLATE), **content).save(Path(folder) / CARD)
@@ -76,7 +77,7 @@ def replace_empty_card(folder: str | os.PathLike[str], config: PromptConfig) -> 
     """Puts our card where PEFT has just left its empty form or changed our card; a card that somebody wrote stays."""
     readme, results = Path(folder) / CARD, Path(folder) / "results.json"
     if readme.exists() and (is_ours(readme) or _EMPTY in readme.read_text(encoding="utf-8")):
-        write_card(folder, config, json.loads(results.read_text()) if results.exists() else None)
+        write_card(folder, config, read_json(results) if results.exists() else None)
 
 
 def is_ours(card: str | os.PathLike[str]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import logging
 import os
 import warnings
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..data.images import Collator, FewShotImages
 from ..encoders import encoder_of
+from ..utils.files import write_json
 from ..utils.names import check_class_names
 from ..utils.version import __version__
 from .classifier import Classifier
@@ -70,7 +70,7 @@ def export_onnx(
     assert program is not None  # with dynamo=True there is one
     program.save(str(path), external_data=weights > _ONE_FILE)
     facts = describe(classifier, names)
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".json"), facts)
     return facts
 
 

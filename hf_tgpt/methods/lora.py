@@ -5,7 +5,6 @@ arXiv 2405.18541; LoRA itself: Hu et al., ICLR 2022, arXiv 2106.09685.
 """
 
 import copy
-import json
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..adapters.peft_hooks import saved
 from ..adapters.tower_classifier import TowerClassifier
 from ..encoders import DualEncoder, encoder_of
 from ..utils.fields import at_least, checked, documented
+from ..utils.files import write_json
 from ..utils.names import name_in_files
 from .zero_shot import ZeroShot, ZeroShotConfig
 
@@ -114,7 +114,7 @@ class LoRA(TowerClassifier):
             "class_names": config.class_names,
             "config": config.own_fields(),
         }
-        (Path(folder) / NOTE).write_text(json.dumps(content, indent=2) + "\n")
+        write_json(Path(folder) / NOTE, content)
         saved(folder, config)
 
     def load_weights(self, folder: str | os.PathLike[str]) -> None:

@@ -50,9 +50,13 @@ def parse_json(text: str | bytes, place: str) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON, whole or not at all, with the names of all languages as people read them."""
     temporary = Path(path).with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    except UnicodeEncodeError:  # the path of a file whose name is no UTF-8
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     put_in_place(temporary, Path(path))
 
 

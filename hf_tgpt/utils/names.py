@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +43,14 @@ def public_name(name: str | None) -> str | None:
 def composed(name: str) -> str:
     """A name in Unicode's NFC: macOS writes "é" in file names as two characters, other systems as one."""
     return unicodedata.normalize("NFC", name)
+
+
+def in_a_line(names: Iterable[str]) -> str:
+    """Names beside each other; one that is read from right to left by itself, lest it take its neighbours along."""
+    other_way = {"R", "AL", "RLE", "RLO", "RLI"}
+    return ", ".join(
+        f"\u2068{name}\u2069" if other_way & set(map(unicodedata.bidirectional, name)) else name for name in names
+    )
 
 
 def check_class_names(class_names: Sequence[str] | None) -> None:

@@ -70,6 +70,7 @@ def test_cleaning_a_name_twice_is_cleaning_it_once_and_keeps_its_spelling(name):
     assert normalized_name(clean_class_name(name)) == normalized_name(name)
 
 
+@pytest.mark.filterwarnings("ignore:The base model's tokenizer does not know")
 @settings(max_examples=4, **EACH)
 @given(
     names=CLASSES,
@@ -83,7 +84,9 @@ def test_an_adapter_scores_any_classes_or_names_what_does_not_fit(name, names, s
     try:
         model = get_peft_model(clip, METHODS[name].config(class_names=names)).eval()
     except ValueError as error:
-        if not re.search("the class name .*(context holds|which ends a sentence)", str(error)):
+        if not re.search(
+            "the class name .*(context holds|which ends a sentence)|which are the same tokens", str(error)
+        ):
             raise
         return
     logits = model(pixels(model, count).to(dtype)).logits

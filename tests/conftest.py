@@ -60,6 +60,12 @@ GOLDEN = TESTS / "golden"
 CLASS_NAMES = ["cat", "red circle", "blue striped square", "forest"]
 
 
+def many_names(count):
+    """Up to a hundred names, each of two words that the tiny models' tokenizers know."""
+    words = ["cat", "dog", "circle", "forest", "red", "blue", "square", "photo", "green", "tree"]
+    return [f"{first} {second}" for first in words for second in words][:count]
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the matrix of methods x promises."""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASS_NAMES, METHODS, pixels, pooled, shake, token_ids
+from conftest import CLASS_NAMES, METHODS, many_names, pixels, pooled, shake, token_ids
 from peft import get_peft_model
 
 from hf_tgpt import CoCoOpConfig, CoOpConfig, IVLPConfig, MaPLeConfig, MutualPromptConfig
@@ -19,7 +19,7 @@ COLOURS, FORMS = ("red", "blue", "dark green"), ("circle", "square", "cat", "zig
 NAMES = {
     "one class": ["cat"],
     # The second starts like the first; the others are shorter and longer.
-    "unequal lengths": ["cat", "cat tree", "blue striped square", "forest", "x"],
+    "unequal lengths": ["cat", "cat tree", "blue striped square", "forest", "moon"],
     "many rows": [f"{colour} {form}" for colour in COLOURS for form in FORMS],
 }
 VARIANTS = {
@@ -236,7 +236,7 @@ def test_a_gpu_with_room_holds_larger_chunks(load_clip, monkeypatch):
 def test_the_activations_held_do_not_grow_with_the_classes(name, load_clip):
     held = {}
     for count in (20, 80):
-        names = [f"{'xyz'[i % 3]} {i}" for i in range(count)]
+        names = many_names(count)
         model = make(load_clip, VARIANTS[name], names, text_chunk_size=10)
         weights, sizes = {parameter.data_ptr() for parameter in model.parameters()}, []
 

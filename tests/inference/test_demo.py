@@ -16,7 +16,7 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, make_clip, shake
+from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, make_clip, many_names, shake
 from PIL import Image, ImageDraw
 
 import hf_tgpt
@@ -88,7 +88,7 @@ def test_zero_shot_reads_the_templates_that_the_adapter_was_trained_with(load_cl
 
 
 def test_of_many_classes_the_ten_likeliest_are_shown_and_zero_shots_first(classifier, monkeypatch):
-    names = [f"forest {i}" for i in range(30)]
+    names = many_names(30)
     demonstration = Demonstration(classifier("maple", names))
     beside = {part["label"]: part["score"] for part in demonstration.zero_shot(PICTURE, top_k=None)}
     rows = demonstration.adapted(PICTURE, top_k=None)
@@ -183,6 +183,7 @@ def test_pictures_of_every_mode_are_taken_as_prediction_takes_them(kind, classif
     assert [row[:2] for row in shown(html)] == rows
 
 
+@pytest.mark.filterwarnings("ignore:The base model's tokenizer does not know")
 def test_names_are_text_and_never_markup(classifier, drop):
     html = Demonstration(classifier("coop", ["<script>x</script>", "cat"])).answer(drop(PICTURE), "<b>a</b>\ncat")
     assert "<b>" not in html

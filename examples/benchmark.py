@@ -2,6 +2,7 @@
 
     python examples/benchmark.py
     python examples/benchmark.py --model path/to/vit-b-16 --methods tgpt coop --classes 10 100 1000 --batch 8 --cached
+    python examples/benchmark.py --families clip metaclip_2 siglip chinese_clip --methods maple --classes 20 40 80
 
 Paths are measured side by side, on random pictures; by default the first three:
 
@@ -14,6 +15,8 @@ Paths are measured side by side, on random pictures; by default the first three:
     truncated  ours without packing and chunks: all sentences at once, each by itself, up to the longest end
     packed     ours without chunks: all sentences at once, what they have in common computed once
     checkpointing  the same with transformers' gradient checkpointing, layer by layer in both towers
+    padded     the plain way on a model of any family, where reference and floor are CLIP's: ours with sentences padded
+               to the whole context, all at once and each by itself; by default with --families, beside ours
 
 A step is forward, backward and optimizer step (--mode train), or a forward that may reuse class features (--mode
 infer); benchmark_loading.py measures how fast pictures come to it. Peak memory is what steps need above the loaded
@@ -27,12 +30,14 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
+import itertools
 import json
 import os
 import resource  # not on Windows
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,13 +53,13 @@ import hf_tgpt
 from hf_tgpt.adapters.config import PromptConfig
 from hf_tgpt.cli.output import markdown_table, tidy_output
 from hf_tgpt.data.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, SURFACES
-from hf_tgpt.encoders import encoder_of
+from hf_tgpt.encoders import FAMILIES, encoder_of
 from hf_tgpt.evaluation.plots import PLOTS_REMEDY, can_plot, new_figure
 from hf_tgpt.training.results import peak_memory_bytes
 from hf_tgpt.utils.files import write_json
 
 OURS, CACHED, REFERENCE, FLOOR = "ours", "ours, cached features", "reference", "floor"
-TRUNCATED, PACKED, CHECKPOINTING = "truncated", "packed", "checkpointing"
+TRUNCATED, PACKED, CHECKPOINTING, PADDED = "truncated", "packed", "checkpointing", "padded"
 TOO_MUCH = ("out of memory", "out of time")
 Row = dict[str, Any]  # a case and what was measured of it
 Answer = dict[str, Tensor | None]  # logits and loss
@@ -64,13 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(hf_tgpt.TOY_CLIP), help="a CLIP: a Hub id or folder; a folder with only "
                         "config and tokenizer starts at random (default: the package's toy CLIP)")  # fmt: skip
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, help="random models of these in place of --model: "
+                        "a text tower of 4 layers, 256 wide, and a small image tower")  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=["tgpt", "maple"], choices=list(PLAIN))
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--batch", nargs="+", type=int, default=[8], help="images of a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not; the median counts")
     parser.add_argument("--mode", default="train", choices=["train", "infer"])
-    parser.add_argument("--paths", nargs="+", default=[OURS, REFERENCE, FLOOR],
-                        choices=[OURS, REFERENCE, FLOOR, TRUNCATED, PACKED, CHECKPOINTING])  # fmt: skip
+    parser.add_argument("--paths", nargs="+", help=f"(default: {OURS} {REFERENCE} {FLOOR})",
+                        choices=[OURS, REFERENCE, FLOOR, TRUNCATED, PACKED, CHECKPOINTING, PADDED])  # fmt: skip
     parser.add_argument("--cached", action="store_true", help="also measure ours with cached features, where it can be")
     parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"], help="torch's autocast")
     parser.add_argument("--time_limit", type=float, default=600, help="seconds for a case, loading included")
@@ -92,22 +99,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.json.parent.mkdir(parents=True, exist_ok=True)
 
     rows: list[Row] = []
-    paths = [*args.paths, *([CACHED] if args.cached else [])]
-    common = {"model": args.model, "mode": args.mode, "steps": args.steps, "mixed_precision": args.mixed_precision}
+    paths = args.paths or ([OURS, PADDED] if args.families else [OURS, REFERENCE, FLOOR])
+    paths = [*paths, *([CACHED] if args.cached else [])]
+    common = {"mode": args.mode, "steps": args.steps, "mixed_precision": args.mixed_precision}
     common["memory_limit"] = args.memory_limit
-    for method in args.methods:
-        for batch in args.batch:
-            for path in paths:
-                given_up = None
-                for classes in sorted(args.classes):
-                    case = dict(method=method, classes=classes, batch=batch, path=path)
-                    result = given_up or run(case | common, args.time_limit)
-                    if result["status"] in TOO_MUCH:
-                        given_up = {"status": f"not tried: {result['status']} with {classes} classes"}
-                    if result["status"] != "no cache":
-                        rows.append(case | {name: common[name] for name in ("model", "mode")} | result)
-                        write_json(args.json, rows)  # so that an interrupted run leaves what it has
-                        print(*case.values(), result["status"], sep=", ", file=sys.stderr)
+    with random_models(args.families) if args.families else contextlib.nullcontext([args.model]) as models:
+        for model, method, batch, path in itertools.product(models, args.methods, args.batch, paths):
+            given_up = None
+            for classes in sorted(args.classes):
+                case = dict(method=method, classes=classes, batch=batch, path=path)
+                result = given_up or run(case | common | {"model": model}, args.time_limit)
+                if result["status"] in TOO_MUCH:
+                    given_up = {"status": f"not tried: {result['status']} with {classes} classes"}
+                if result["status"] != "no cache":
+                    rows.append(case | {"model": model, "mode": args.mode} | result)
+                    write_json(args.json, rows)  # so that an interrupted run leaves what it has
+                    print(*case.values(), result["status"], sep=", ", file=sys.stderr)
     compare(rows)
     write_json(args.json, rows)
     text = table(rows)
@@ -117,6 +124,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         print(f"There is no plot, since it needs matplotlib: {PLOTS_REMEDY}.", file=sys.stderr)
     print(text)
+
+
+@contextlib.contextmanager
+def random_models(families: Sequence[str]) -> Iterator[list[str]]:
+    """Folders with a model of each family, all of the same sizes."""
+    from pretrain_tiny_clip import FAMILIES, random_model, train_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name in families:
+            torch.manual_seed(0)
+            family = dataclasses.replace(FAMILIES[name], context=64 if name == "siglip" else 77)  # as they are released
+            tokenizer = train_tokenizer(family, class_names(2000))
+            random_model(family, tokenizer, width=256, layers=(4, 2)).save_pretrained(Path(folder, name))
+            tokenizer.save_pretrained(Path(folder, name))
+        yield [str(Path(folder, name)) for name in families]
 
 
 def run(case: Row, time_limit: float) -> Row:
@@ -165,10 +187,14 @@ def measure(
             return {"status": "no cache"}
         with torch.no_grad():
             inputs["image_states"] = learner.image_states(encoder_of(clip), inputs.pop("pixel_values"))
-    if path in (TRUNCATED, PACKED, CHECKPOINTING):
+    if path in (TRUNCATED, PACKED, CHECKPOINTING, PADDED):
         learner.config.text_chunk_size = classes * batch  # one chunk, also where each image has class texts of its own
-    if path == TRUNCATED:
+    if path in (TRUNCATED, PADDED):
         learner.shared_length = lambda *args: 0
+    if path == PADDED:
+        texts, padding = learner.class_texts, AutoTokenizer.from_pretrained(clip.name_or_path).pad_token_id
+        missing = clip.config.text_config.max_position_embeddings - texts.ids.shape[1]
+        texts.ids = F.pad(texts.ids, (0, missing), value=padding)
     if path == CHECKPOINTING:
         clip.activation_checkpointing_enable()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -236,8 +262,9 @@ def make_batch(model: Any, names: list[str], count: int, training: bool) -> dict
         if model.uses_captions:
             tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
             captions = [f"a photo of a large {names[label]} at the left, on a bright wall." for label in labels]
-            length = model.config.text_config.max_position_embeddings
-            options = dict(padding=True, truncation=True, return_tensors="pt", max_length=length)
+            padding = "max_length" if encoder_of(model.get_base_model()).fills_context else True
+            options = dict(padding=padding, truncation=True, return_tensors="pt")
+            options["max_length"] = model.config.text_config.max_position_embeddings
             inputs["caption_ids"] = tokenizer(captions, **options).input_ids.to(model.device)
     return inputs
 
@@ -274,17 +301,21 @@ def host_memory(field: str) -> int:
 
 
 def compare(rows: list[Row]) -> None:
-    """Adds to each row its time as a multiple of the reference's and of the floor's, and its memory of the former's."""
+    """Adds to each row its time as a multiple of the reference's and of the floor's, and its memory of the former's.
+
+    The reference is the padded path where it alone was measured.
+    """
+    reference = REFERENCE if any(row["path"] == REFERENCE for row in rows) else PADDED
 
     def beside(row: Row, path: str) -> Row:
-        same = ("method", "classes", "batch")
+        same = ("model", "method", "classes", "batch")
         return next((r for r in rows if r["path"] == path and all(r[name] == row[name] for name in same)), {})
 
     for row in rows:
         for name, path, unit in (
-            ("ratio_to_reference", REFERENCE, "seconds_per_step"),
+            ("ratio_to_reference", reference, "seconds_per_step"),
             ("ratio_to_floor", FLOOR, "seconds_per_step"),
-            ("memory_ratio_to_reference", REFERENCE, "peak_bytes_above_model"),
+            ("memory_ratio_to_reference", reference, "peak_bytes_above_model"),
         ):
             other = beside(row, path).get(unit)
             row[name] = row[unit] / other if other and unit in row else None
@@ -292,27 +323,30 @@ def compare(rows: list[Row]) -> None:
 
 def table(rows: list[Row]) -> str:
     """The rows in Markdown, for people."""
-    header = ["method", "classes", "batch", "path", "s/step", "images/s", "MB above the model", "MB in all",
-              "time / reference", "memory / reference", "time / floor"]  # fmt: skip
-    lines = []
+    header = ["method", "classes", "batch", "path", "s/step", "images/s", "MB above the model", "MB a class",
+              "MB in all", "time / reference", "memory / reference", "time / floor"]  # fmt: skip
+    lines, models = [], list(dict.fromkeys(Path(row["model"]).name for row in rows))
     for row in rows:
         cells = [row["method"], row["classes"], row["batch"], row["path"]]
         if row["status"] == "ok":
             cells += [f"{row['seconds_per_step']:.3g}", f"{row['images_per_second']:.3g}"]
-            cells += [f"{row[name] / 1e6:.0f}" for name in ("peak_bytes_above_model", "peak_bytes")]
+            above = row["peak_bytes_above_model"] / 1e6
+            cells += [f"{above:.0f}", f"{above / row['classes']:.2g}", f"{row['peak_bytes'] / 1e6:.0f}"]
             ratios = (row[name] for name in ("ratio_to_reference", "memory_ratio_to_reference", "ratio_to_floor"))
             cells += ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         else:
-            cells += [row["status"], *[""] * 6]
-        lines.append(cells)
+            cells += [row["status"], *[""] * 7]
+        lines.append([Path(row["model"]).name, *cells] if len(models) > 1 else cells)
+    header = ["model", *header] if len(models) > 1 else header
     devices = sorted({row["device"] for row in rows if "device" in row})
-    about = f"{rows[0]['model']}, {rows[0]['mode']}, {', '.join(devices)}"
+    about = f"{rows[0]['model'] if len(models) == 1 else ', '.join(models)}, {rows[0]['mode']}, {', '.join(devices)}"
     return "\n".join([about, "", *markdown_table(header, lines), ""])
 
 
 def draw(rows: list[Row], path: Path) -> None:
     """Time and memory over the number of classes, a column for each method, both axes logarithmic."""
     methods, batches = list(dict.fromkeys(row["method"] for row in rows)), {row["batch"] for row in rows}
+    models = {row["model"] for row in rows}
     figure = new_figure(1 + 4 * len(methods), 7)
     axes = figure.subplots(2, len(methods), sharex=True, sharey="row", squeeze=False)
     for column, method in enumerate(methods):
@@ -320,6 +354,7 @@ def draw(rows: list[Row], path: Path) -> None:
         for row in rows:
             if row["method"] == method and row["status"] == "ok":
                 label = row["path"] + (f", batch {row['batch']}" if len(batches) > 1 else "")
+                label += f", {Path(row['model']).name}" if len(models) > 1 else ""
                 lines.setdefault(label, []).append(row)
         for label, points in lines.items():
             style = {"reference": "--", "floor": ":"}.get(points[0]["path"], "-")

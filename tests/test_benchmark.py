@@ -11,6 +11,7 @@ import torch
 from conftest import METHODS, READERS, ROOT, pixels, token_ids
 from transformers.models.clip.modeling_clip import CLIPMLP
 
+from hf_tgpt import TOY_CLIP
 from hf_tgpt.encoders import walk
 
 LABELS = torch.tensor([0, 3, 1])
@@ -83,6 +84,39 @@ def test_a_benchmark_leaves_rows_a_table_and_a_picture(example, clip_folders, tm
     assert file.with_suffix(".png").stat().st_size > 5_000
 
 
+@pytest.mark.parametrize("name", ["maple", "cocoop"])
+def test_the_plain_way_of_any_family_is_measured_beside_ours(name, example, monkeypatch, tmp_path):
+    """With the same answers, of models that the command makes."""
+    benchmark, losses = example("benchmark"), {}
+
+    def run(case, time_limit):
+        case.pop("memory_limit")
+        torch.manual_seed(0)
+        return benchmark.measure(**case)
+
+    original = benchmark.F.cross_entropy
+
+    def noted(*args, **kwargs):
+        loss = original(*args, **kwargs)
+        losses.setdefault(len(losses), loss.item())
+        return loss
+
+    monkeypatch.setattr(benchmark, "run", run)
+    monkeypatch.setattr(benchmark.F, "cross_entropy", noted)
+    families = ["clip", "metaclip_2", "siglip", "chinese_clip"]
+    cases = ["--methods", name, "--classes", "3", "--batch", "1", "--steps", "1", "--json", str(tmp_path / "rows.json")]
+    benchmark.main(["--families", *families, *cases])
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["model"].rpartition("/")[2], row["path"]) for row in rows] == [
+        (family, path) for family in families for path in ("ours", "padded")
+    ]
+    assert all(row["status"] == "ok" for row in rows)
+    assert all((row["ratio_to_reference"] == 1) == (row["path"] == "padded") for row in rows)
+    assert "| siglip | maple | 3 | 1 | padded |".replace("maple", name) in (tmp_path / "rows.md").read_text()
+    ours, padded = (list(losses.values())[start::4] for start in (0, 2))  # of the first step; there are two
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(padded), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["tgpt", "maple", "cocoop"])
 def test_inference_is_measured_on_all_paths(name, example, clip_folders):
     case = dict(model=clip_folders["legacy_eos"], classes=3, batch=2, mode="infer", steps=1, mixed_precision="bf16")
@@ -143,9 +177,9 @@ def test_a_case_that_fails_is_a_row_and_larger_ones_are_not_tried(example, monke
     assert rows[0]["ratio_to_reference"] is None
 
 
-def test_a_case_beyond_its_memory_or_time_says_so(example, clip_folders):
+def test_a_case_beyond_its_memory_or_time_says_so(example):
     benchmark = example("benchmark")
-    case = dict(model=clip_folders["plain"], method="maple", classes=9_000, batch=1, path="reference", mode="train")
+    case = dict(model=str(TOY_CLIP), method="maple", classes=9_000, batch=1, path="reference", mode="train")
     case |= dict(steps=1, mixed_precision="no", memory_limit=0.5)
     assert benchmark.run(case, time_limit=200) == {"status": "out of memory"}
     assert benchmark.run(case, time_limit=0.2) == {"status": "out of time"}

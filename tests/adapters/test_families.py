@@ -347,3 +347,21 @@ def test_a_subclass_of_a_known_model_keeps_its_class(load_clip):
     adapted = get_peft_model(model, METHODS["maple"].config())
     assert isinstance(adapted.get_base_model(), Mine)
     assert type(adapted.unload()) is Mine
+
+
+@pytest.mark.parametrize("name", ["maple", "coop", "cocoop"])
+def test_chunks_and_shares_of_the_classes_give_the_numbers_of_all_at_once(family, name, adapt):
+    """Also where padding is read and nothing is packed."""
+    found = []
+    for chunk in (1, 100):
+        model = adapt(METHODS[name], SHAPE_OF[family], text_chunk_size=chunk).double()  # in evaluation: BERT has dropout
+        output = model(pixels(model).double(), torch.tensor([0, 3, 1]))
+        output.loss.backward()
+        found.append([output.logits, *(weight.grad for weight in model.parameters() if weight.requires_grad)])
+    for ours, at_once in zip(*found, strict=True):
+        torch.testing.assert_close(ours, at_once, atol=1e-10, rtol=1e-10)
+    if not METHODS[name].conditioned:
+        learner, encoder = model.learner, encoder_of(model.get_base_model())
+        shares = [learner.encode_classes(encoder, learner.class_texts, share) for share in (slice(0, 3), slice(3, 4))]
+        whole = learner.encode_classes(encoder, learner.class_texts)
+        torch.testing.assert_close(torch.cat(shares), whole, atol=1e-10, rtol=1e-10)

@@ -150,9 +150,9 @@ class TextPromptConfig(PromptConfig):
     )
     initial_text: str | None = documented(
         "a photo of a",
-        "The class sentence is '{initial_text} {name}.', or this text where it holds {} for the name; its "
-        "words before the name initialise the learned tokens (CTX_INIT of the releases). None: as many 'X' as learned tokens, initialised "
-        "at random. Default: as released.",
+        "The class sentence is '{initial_text} {name}.', or this text where it holds {} for the name; "
+        "its words before the name initialise the learned tokens (CTX_INIT of the releases). None: as many 'X' as "
+        "learned tokens, initialised at random. Default: as released.",
     )
     text_chunk_size: int | None = documented(
         None,

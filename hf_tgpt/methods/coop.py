@@ -33,9 +33,9 @@ class CoOpConfig(TextPromptConfig):
 
     initial_text: str | None = documented(
         None,
-        "The class sentence is '{initial_text} {name}.', or this text where it holds {} for the name; its "
-        "words before the name initialise the learned tokens (CTX_INIT of the release). None, the paper's main setting: as many 'X' "
-        "as learned tokens, initialised at random.",
+        "The class sentence is '{initial_text} {name}.', or this text where it holds {} for the name; "
+        "its words before the name initialise the learned tokens (CTX_INIT of the release). None, the paper's main "
+        "setting: as many 'X' as learned tokens, initialised at random.",
     )
     prompt_length: int = documented(
         16,

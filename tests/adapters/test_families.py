@@ -354,7 +354,9 @@ def test_chunks_and_shares_of_the_classes_give_the_numbers_of_all_at_once(family
     """Also where padding is read and nothing is packed."""
     found = []
     for chunk in (1, 100):
-        model = adapt(METHODS[name], SHAPE_OF[family], text_chunk_size=chunk).double()  # in evaluation: BERT has dropout
+        model = adapt(
+            METHODS[name], SHAPE_OF[family], text_chunk_size=chunk
+        ).double()  # in evaluation: BERT has dropout
         output = model(pixels(model).double(), torch.tensor([0, 3, 1]))
         output.loss.backward()
         found.append([output.logits, *(weight.grad for weight in model.parameters() if weight.requires_grad)])

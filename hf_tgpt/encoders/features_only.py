@@ -118,6 +118,9 @@ class FeaturesOnly(DualEncoder):
 
     def _features(self, function: str, *args: Any, **kwargs: Any) -> torch.Tensor:
         """By the model's own class: an adapter's answers the same call with the adapter."""
+        for part in self.model.modules():  # training would change their statistics, which no adapter saves
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
         answer = getattr(getattr(transformers, self.model_class), function)(self.model, *args, **kwargs)
         return answer if isinstance(answer, torch.Tensor) else answer.pooler_output
 

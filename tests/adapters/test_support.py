@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASS_NAMES, GOLDEN, METHODS, ROOT, SHAPES, ImageProcessor, make_classifier, pixels, shake
+from other_encoders import write
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPConfig, CLIPModel
 
 import hf_tgpt
@@ -14,6 +15,8 @@ from hf_tgpt.encoders import FAMILIES
 
 AS_RELEASED = "tgpt with its released 32 and 64 queries"
 ROWS = [*sorted(hf_tgpt.available_methods()), AS_RELEASED]
+# The column of models that are known by their features, here of ALIGN.
+OTHERS, PROMPTS_REFUSED = "AlignModel and others", "refused: prompts"
 # The longest text that released models of a family are trained with, where a tiny one's is shorter.
 CONTEXTS = {"clip": 77, "metaclip_2": 77, "siglip": 64, "chinese_clip": 512}
 
@@ -42,7 +45,7 @@ def outcome(method, load, folder, **fields):
     try:
         model = make_classifier(method, load(), CLASS_NAMES, **fields)
     except ValueError as error:
-        return f"refused: {error}"
+        return PROMPTS_REFUSED if "puts prompts into the layers of the towers" in str(error) else f"refused: {error}"
     base = model.get_base_model()
     before = model.eval()(pixels(base)).logits.detach() if not isinstance(model.learner, FeatureHead) else None
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -61,7 +64,8 @@ def outcome(method, load, folder, **fields):
 def test_the_tables_have_every_method_family_and_variety():
     methods = table("method")
     assert list(methods) == ROWS
-    assert all(list(row) == [family.model_class for family in FAMILIES.values()] for row in methods.values())
+    columns = [*(family.model_class for family in FAMILIES.values()), OTHERS]
+    assert all(list(row) == columns for row in methods.values())
     assert list(table("CLIP")) == list(VARIETIES)
 
 
@@ -89,6 +93,18 @@ def test_a_method_goes_with_a_family_as_the_table_says(family, row, load_clip, c
 
     found = outcome(row.partition(" ")[0], load, tmp_path, **fields)
     assert table("method")[row][FAMILIES[family].model_class] == found
+
+
+@pytest.fixture(scope="session")
+def align(tmp_path_factory):
+    return write("align", tmp_path_factory.mktemp("align"))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_method_goes_with_other_models_as_the_table_says(row, align, tmp_path):
+    fields = METHODS[row].fields if row in METHODS else {}
+    found = outcome(row.partition(" ")[0], lambda: hf_tgpt.load_clip(align).eval(), tmp_path, **fields)
+    assert table("method")[row][OTHERS] == found
 
 
 # What CLIPs on the Hub differ in: fields of both towers, of each, of the whole, and how the file is written.
@@ -130,13 +146,19 @@ def write_variety(folder, vision, text=None, projection=24, eos=None, pad=None, 
     ImageProcessor(size={"shortest_edge": vision["image_size"]}, crop_size=square).save_pretrained(folder)
 
 
+def stored_dtype(file):
+    """By either of the names that it has had."""
+    config = json.loads(file.read_text())
+    return config.get("dtype") or config["torch_dtype"]
+
+
 @pytest.mark.parametrize("variety", VARIETIES)
 def test_a_clip_of_a_variety_serves_as_the_table_says(variety, tmp_path):
     facts = VARIETIES[variety]
     write_variety(tmp_path / "clip", **facts)
     assert ("shards" in facts) == (len(list(Path(tmp_path / "clip").glob("*.safetensors"))) > 1)
     if "dtype" in facts:
-        assert json.loads((tmp_path / "clip" / "config.json").read_text())["dtype"] in str(facts["dtype"])
+        assert stored_dtype(tmp_path / "clip" / "config.json") in str(facts["dtype"])
 
     def load():
         return hf_tgpt.load_clip(tmp_path / "clip", **facts.get("load", {})).eval()

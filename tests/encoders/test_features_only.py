@@ -3,7 +3,8 @@
 import pytest
 import torch
 import transformers
-from conftest import CLASS_NAMES, HEADS, METHODS, chinese_tokenizer, make_classifier, pixels, shake, siglip_tokenizer
+from conftest import CLASS_NAMES, HEADS, METHODS, make_classifier, pixels, shake
+from other_encoders import KINDS, write
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
@@ -17,73 +18,13 @@ from hf_tgpt.methods.zero_shot import zero_shot_beside
 from hf_tgpt.utils.compat import pil_image_processor
 
 PICTURE = Image.effect_noise((50, 70), 80).convert("RGB")
-TOWER = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-SQUARE = {"height": 32, "width": 32}
 SENTENCES = [f"a photo of a {name}." for name in CLASS_NAMES]
-
-
-def bert(tokenizer, **fields):
-    return TOWER | dict(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id) | fields
-
-
-def align(tokenizer):
-    blocks = dict(
-        in_channels=[32, 16], out_channels=[16, 32], kernel_sizes=[3, 3], strides=[1, 2], expand_ratios=[1, 2]
-    )
-    vision = blocks | dict(image_size=32, depth_divisor=8, num_block_repeats=[1, 1], hidden_dim=32,
-                           squeeze_expansion_ratio=0.25, width_coefficient=1.0, depth_coefficient=1.0)  # fmt: skip
-    text = bert(tokenizer, max_position_embeddings=40)
-    config = transformers.AlignConfig(text_config=text, vision_config=vision, projection_dim=32)
-    # As Kakao's checkpoint has it: both sides resized, the centre cropped, values in -1..1 by an offset.
-    processor = pil_image_processor("EfficientNetImageProcessor")(
-        size={"height": 40, "width": 40}, crop_size=SQUARE, do_center_crop=True, rescale_factor=1 / 127.5,
-        rescale_offset=True, do_normalize=False, include_top=False, resample=Image.Resampling.BILINEAR,
-    )  # fmt: skip
-    return transformers.AlignModel(config), processor
-
-
-def altclip(tokenizer):
-    text = bert(tokenizer, max_position_embeddings=42, project_dim=24)
-    vision = TOWER | dict(image_size=32, patch_size=8, projection_dim=24)
-    config = transformers.AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
-    return transformers.AltCLIPModel(config), pil_image_processor()(size={"shortest_edge": 32}, crop_size=SQUARE)
-
-
-def blip(tokenizer):
-    text = bert(tokenizer, max_position_embeddings=40, encoder_hidden_size=32, bos_token_id=2, eos_token_id=3)
-    vision = TOWER | dict(image_size=32, patch_size=8)
-    config = transformers.BlipConfig(text_config=text, vision_config=vision, projection_dim=24)
-    return transformers.BlipModel(config), pil_image_processor("BlipImageProcessor")(size=SQUARE)
-
-
-def clipseg(tokenizer):
-    text = bert(tokenizer, max_position_embeddings=40, eos_token_id=tokenizer.eos_token_id)
-    vision = TOWER | dict(image_size=32, patch_size=8)
-    config = transformers.CLIPSegConfig(text_config=text, vision_config=vision, projection_dim=24)
-    return transformers.CLIPSegModel(config), pil_image_processor("ViTImageProcessor")(size=SQUARE)
-
-
-KINDS = {
-    "align": (align, chinese_tokenizer),
-    "altclip": (altclip, lambda: siglip_tokenizer(padding="<pad>")),
-    "blip": (blip, chinese_tokenizer),
-    "clipseg": (clipseg, siglip_tokenizer),
-}
 
 
 @pytest.fixture(scope="session", params=KINDS)
 def folder(request, tmp_path_factory):
     """A random model of each kind on disk, with its tokenizer and its image processor."""
-    make, tokenizer = KINDS[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    model, processor = make(tokenizer := tokenizer())
-    chance = torch.Generator().manual_seed(3)
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5, generator=chance)
-    for part in (model, tokenizer, processor):
-        part.save_pretrained(folder)
-    return str(folder)
+    return write(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture
@@ -164,6 +105,15 @@ def test_peft_adapters_train_in_the_towers(clip, tmp_path):
     assert any(grad is not None and grad.any() for grad in grads)  # some of BLIP's layers serve other tasks
     plain = get_peft_model(hf_tgpt.load_clip(clip.name_or_path), LoraConfig(target_modules=["query", "q_proj"]))
     assert sum(p.requires_grad for p in plain.parameters())
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "lora"])
+def test_training_changes_no_statistics_of_the_frozen_model(clip, folder, name):
+    model = make_classifier(name, clip, CLASS_NAMES)
+    model.train()(pixels(clip), torch.tensor([0, 1, 2])).loss.backward()
+    before = hf_tgpt.load_clip(folder).state_dict()
+    after = {key.replace(".base_layer", ""): value for key, value in model.get_base_model().state_dict().items()}
+    assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
 def test_prediction_takes_the_models_own_processor(clip, folder, tmp_path):

@@ -220,6 +220,7 @@ def script(name, *arguments, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", start)
         patch.setattr(sys, "argv", [name, *(shortened(arguments) if name == "examples/train.py" else arguments)])
+        patch.syspath_prepend(str((ROOT / name).parent))  # as Python does for a program
         with contextlib.suppress(SystemExit):
             runpy.run_path(str(ROOT / name), run_name="__main__")
     assert bool(started) == (name in ("examples/benchmark.py", "examples/benchmark_heads.py"))

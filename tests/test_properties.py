@@ -70,7 +70,6 @@ def test_cleaning_a_name_twice_is_cleaning_it_once_and_keeps_its_spelling(name):
     assert normalized_name(clean_class_name(name)) == normalized_name(name)
 
 
-@pytest.mark.filterwarnings("ignore:The base model's tokenizer does not know")
 @settings(max_examples=4, **EACH)
 @given(
     names=CLASSES,

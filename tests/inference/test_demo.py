@@ -183,7 +183,6 @@ def test_pictures_of_every_mode_are_taken_as_prediction_takes_them(kind, classif
     assert [row[:2] for row in shown(html)] == rows
 
 
-@pytest.mark.filterwarnings("ignore:The base model's tokenizer does not know")
 def test_names_are_text_and_never_markup(classifier, drop):
     html = Demonstration(classifier("coop", ["<script>x</script>", "cat"])).answer(drop(PICTURE), "<b>a</b>\ncat")
     assert "<b>" not in html

@@ -303,18 +303,18 @@ def test_a_class_is_added_and_removed_without_touching_the_others(name, load_cli
     model = make(name, clip, alpha=5.0, beta=1.0) if name == "tip_adapter" else make(name, clip, alpha=5.0)
     hf_tgpt.fit(model, views, LABELS)
     before = model(views[0]).logits
-    newt = 5 + torch.randn(2, 3, *views.shape[2:], generator=torch.Generator().manual_seed(7))
-    hf_tgpt.add_classes(model, {"newt": newt, "toad": -newt[0]})
-    assert model.class_names == [*CLASS_NAMES, "newt", "toad"] == list(model.config.id2label.values())
+    bird = 5 + torch.randn(2, 3, *views.shape[2:], generator=torch.Generator().manual_seed(7))
+    hf_tgpt.add_classes(model, {"bird": bird, "fish": -bird[0]})
+    assert model.class_names == [*CLASS_NAMES, "bird", "fish"] == list(model.config.id2label.values())
     after = model(views[0]).logits
     torch.testing.assert_close(after[:, :4], before, atol=1e-5, rtol=1e-6)
-    assert model(newt[0]).logits.argmax(-1).tolist() == [4] * 3
+    assert model(bird[0]).logits.argmax(-1).tolist() == [4] * 3
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(load_clip(), tmp_path)
-    assert again.get_base_model().class_names[4:] == ["newt", "toad"]
+    assert again.get_base_model().class_names[4:] == ["bird", "fish"]
     assert torch.equal(again(views[0]).logits, after)
-    hf_tgpt.remove_classes(model, ["newt", CLASS_NAMES[0]])
-    assert model.class_names == [*CLASS_NAMES[1:], "toad"]
+    hf_tgpt.remove_classes(model, ["bird", CLASS_NAMES[0]])
+    assert model.class_names == [*CLASS_NAMES[1:], "fish"]
     torch.testing.assert_close(model(views[0]).logits, after[:, [1, 2, 3, 5]])
     model.save_pretrained(tmp_path / "smaller")
     again = PeftModel.from_pretrained(load_clip(), tmp_path / "smaller")

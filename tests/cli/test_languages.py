@@ -30,7 +30,6 @@ def run_folder(clip_folders, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.filterwarnings("ignore:training.png has boxes")  # as this machine has fonts
 def test_names_are_readable_in_what_a_run_leaves(run_folder, capsys, monkeypatch):
     results = (run_folder / "results.json").read_text(encoding="utf-8")
     assert '"猫"' in results

@@ -110,16 +110,28 @@ def tokenize(
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], rows: list[list[int]]) -> None:
-    """Raises ValueError for two classes of the same tokens, between BOS and EOS; warns of a name without any."""
+    """Raises ValueError for two classes of the same known tokens, between BOS and EOS; warns where words are unknown.
+
+    Classes that a tokenizer does not know have the same text, and pictures may still tell them apart.
+    """
     first: dict[tuple[int, ...], str] = {}
+    alike: list[str] = []
     for name, row in zip(names, rows, strict=True):
         other = first.setdefault(tuple(row), name)
-        if other != name:
+        if other != name and tokenizer.unk_token_id in row:
+            alike = alike or [other, name]
+        elif other != name:
             raise ValueError(
                 f"`class_names` holds {other!r} and {name!r}, which are the same tokens to the base model's tokenizer "
                 f"({' '.join(tokenizer.convert_ids_to_tokens(row))}) and cannot be told apart by text; rename one, or "
                 "choose a base model that knows the language."
             )
+    if alike:
+        warnings.warn(
+            f"The base model's tokenizer does not know the class names {alike[0]!r} and {alike[1]!r} and reads the same "
+            "of both, so that only pictures tell them apart; rename one, or choose a base model that knows the language.",
+            stacklevel=2,
+        )
     unknown = tokenizer.unk_token_id
     for name, row in zip(names, rows, strict=True):
         if unknown in row and not tokenizer.decode([i for i in word_ids(tokenizer, name) if i != unknown]).strip():

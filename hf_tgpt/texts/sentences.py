@@ -128,8 +128,9 @@ def _check_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], rows
             )
     if alike:
         warnings.warn(
-            f"The base model's tokenizer does not know the class names {alike[0]!r} and {alike[1]!r} and reads the same "
-            "of both, so that only pictures tell them apart; rename one, or choose a base model that knows the language.",
+            f"The base model's tokenizer does not know the class names {alike[0]!r} and {alike[1]!r} and reads the "
+            "same of both, so that only pictures tell them apart; rename one, or choose a base model that knows the "
+            "language.",
             stacklevel=2,
         )
     unknown = tokenizer.unk_token_id

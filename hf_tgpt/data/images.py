@@ -259,8 +259,6 @@ def _in_unit_range(image_processor: BaseImageProcessor, offset: bool) -> tuple[A
     mean, std = (image_processor.image_mean, image_processor.image_std) if normalizes else ([0.0] * 3, [1.0] * 3)
     # EfficientNet's divides by the standard deviation once more where it serves classification.
     again = image_processor.image_std if getattr(image_processor, "include_top", False) else [1.0] * 3
-    if unit == 1 and not offset and again == [1.0] * 3:
-        return tuple(mean), tuple(std)
     return (
         tuple((value + bool(offset)) / unit for value in mean),
         tuple(value * twice / unit for value, twice in zip(std, again, strict=True)),

@@ -137,6 +137,11 @@ class DualEncoder:
         """
         return (input_ids == self.model.config.text_config.eos_token_id).int().argmax(dim=-1)
 
+    def last_words(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The last token of each sentence that is not padding: input_ids (s, t) -> (s,)."""
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return (places * (input_ids != self.model.config.text_config.pad_token_id)).amax(dim=-1)
+
     def reading_places(self, ends: torch.Tensor, length: int) -> torch.Tensor:
         """Where sentences of `length` tokens that end at `ends` (s,) are read, (s,): at their end."""
         return ends

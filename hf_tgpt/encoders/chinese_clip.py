@@ -30,9 +30,7 @@ class ChineseCLIP(DualEncoder):
         return self.model.text_model.embeddings.word_embeddings.weight
 
     def ends(self, input_ids: torch.Tensor, end_token: int | None = None) -> torch.Tensor:
-        """The last token that is no padding."""
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return (places * (input_ids != self.model.config.text_config.pad_token_id)).amax(dim=-1)
+        return self.last_words(input_ids)
 
     def reading_places(self, ends: torch.Tensor, length: int) -> torch.Tensor:
         return torch.zeros_like(ends)

@@ -48,7 +48,7 @@ class FeaturesOnly(DualEncoder):
     def shape(self) -> dict[str, int]:
         text, vision = self.model.config.text_config, self.model.config.vision_config
         # A RoBERTa counts places from behind the number of its padding.
-        embeddings: Any = next((part for part in self._text_modules() if hasattr(part, "position_embeddings")), None)
+        embeddings: Any = next((part for part in self._modules("text") if hasattr(part, "position_embeddings")), None)
         first = getattr(embeddings, "padding_idx", -1) + 1
         return {
             "text_width": text.hidden_size,
@@ -70,20 +70,17 @@ class FeaturesOnly(DualEncoder):
 
     def projections(self) -> tuple[Any, Any]:
         """The last layers of both towers that have a matrix, or a filter."""
-        return tuple(  # type: ignore[return-value]
-            [m for m in modules if getattr(getattr(m, "weight", None), "ndim", 0) > 1][-1]
-            for modules in (list(self._text_modules()), list(self._vision_modules()))
-        )
+
+        def last(tower: str) -> nn.Module:
+            return [m for m in self._modules(tower) if getattr(getattr(m, "weight", None), "ndim", 0) > 1][-1]
+
+        return last("text"), last("vis")
 
     # Text -------------------------------------------------------------------------------------------------------------
 
-    def words(self) -> torch.Tensor:
-        return self.model.text_model.get_input_embeddings().weight
-
     def ends(self, input_ids: torch.Tensor, end_token: int | None = None) -> torch.Tensor:
         """The tokenizer's first EOS; the last token that is no padding where a sentence has none."""
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (places * (input_ids != self.model.config.text_config.pad_token_id)).amax(dim=-1)
+        last = self.last_words(input_ids)
         if end_token is None:
             return last
         is_end = input_ids == end_token
@@ -118,9 +115,10 @@ class FeaturesOnly(DualEncoder):
 
     def _features(self, function: str, *args: Any, **kwargs: Any) -> torch.Tensor:
         """By the model's own class: an adapter's answers the same call with the adapter."""
-        for part in self.model.modules():  # training would change their statistics, which no adapter saves
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
+        if self.model.training:
+            for part in self.model.modules():  # training would change their statistics, which no adapter saves
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
         answer = getattr(getattr(transformers, self.model_class), function)(self.model, *args, **kwargs)
         return answer if isinstance(answer, torch.Tensor) else answer.pooler_output
 
@@ -128,8 +126,5 @@ class FeaturesOnly(DualEncoder):
         """Those whose names begin so: of `vision_model` and `visual_projection`, or of `text_model` and the like."""
         return (weight for name, weight in self.model.named_parameters() if name.startswith(tower))
 
-    def _text_modules(self) -> Iterator[nn.Module]:
-        return (module for name, module in self.model.named_modules() if name.startswith("text"))
-
-    def _vision_modules(self) -> Iterator[nn.Module]:
-        return (module for name, module in self.model.named_modules() if name.startswith("vis"))
+    def _modules(self, tower: str) -> Iterator[nn.Module]:
+        return (module for name, module in self.model.named_modules() if name.startswith(tower))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image as PILImage
 
+from ..encoders import encoder_of
 from ..methods.zero_shot import ZeroShotConfig, zero_shot_beside
 from .classifier import Classifier
 from .explain import as_seen, image_attention, overlay, query_attention
@@ -83,8 +84,13 @@ class Demonstration:
         ]
 
     def attention(self, image: PILImage.Image) -> dict[str, PILImage.Image]:
-        """The part of the picture that reaches the model, and under what looked at it, the mean attention over it."""
+        """The part of the picture that reaches the model, and under what looked at it, the mean attention over it.
+
+        Of a base model whose layers are not known here, the former alone.
+        """
         cropped = as_seen(self.adapted, image)
+        if not encoder_of(self.adapted.model.get_base_model()).takes_prompts:
+            return {"what the model sees": cropped}
         queries = query_attention(self.adapted, image)
         maps = {f"where the {name} queries look": weights.mean(0) for name, weights in queries.items()}
         maps = maps or {"where CLS looks in the last layer": image_attention(self.adapted, image).mean(0)}

@@ -9,7 +9,7 @@ import torch
 from PIL import Image as PILImage
 
 from ..adapters.learner import PromptLearner
-from ..encoders import DualEncoder, encoder_of
+from ..encoders import DualEncoder, encoder_of, families
 from ..evaluation.plots import new_figure, require_matplotlib
 from .classifier import Answer, Classifier
 from .pictures import load_image
@@ -74,9 +74,15 @@ def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torc
     That is what the CLS token looks at, prompts included, and in a tower without one what its pooling looks at, which
     stands behind the last layer; in an earlier layer, what the patches look at in the mean. A head's map and its
     attention to the CLS token and to prompts, which are left out, sum to 1. Where the tower runs
-    more than once for a picture, the last time counts.
+    more than once for a picture, the last time counts. Raises ValueError for a base model whose layers are not known
+    here, such as ALIGN.
     """
     encoder = _encoder(classifier)  # its own view, so that other calls are not affected
+    if not encoder.takes_prompts:
+        raise ValueError(
+            f"The base model is {encoder.model_class}, whose attention cannot be read; explain an adapter on one of "
+            f"{families()}."
+        )
     number = range(len(encoder.image_layers()))[layer]
     attention: list[torch.Tensor] = []
 

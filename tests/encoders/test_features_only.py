@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from conftest import CLASS_NAMES, HEADS, METHODS, make_classifier, pixels, shake
+from conftest import CLASS_NAMES, METHODS, make_classifier, pixels, shake
 from other_encoders import KINDS, write
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -12,6 +12,8 @@ import hf_tgpt
 from hf_tgpt.encoders import FAMILIES, encoder_of
 from hf_tgpt.encoders.features_only import other_model_class
 from hf_tgpt.inference.classifier import load_classifier
+from hf_tgpt.inference.demo import Demonstration
+from hf_tgpt.inference.explain import image_attention
 from hf_tgpt.inference.onnx import export_onnx
 from hf_tgpt.inference.plain_transformers import export_transformers
 from hf_tgpt.methods.zero_shot import zero_shot_beside
@@ -57,10 +59,8 @@ def test_zero_shot_gives_the_models_own_logits(clip, folder):
     torch.testing.assert_close(found, own_logits(clip, folder, pictures), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ["gda", "clip_adapter"])  # tests/adapters/test_support.py has all heads on ALIGN
 def test_heads_are_fitted_saved_and_loaded(clip, folder, name, tmp_path):
-    if clip.config.model_type != "align" and name not in ("gda", "clip_adapter"):
-        pytest.skip("heads differ in what they do to features, and so alike on every model")
     method = METHODS[name]
     model = get_peft_model(clip, method.config()).eval()
     hf_tgpt.fit(model, torch.randn(8, 3, 32, 32), torch.arange(8) % 4)
@@ -129,6 +129,15 @@ def test_prediction_takes_the_models_own_processor(clip, folder, tmp_path):
     logits = own_logits(clip, folder, expected[None])
     scores = {guess["label"]: guess["score"] for guess in classifier(PICTURE, None)}
     assert scores == pytest.approx(dict(zip(CLASS_NAMES, logits.softmax(-1)[0].tolist(), strict=True)), abs=1e-4)
+
+
+def test_attention_is_refused_and_the_page_shows_the_picture_alone(clip, tmp_path):
+    get_peft_model(clip, METHODS["task_res"].config()).save_pretrained(tmp_path)
+    classifier = load_classifier(tmp_path)
+    with pytest.raises(ValueError, match="whose attention cannot be read; explain an adapter on one of CLIPModel"):
+        image_attention(classifier, PICTURE)
+    shown = Demonstration(classifier).attention(PICTURE)
+    assert [(title, picture.size) for title, picture in shown.items()] == [("what the model sees", (32, 32))]
 
 
 def test_exports(clip, folder, tmp_path):

@@ -22,7 +22,9 @@ def align(tokenizer):
     vision = blocks | dict(image_size=32, depth_divisor=8, num_block_repeats=[1, 1], hidden_dim=32,
                            squeeze_expansion_ratio=0.25, width_coefficient=1.0, depth_coefficient=1.0)  # fmt: skip
     text = bert(tokenizer, max_position_embeddings=40)
-    config = transformers.AlignConfig(text_config=text, vision_config=vision, projection_dim=32, temperature_init_value=0.2)
+    config = transformers.AlignConfig(
+        text_config=text, vision_config=vision, projection_dim=32, temperature_init_value=0.2
+    )
     # As Kakao's checkpoint has it: both sides resized, the centre cropped, values in -1..1 by an offset.
     processor = pil_image_processor("EfficientNetImageProcessor")(
         size={"height": 40, "width": 40}, crop_size=SQUARE, do_center_crop=True, rescale_factor=1 / 127.5,

@@ -22,7 +22,8 @@ def example(monkeypatch):
     """example("benchmark") -> the module examples/benchmark.py."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield importlib.import_module
-    sys.modules.pop("benchmark", None)
+    for module in ("benchmark", "plain_methods"):
+        sys.modules.pop(module, None)
 
 
 @pytest.mark.parametrize("shape", ["plain", "narrow_projection"])
@@ -36,7 +37,7 @@ def test_the_reference_has_our_logits_losses_and_gradients(name, shape, adapt, e
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ours = model(**inputs)
     gradients = torch.autograd.grad(ours.loss, trained)
-    reference = example("benchmark").PLAIN[name](model.get_base_model(), model.learner, **inputs)
+    reference = example("plain_methods").PLAIN[name](model.get_base_model(), model.learner, **inputs)
     torch.testing.assert_close(reference["logits"], ours.logits, atol=5e-5, rtol=1e-5)
     torch.testing.assert_close(reference["loss"], ours.loss, atol=5e-5, rtol=1e-5)
     for expected, gradient in zip(torch.autograd.grad(reference["loss"], trained), gradients, strict=True):
@@ -45,7 +46,7 @@ def test_the_reference_has_our_logits_losses_and_gradients(name, shape, adapt, e
 
 @pytest.mark.parametrize("name", READERS)
 def test_the_floor_reads_every_sentence_once(name, adapt, example, monkeypatch):
-    model, reference = adapt(METHODS[name]), example("benchmark")
+    model, reference = adapt(METHODS[name]), example("plain_methods")
     read, seen = reference.read, []
     monkeypatch.setattr(reference, "read", lambda clip, words, *args: seen.append(words) or read(clip, words, *args))
     reference.floor(model.get_base_model(), model.learner, name, True, pixels(model), chunk=3)
@@ -94,7 +95,7 @@ def test_the_plain_way_of_any_family_is_measured_beside_ours(name, example, monk
         torch.manual_seed(0)
         return benchmark.measure(**case)
 
-    original = benchmark.F.cross_entropy
+    original = torch.nn.functional.cross_entropy
 
     def noted(*args, **kwargs):
         loss = original(*args, **kwargs)
@@ -102,7 +103,7 @@ def test_the_plain_way_of_any_family_is_measured_beside_ours(name, example, monk
         return loss
 
     monkeypatch.setattr(benchmark, "run", run)
-    monkeypatch.setattr(benchmark.F, "cross_entropy", noted)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", noted)
     families = ["clip", "metaclip_2", "siglip", "chinese_clip"]
     cases = ["--methods", name, "--classes", "3", "--batch", "1", "--steps", "1", "--json", str(tmp_path / "rows.json")]
     benchmark.main(["--families", *families, *cases])

@@ -29,7 +29,7 @@ def encoder_of(model: Any) -> DualEncoder:
     if name is None or not isinstance(model, getattr(transformers, name)):
         raise ValueError(
             f"The base model is a {type(model).__name__}; prompt learning needs a model of transformers with both "
-            f"towers, one of {families()}: CLIPModel.from_pretrained(...){not_naflex(model_type)}."
+            f"towers, one of {families()}: CLIPModel.from_pretrained(...){naflex_remedy(model_type)}."
         )
     return FAMILIES.get(model_type, FeaturesOnly)(model)
 
@@ -54,8 +54,8 @@ def check_takes_prompts(encoder: DualEncoder, method: str) -> None:
         )
 
 
-def not_naflex(model_type: str) -> str:
-    """The remedy for a checkpoint of NaFlex, in words; else nothing."""
+def naflex_remedy(model_type: str) -> str:
+    """What to do about a NaFlex checkpoint, as the end of a message; empty for other models."""
     if model_type != NAFLEX:
         return ""
     return (

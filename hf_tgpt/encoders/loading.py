@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..utils.compat import commit_of, pil_image_processor
 from ..utils.names import name_here
-from . import encoder_of, families, model_class_of, not_naflex
+from . import encoder_of, families, model_class_of, naflex_remedy
 
 # Where a model's config notes which commit of its repository it was loaded from.
 REVISION = "_commit_hash"
@@ -53,7 +53,7 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
     if class_name is None:
         raise ValueError(
             f"`model`={name!r} is a {config.model_type!r} model, not a CLIP with both towers; choose a model of one of "
-            f"these classes: {families()}{not_naflex(config.model_type)}."
+            f"these classes: {families()}{naflex_remedy(config.model_type)}."
         )
     model_class = getattr(transformers, class_name)
     if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):

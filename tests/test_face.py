@@ -77,8 +77,9 @@ def test_a_notebook_shows_names_as_text_and_of_many_the_first(shown):
     assert "&lt;b&gt;cat&lt;/b&gt;" in MaPLeConfig(class_names=names)._repr_html_()
 
 
-def test_a_notebook_shows_the_results_of_a_trained_adapter(run_command, tmp_path):
-    few = ["--method", "coop", "--max_steps", "1", "--shots", "1", "--batch_size", "4"]
+@pytest.mark.parametrize("method", ["coop", "lora"])
+def test_a_notebook_shows_the_results_of_a_trained_adapter(method, run_command, tmp_path):
+    few = ["--method", method, "--max_steps", "1", "--shots", "1", "--batch_size", "4"]
     run_command("train", *few, "--output_dir", tmp_path / "run")
     html = load_classifier(tmp_path / "run")._repr_html_()
     assert "<th>tested on</th><td style='text-align: left'>toyworld:codes</td>" in html

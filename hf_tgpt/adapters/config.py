@@ -17,7 +17,7 @@ from ..utils.version import __version__
 from .folder import check_weights_file
 
 PEFT_FIELDS = {field.name for field in dataclasses.fields(PeftConfig)}
-# The class of a model with an adapter is called so, before the name of the model's own class.
+# The class of a model with an adapter is named this and the name of the model's own class.
 PROMPTED = "Prompted"
 
 
@@ -48,11 +48,11 @@ class PromptConfig(PeftConfig):
     # The call that the card's example loads it by, and the tag that it is published under.
     loader: ClassVar[str] = "hf_tgpt.load_adapter"
     kind: ClassVar[str] = "prompt-learning"
-    # Whether it is trained step by step; what is not may still be fitted.
+    # Whether it is trained by gradient steps; a method that is not may still be fitted.
     trains: ClassVar[bool] = True
     # Whether it puts prompts into the layers of the towers.
     learns_prompts: ClassVar[bool] = True
-    # Whether it asks about each data set by that one's own templates, as zero-shot does.
+    # Whether it uses each data set's own templates, as zero-shot does.
     follows_data: ClassVar[bool] = False
     # Fields that are read in every forward, so that they may change on a trained adapter.
     changeable: ClassVar[tuple[str, ...]] = ()
@@ -109,7 +109,7 @@ class PromptConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes adapter_config.json."""
-        # While the adapter is on, the model is of a class of ours; what an adapter wants loaded is a plain one.
+        # While the adapter is active, the model's class is one of ours; loading needs the plain one.
         if (mapping := kwargs.get("auto_mapping_dict")) is not None:
             kwargs["auto_mapping_dict"] = mapping | {
                 "base_model_class": mapping["base_model_class"].removeprefix(PROMPTED)
@@ -186,6 +186,6 @@ def change_config(model: PeftModel, fields: dict[str, str]) -> dict[str, str]:
         except ValueError:
             value = text
         setattr(changed, name, value)
-    changed.__post_init__()  # what fields must be to each other
+    changed.__post_init__()  # checks that involve several fields
     model.learner.config = model.peft_config[model.active_adapter] = changed
     return {name: json.dumps(getattr(config, name)) for name in fields}

@@ -75,7 +75,7 @@ class FeatureHead(PromptLearner):
     def __init__(self, config: FeatureHeadConfig, encoder: DualEncoder):
         super().__init__(config, encoder)
         self._texts: Kept | None = None
-        if not config.inference_mode:  # what cannot be read of the names and templates is said now
+        if not config.inference_mode:  # bad names and templates raise here
             for template in config.templates:
                 template_tokens(encoder, config.class_names, template, self.tokenizer(encoder))
         self._trying = False  # whether it is fitted to a part of the pictures, to compare values

@@ -1,4 +1,4 @@
-"""The values that a head on frozen features leaves open, searched on pictures that it is not fitted to."""
+"""Searches the open values of a head on frozen features, on pictures that it is not fitted to."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class PromptLearner(nn.Module):
     def __init__(self, config: PromptConfig, encoder: DualEncoder):
         super().__init__()
         self.config = config
-        # Changes with all that changes an answer without torch's notice (see `texts.kept`).
+        # Counts the changes of answers that torch does not record (see `texts.kept`).
         self._generation = object()
 
     def extra_repr(self) -> str:
@@ -286,7 +286,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> to
     """Cross entropy of logits (b, c) and labels (b,), None without labels. Raises ValueError for an unknown label."""
     if labels is None:
         return None
-    # On a GPU the look would stall every step; there the training loop has checked the data set's labels beforehand.
+    # On a GPU this check would stall every step; the training loop has already checked the data set's labels.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = labels[(labels < 0) | (labels >= logits.shape[1])]
         if len(outside):

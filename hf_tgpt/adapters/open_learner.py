@@ -26,7 +26,7 @@ from .learner import PromptLearner, classification_loss
 
 @dataclass
 class Forward:
-    """What a forward pass has computed, for whatever comes after it.
+    """What a forward pass has computed.
 
     Shapes: unit features `image_features` (b, d) and `class_features` (c, d), or (b, c, d) where the texts depend on
     the image; `logits` (b, c); `pixel_values` (b, 3, h, w), None where image states stood in their place.
@@ -74,11 +74,11 @@ class OpenPromptLearner(PromptLearner):
 
     @torch.compiler.disable  # keeping reads version counters, which a compiled graph has none of
     def class_features(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> torch.Tensor:
-        """The classes' unit features (c, d), computed once and kept while what they rest on stays.
+        """The classes' unit features (c, d), computed once and kept until something that they depend on changes.
 
         That is in evaluation, and in training too where only vision prompts are trained.
 
-        Every change that torch counts is seen: training, loading, casts, moves, another adapter. A write through
+        Every change that torch records is noticed: training, loading, casts, moves, another adapter. A write through
         `.data` is not counted; call train() or eval() after one.
         """
         texts = self.class_texts if class_texts is None else class_texts
@@ -123,13 +123,13 @@ class OpenPromptLearner(PromptLearner):
         return unit(in_chunks(lambda part: self.encode_part(encoder, class_texts, *part), plan, weights))
 
     def text_weights(self) -> Iterable[nn.Parameter]:
-        """The weights that class features rest on. To override where some belong to the images alone."""
+        """The weights that class features depend on. Overridden where some belong to the images alone."""
         return self.parameters()
 
     def encode_part(
         self, encoder: DualEncoder, class_texts: ClassTexts, part: slice, packing: Packing | None
     ) -> torch.Tensor:
-        """T of a slice of the classes, (part, d), not normalised. To override where prompts differ by class."""
+        """T of a slice of the classes, (part, d), not normalised. Overridden where prompts differ by class."""
         return self.text_features(encoder, class_texts.ids[part], class_texts.ends[part], packing)
 
     def pack(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> Packing | None:
@@ -138,7 +138,7 @@ class OpenPromptLearner(PromptLearner):
         return pack(ends, shared, encoder.shape()["context_length"]) if shared else None
 
     def shared_length(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> int:
-        """How many leading tokens all sentences have in common once prompts are in. To override if not after BOS."""
+        """How many leading tokens all sentences share with prompts in place. Overridden if they are not after BOS."""
         unlearned = input_ids.clone()
         unlearned[:, encoder.prefix : encoder.prefix + self.prompt_length] = 0
         return common_length(unlearned, ends)
@@ -191,7 +191,7 @@ class OpenPromptLearner(PromptLearner):
         return {}
 
     def image_features(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """The image tower without prompts: (b, 3, h, w) -> (b, d), not normalised. To override with visual ones."""
+        """The image tower: (b, 3, h, w) -> (b, d), not normalised. Overridden by methods with visual prompts."""
         return encode_image(encoder, pixel_values, **kwargs)
 
     def read_texts(self, encoder: DualEncoder, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,5 @@
 """What this package replaces in PEFT itself, all of it here: how a PeftModel is saved and published, and, before PEFT
-0.21, how the state of an adapter is taken out and put in.
+0.21, how an adapter's state is read and loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _write_card: list[WriteCard] = []
 
 def install(push: Callable[..., Any], write_card: WriteCard) -> None:
     """Has PEFT publish adapters of this package by `push(model, repo_id, ...)`, and `write_card(folder, config)` write
-    the model card of each that is saved. Adapters of PEFT's own are saved and published as ever.
+    the model card of each that is saved. Adapters of PEFT's own are saved and published as before.
     """
     if _write_card:
         return
@@ -37,7 +37,7 @@ def install(push: Callable[..., Any], write_card: WriteCard) -> None:
 
     @functools.wraps(peft_push)
     def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> Any:
-        # PEFT's own saves the adapter and then writes an empty form over its card.
+        # PEFT's own saves the adapter and then overwrites its card with an empty template.
         ours = isinstance(self.peft_config.get(self.active_adapter), PromptConfig)
         return push(self, repo_id, **kwargs) if ours else peft_push(self, repo_id, **kwargs)
 
@@ -71,7 +71,7 @@ def install(push: Callable[..., Any], write_card: WriteCard) -> None:
 
 
 def _keep_states() -> None:
-    """Has PEFT before 0.21, which keeps no types but its own, take the states of adapters of this package."""
+    """Makes PEFT before 0.21, which knows only its own types, load the states of this package's adapters."""
     peft_get, peft_set = peft.get_peft_model_state_dict, peft.set_peft_model_state_dict
 
     @functools.wraps(peft_get)

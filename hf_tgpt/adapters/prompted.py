@@ -1,4 +1,4 @@
-"""A transformers model with one child more, a slot for adapters, of which the active one takes over its forward.
+"""A transformers model with one more child, a slot for adapters; the active one takes over the model's forward.
 
 Nothing of the model is wrapped or replaced, so without an active adapter the forward is the model's own, bit for bit,
 and unloading is taking the child away. The model changes its class alone. (torch's `fully_shard` swaps classes so.)
@@ -72,7 +72,7 @@ class PromptSlot(nn.Module, BaseTunerLayer):
     def _switched(self) -> None:
         """Drops class features that are kept: a LoRA in the text tower that is switched changes them, but no weight.
 
-        PEFT tells every layer of a switch, whichever adapter it is of.
+        PEFT notifies every layer of a switch, whichever adapter it belongs to.
         """
         learner: Any
         for learner in self.learners.values():
@@ -106,7 +106,7 @@ class PromptSlot(nn.Module, BaseTunerLayer):
 
 
 class PromptedModel:
-    """What a model with a prompt slot answers, before its own class; the model itself where no adapter is active."""
+    """The forward of a model with a prompt slot, mixed in before its own class; without an adapter the model's own."""
 
     peft_config: dict[str, PromptConfig]  # PEFT's
     # Tells transformers' Trainer to leave its own arguments out of the forward.
@@ -136,7 +136,7 @@ class PromptedModel:
     def tokens_per_image(
         self, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """What the forward is to know of the whole batch where it gets a part of it; empty for most methods."""
+        """What the forward needs from the whole batch if it receives a part of it; empty for most methods."""
         return self._answering().tokens_per_image(encoder_of(self), labels, caption_ids)
 
     def texts_for(self, class_names: Sequence[str]) -> ClassTexts:
@@ -150,11 +150,11 @@ class PromptedModel:
         return self._answering().texts_for(encoder_of(self), class_names)
 
     def untuned_encoder(self) -> DualEncoder:
-        """The model's own towers: walked without prompts they are as they were before the adapter, whoever asks it."""
+        """The model's own towers; without prompts they compute what they did before the adapter, in any thread."""
         return encoder_of(self)
 
     def merged_encoder(self) -> DualEncoder:
-        """The towers with what was trained in their weights: prompts never are."""
+        """The towers with what was trained merged into their weights; prompts never are."""
         return encoder_of(self)
 
     def _answering(self) -> PromptLearner:
@@ -266,7 +266,7 @@ class PromptedModel:
         return features_output(features)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Its class is made as it is needed, so a copy or a pickle names the class that it was made of.
+        # Its class is made on demand, so a copy or a pickle stores the plain class that it was made from.
         return _empty, (type(self).__bases__[1],), super().__reduce_ex__(protocol)[2]
 
 

@@ -40,7 +40,7 @@ class TowerClassifier(nn.Module):
         return encoder_of(self.get_base_model())
 
     def merged_encoder(self) -> DualEncoder:
-        """The towers with what was trained in their weights."""
+        """The towers with what was trained merged into their weights."""
         return encoder_of(self.get_base_model())
 
     @property

@@ -46,7 +46,7 @@ hf-tgpt compare --methods fast maple "short MaPLe: maple --prompt_depth 1" --dat
 """
 
 # Options of train that each run is given here, and what to type instead.
-_OURS = {
+OURS = {
     "method": "--methods", "seed": "--seeds", "resume": "--output_dir, the folder to continue in",
     "push_to_hub": "`hf-tgpt train` for the best method",
 }  # fmt: skip
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         methods = chosen_methods(args.methods)
     except ValueError as error:
         options.error(in_options(str(error)))
-    _refuse(options, for_train, _OURS)
+    _refuse(options, for_train, OURS)
     of_data, of_any = _data_options(for_train, options.prog)
     of_few_shot = of_data.pop("classes")
     classes = {"few-shot": of_few_shot, "base-to-new": "base"}
@@ -265,7 +265,7 @@ def _refuse(parser: argparse.ArgumentParser, words: Sequence[str], names: dict[s
 def _check(parser: CommandParser, method: Method, words: list[str]) -> None:
     """Ends the program, with train's own words, for options that it would not take."""
     options = underscored(method.words[1:])
-    _refuse(parser, options, _OURS | {name: f"--{name} beside --methods" for name in _OF_ALL})
+    _refuse(parser, options, OURS | {name: f"--{name} beside --methods" for name in _OF_ALL})
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # which names train and its help
             parse_arguments(["--method", method.words[0], *options, *words])

@@ -30,4 +30,8 @@ def all_commands() -> tuple[CommandParser, argparse._SubParsersAction]:
     commands.choices["train"] = parser_of_all_methods()
     for module in (compare, describe, evaluate):
         commands.choices[module.__name__.rpartition(".")[2]] = module.parser()
+    known = commands.choices["compare"]._option_string_actions
+    for action in commands.choices["train"]._actions:
+        if not (known.keys() | compare.OURS) & {*action.option_strings, action.dest}:  # what it passes on to train
+            commands.choices["compare"]._add_action(action)
     return top, commands

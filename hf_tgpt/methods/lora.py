@@ -115,9 +115,14 @@ class LoRA(TowerClassifier):
             "config": config.own_fields(),
         }
         write_json(Path(folder) / NOTE, content)
+        self._is_in(folder)
         saved(folder, config)
 
     def load_weights(self, folder: str | os.PathLike[str]) -> None:
         """Those that `save_pretrained` wrote."""
         check_weights_file(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME))  # PEFT would take a pickle in its place
         self.model.load_adapter(folder, "default", torch_device=str(self.model.device))
+        self._is_in(folder)
+
+    def _is_in(self, folder: str | os.PathLike[str]) -> None:
+        self.learner.config.folder = os.fspath(folder)  # type: ignore[misc]  # see PromptConfig

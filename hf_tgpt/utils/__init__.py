@@ -1,1 +1,1 @@
-"""The ground that everything stands on: files, names, versions. Nothing here imports anything of the package."""
+"""Helpers for files, names and versions. Nothing here imports anything else of the package."""

@@ -1,4 +1,4 @@
-"""What differs between versions of the libraries, and the only file that asks for them.
+"""What differs between versions of the libraries; no other file asks for a version.
 
 Each entry names the release that made it needed; it can go when `pyproject.toml` asks for that one.
 """

@@ -92,7 +92,7 @@ def one_of(*choices: str) -> Check:
 
 
 _MOST = 5  # elements of a list that are shown
-# What a config notes for itself.
+# Fields that a config sets itself.
 _NOTES = {"peft_type", "peft_version", "hf_tgpt_version", "base_model_dimensions", "base_model_fingerprint"}
 
 

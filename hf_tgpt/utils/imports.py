@@ -1,4 +1,4 @@
-"""What is to happen when a package is imported, without importing it first, or when a name is not in it."""
+"""Hooks into imports: a call once a package is imported, and a suggestion for a name that it lacks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Watch(MetaPathFinder):
         try:
             spec = find_spec(fullname)
         finally:
-            sys.meta_path.insert(0, self)  # whoever only asks whether there is such a package does not import it
+            sys.meta_path.insert(0, self)  # a caller may only ask whether there is such a package
         if spec is not None and spec.loader is not None:
             spec.loader = _CallingBack(spec.loader, self)
         return spec
@@ -49,7 +49,7 @@ class _CallingBack(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None  # it has just been found
-        module.__spec__.loader = module.__loader__ = self.loader  # as if nobody had been waiting
+        module.__spec__.loader = module.__loader__ = self.loader  # as if no hook had been set
         if self.watch in sys.meta_path:
             sys.meta_path.remove(self.watch)
         self.loader.exec_module(module)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 # The toy CLIP made by examples/pretrain_tiny_clip.py; it is trained on the toy world only.
 TOY_CLIP = Path(__file__).parents[1] / "assets" / "tiny-clip"
-# What files call it, because its folder is another one on every machine, and what people do.
+# Its name in files, because its folder differs between machines, and for people.
 TOY_NAME = "hf-tgpt-toy-clip"
 TOY = "toy"
 _Name = TypeVar("_Name", str, str | None)
@@ -46,7 +46,7 @@ def composed(name: str) -> str:
 
 
 def in_a_line(names: Iterable[str]) -> str:
-    """Names beside each other; one that is read from right to left by itself, lest it take its neighbours along."""
+    """Names beside each other; those read from right to left are isolated, so as not to reorder their neighbours."""
     other_way = {"R", "AL", "RLE", "RLO", "RLI"}
     return ", ".join(
         f"\u2068{name}\u2069" if other_way & set(map(unicodedata.bidirectional, name)) else name for name in names

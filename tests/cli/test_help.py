@@ -87,6 +87,8 @@ def test_bash_completes_commands_options_and_methods(capsys):
     assert completed(script, "hf-tgpt", "train", "--prompt_d") == ["--prompt_depth"]
     assert completed(script, "hf-tgpt", "train", "--method", "map") == ["maple"]
     assert completed(script, "hf-tgpt", "compare", "--protocols", "base") == ["base-to-new"]
+    assert completed(script, "hf-tgpt", "compare", "--max_s") == ["--max_steps"]  # which it passes on to train
+    assert completed(script, "hf-tgpt", "compare", "--method") == ["--methods"]
 
 
 def test_without_shtab_completion_says_how_to_get_it(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Descriptions of pictures and of classes, read from files and brought to the images that they belong to."""
+"""Descriptions of pictures and of classes, read from files and matched to images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..remarks import remark
 from .coop import match_images
 
 CAPTIONS_FILE = "captions.jsonl"
-# The word for results and cards, by what the captions were made from.
+# The term in results and cards for each source of captions.
 DESCRIPTIONS, CLASS_DESCRIPTIONS, TEMPLATE = "descriptions", "class descriptions", "template"
 
 

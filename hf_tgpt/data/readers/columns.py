@@ -1,4 +1,4 @@
-"""The columns `image`, `label` and `caption`, found in any dataset and brought into one form."""
+"""The columns `image`, `label` and `caption`, found in any dataset and brought into a common form."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def label_names(dataset: Dataset, column: str, numbered: list[str] | None) -> li
 
 
 def is_labelled(dataset: Dataset, column: str) -> bool:
-    """False for a split whose labels are kept back, as benchmarks with a leaderboard do: the Hub writes them as -1."""
+    """False for a split whose labels are secret, as in benchmarks with a leaderboard: on the Hub they are -1."""
     return column not in dataset.column_names or not set(dataset.unique(column)) <= {-1, None}
 
 

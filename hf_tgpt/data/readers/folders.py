@@ -178,7 +178,7 @@ def _judge_inner_folders(folder: Path) -> None:
 
 def subfolders(parent: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones, those of systems and the output of trainings."""
-    with os.scandir(parent) as listing:  # which distinguishes folders from files without a system call for each
+    with os.scandir(parent) as listing:  # which tells folders from files without a system call for each
         return sorted(Path(entry.path) for entry in listing if entry.is_dir() and not _is_no_data(entry))
 
 
@@ -243,7 +243,7 @@ def _read_record(root: Path) -> dict[str, Any]:
 
 
 def _is_current(index: Path, record: Path) -> bool:
-    """Whether every folder that was listed is as old as it was then."""
+    """Whether no folder that was listed has changed since."""
     if not index.exists() or not record.exists():
         return False
     try:
@@ -274,7 +274,7 @@ def _walk(
     with os.scandir(folder) as listing:
         entries = sorted((entry for entry in listing if not _is_no_data(entry)), key=lambda entry: entry.name)
     for entry in entries:
-        if entry.is_dir(follow_symlinks=label is None):  # a class may be a link to a folder; deeper, links may go round
+        if entry.is_dir(follow_symlinks=label is None):  # a class may be a link; deeper links may form a loop
             inner_label = composed(entry.name) if label is None else label
             yield from _walk(entry.path, folders, left_out, inner_label)
         elif entry.is_file() and _looks_like_a_picture(entry.path):

@@ -126,7 +126,7 @@ def _by_split_column(data: Dataset) -> dict[str, Dataset]:
 
 @contextmanager
 def _uncounted() -> Iterator[None]:
-    """Keeps `datasets` from telling a server of a load, which it does of local files too."""
+    """Keeps `datasets` from reporting a load to a server, which it does for local files too."""
     before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
@@ -162,7 +162,7 @@ def _with_images(dataset: Dataset, folder: Path, image_column: str | None) -> Da
     candidates = [image_column] if image_column else [by_name.get(name) for name in _PATH_COLUMNS]
     strings = [name for name in candidates if name and dataset.features.get(name) in STRINGS]
     if not strings:
-        return dataset  # the columns are judged where all sources' are
+        return dataset  # columns are checked later, as those of all sources
     column = strings[0]
     paths = dataset.select_columns(column)[:][column]
     if os.sep == "/" and any(path and "\\" in path for path in paths):  # written on Windows

@@ -34,12 +34,15 @@ if TYPE_CHECKING:
     from .methods import CoOpConfig as CoOpConfig
     from .methods import GDAConfig as GDAConfig
     from .methods import IVLPConfig as IVLPConfig
+    from .methods import KgCoOpConfig as KgCoOpConfig
     from .methods import LinearProbeConfig as LinearProbeConfig
     from .methods import LoRAConfig as LoRAConfig
     from .methods import LPPlusPlusConfig as LPPlusPlusConfig
     from .methods import MaPLeConfig as MaPLeConfig
+    from .methods import MMRLConfig as MMRLConfig
     from .methods import MutualPromptConfig as MutualPromptConfig
     from .methods import ProKeRConfig as ProKeRConfig
+    from .methods import PromptSRCConfig as PromptSRCConfig
     from .methods import TaskResConfig as TaskResConfig
     from .methods import TGPTConfig as TGPTConfig
     from .methods import TipAdapterConfig as TipAdapterConfig
@@ -73,12 +76,15 @@ _NAMES = {
         "CoOpConfig",
         "GDAConfig",
         "IVLPConfig",
+        "KgCoOpConfig",
         "LPPlusPlusConfig",
         "LinearProbeConfig",
         "LoRAConfig",
+        "MMRLConfig",
         "MaPLeConfig",
         "MutualPromptConfig",
         "ProKeRConfig",
+        "PromptSRCConfig",
         "TGPTConfig",
         "TaskResConfig",
         "TipAdapterConfig",

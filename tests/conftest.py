@@ -35,11 +35,14 @@ from hf_tgpt import (
     CoOpConfig,
     GDAConfig,
     IVLPConfig,
+    KgCoOpConfig,
     LinearProbeConfig,
     LPPlusPlusConfig,
     MaPLeConfig,
+    MMRLConfig,
     MutualPromptConfig,
     ProKeRConfig,
+    PromptSRCConfig,
     TaskResConfig,
     TGPTConfig,
     TipAdapterConfig,
@@ -77,6 +80,7 @@ class Method:
     open: bool = True  # answers CLIP's own call and takes new class names
     conditioned: bool = False  # has text features for each image only
     prompts: bool = True  # puts learned tokens into sentences
+    fused: bool = False  # has a second answer for trained classes, which the model's own call does not give
 
     def config(self, class_names=CLASS_NAMES, **fields):
         return self.config_class(class_names=class_names, **(self.fields | fields))
@@ -98,6 +102,9 @@ METHODS = {
     "cocoop": Method(CoCoOpConfig, {"reduction": 2}, parameters=5, conditioned=True),
     "mutual_prompt": Method(MutualPromptConfig, {"top_k": 2, "reduction": 2}, parameters=10, conditioned=True),
     "ivlp": Method(IVLPConfig, {"text_prompt_depth": 2, "vision_prompt_depth": 2}, parameters=4),
+    "kgcoop": Method(KgCoOpConfig, {"prompt_length": 1, "anchor_weight": 0.5}, parameters=1),
+    "promptsrc": Method(PromptSRCConfig, {"text_prompt_depth": 2, "vision_prompt_depth": 2}, parameters=4),
+    "mmrl": Method(MMRLConfig, {"num_tokens": 2, "token_width": 8}, parameters=6, fused=True),
     "linear_probe": Method(LinearProbeConfig, parameters=2, open=False, prompts=False),
     "gda": Method(GDAConfig, buffers=3, open=False, prompts=False),
     "tip_adapter": Method(TipAdapterConfig, buffers=2, open=False, prompts=False),

@@ -29,6 +29,10 @@ CASES = [
     "coop_ctx4_middle",
     "cocoop_ctx4",
     "ivlp_ctx2_depth3",
+    "promptsrc_ctx2_depth3",
+    "promptsrc_ctx4_depth2",
+    "mmrl_rep2_from2",
+    "mmrl_rep5_from1",
 ]
 # From a case's metadata, which is the release's config, to our fields.
 FIELDS = {
@@ -50,6 +54,23 @@ FIELDS = {
         vision_prompt_length=int(case["n_ctx_vision"]),
         text_prompt_depth=int(case["depth"]),
         vision_prompt_depth=int(case["depth"]),
+    ),
+    "promptsrc": lambda case: dict(
+        text_prompt_length=int(case["n_ctx"]),
+        vision_prompt_length=int(case["n_ctx_vision"]),
+        text_prompt_depth=int(case["depth"]),
+        vision_prompt_depth=int(case["depth_vision"]),
+        teacher_templates=case["templates"],
+        **{name: float(case[name]) for name in ("text_loss_weight", "image_loss_weight")},
+    ),
+    "mmrl": lambda case: dict(
+        num_tokens=int(case["n_rep_tokens"]),
+        token_width=int(case["rep_dim"]),
+        layers=case["rep_layers"],
+        alpha=float(case["alpha"]),
+        regularization_weight=float(case["reg_weight"]),
+        templates=[json.loads(case["template"])],
+        logit_scale=100.0,
     ),
 }
 
@@ -118,7 +139,7 @@ def write_release(path, tensors, **options):
 def release_files(case, folder):
     """The files of a run: CoOp and CoCoOp save their prompt learner alone, TGP-T its two trained parts, others all."""
     tensors, parts = case.group("param."), ["prompt_learner.", "cls_head."]
-    if case.method in ("maple", "ivlp"):
+    if case.method in ("maple", "ivlp", "promptsrc", "mmrl"):
         frozen = {"prompt_learner.token_prefix": torch.zeros(5, 1, 64), "logit_scale": torch.zeros(())}
         return [write_release(folder / "MultiModalPromptLearner" / "model.pth.tar-5", tensors | frozen)]
     files = []

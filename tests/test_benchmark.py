@@ -27,7 +27,8 @@ def example(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", ["plain", "narrow_projection"])
-@pytest.mark.parametrize("name", READERS)
+# KgCoOp and PromptSRC go through the towers as CoOp and IVLP do; of MMRL there are golden numbers.
+@pytest.mark.parametrize("name", [name for name in READERS if name not in ("kgcoop", "promptsrc", "mmrl")])
 def test_the_reference_has_our_logits_losses_and_gradients(name, shape, adapt, example):
     # Half of the classes are relevant to an image, and chunks of two classes are computed again in the backward pass.
     model = adapt(METHODS[name], shape, text_chunk_size=2).train()

@@ -194,6 +194,15 @@ class PromptLearner(nn.Module):
         """
         return {}
 
+    def results(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What a training may end with: weights of this learner by their names, the first unless validation pictures
+        prefer another one. Empty: the weights as they are.
+        """
+        return {}
+
+    def ended_with(self, result: str, accuracies: dict[str, float]) -> None:
+        """A hook after one of `results` was chosen, with each one's accuracy on the validation pictures, if any."""
+
     # For other programs -------------------------------------------------------------------------------------------
 
     @property
@@ -283,9 +292,12 @@ def check_rows(weight: torch.Tensor, class_names: Sequence[str]) -> None:
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
-    """Cross entropy of logits (b, c) and labels (b,), None without labels. Raises ValueError for an unknown label."""
-    if labels is None:
-        return None
+    """`cross_entropy`, None without labels."""
+    return None if labels is None else cross_entropy(logits, labels)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of logits (b, c) and labels (b,). Raises ValueError for an unknown label."""
     # On a GPU this check would stall every step; the training loop has already checked the data set's labels.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = labels[(labels < 0) | (labels >= logits.shape[1])]

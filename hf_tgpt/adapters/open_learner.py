@@ -21,7 +21,7 @@ from ..texts.class_texts import ClassTexts
 from ..texts.sentences import PLACEHOLDER, class_sentences, class_template
 from ..texts.zero_shot_head import zero_shot_head
 from .config import PromptConfig
-from .learner import PromptLearner, classification_loss
+from .learner import PromptLearner, cross_entropy
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Forward:
     """What a forward pass has computed.
 
     Shapes: unit features `image_features` (b, d) and `class_features` (c, d), or (b, c, d) where the texts depend on
-    the image; `logits` (b, c); `pixel_values` (b, 3, h, w), None where image states stood in their place.
+    the image; `second_image_features` (b, d) of a method that reads two features of a picture; `logits` (b, c);
+    `pixel_values` (b, 3, h, w), None where image states stood in their place.
     """
 
     class_texts: ClassTexts
@@ -37,6 +38,7 @@ class Forward:
     image_features: torch.Tensor
     class_features: torch.Tensor
     labels: torch.Tensor | None
+    second_image_features: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
 
@@ -55,22 +57,30 @@ class OpenPromptLearner(PromptLearner):
 
     # Classes ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def trained_names(self) -> list[str]:
+        """The classes that it was trained on, which need not be its own any more."""
+        return getattr(self.config, "trained_class_names", None) or self.config.class_names
+
     def texts_for(self, encoder: DualEncoder, class_names: Sequence[str]) -> ClassTexts:
         initial_text = getattr(self.config, "initial_text", "a photo of a")
         with torch.inference_mode(False):
             sentences = class_sentences(self.tokenizer(encoder), class_names, initial_text, self.prompt_length, encoder)
-            return ClassTexts(class_names, *sentences, trained=self.config.class_names)
+            return ClassTexts(class_names, *sentences, trained=self.trained_names)
 
     def set_class_names(self, encoder: DualEncoder, class_names: Sequence[str]) -> None:
-        if type(self).classify_new is not OpenPromptLearner.classify_new:
+        differs = type(self).classify_new is not OpenPromptLearner.classify_new
+        if differs and not hasattr(self.config, "trained_class_names"):
             raise ValueError(
                 f"{self.config.method} classifies the classes that it was trained on in a way of their own, so they "
                 "stay its own; ask about other classes in a call, as `hf_tgpt.load_classifier` does."
             )
         texts = self.texts_for(encoder, class_names)
         self.config = copy.copy(self.config)  # which may serve another adapter too
+        if differs:
+            self.config.trained_class_names = self.trained_names
         self.config.class_names = list(class_names)
-        self.class_texts = ClassTexts(class_names, texts.ids, texts.ends, trained=class_names)
+        self.class_texts = ClassTexts(class_names, texts.ids, texts.ends, trained=self.trained_names)
 
     @torch.compiler.disable  # keeping reads version counters, which a compiled graph has none of
     def class_features(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> torch.Tensor:
@@ -157,19 +167,26 @@ class OpenPromptLearner(PromptLearner):
         texts = self.class_texts if class_texts is None else class_texts
         if image_states is None:
             assert pixel_values is not None  # PromptedModel sees to it that there is one of the two
-            image_states = self.image_features(encoder, pixel_values, **kwargs)
+            features, second = self.unit_image_features(encoder, pixel_values, **kwargs)
+        else:
+            features, second = unit(image_states), None
         class_features = self.class_features(encoder, texts)  # (c, d)
-        computed = Forward(texts, pixel_values, unit(image_states), class_features, labels)
-        return self.answer(encoder, computed)
+        return self.answer(encoder, Forward(texts, pixel_values, features, class_features, labels, second))
 
     def answer(self, encoder: DualEncoder, computed: Forward) -> ImageClassifierOutput:
         """Logits (b, c) and, with labels, the loss: cross entropy and the method's own terms."""
         computed.logits = self.logits(encoder, computed)
-        loss = classification_loss(computed.logits, computed.labels)
-        if loss is not None:
-            for term in self.extra_losses(encoder, computed).values():
-                loss = loss + term
-        return ImageClassifierOutput(loss=loss, logits=computed.logits)
+        if computed.labels is None:
+            return self.output_class(logits=computed.logits)
+        own = self.own_loss(encoder, computed, computed.labels)
+        terms = {"loss_classification": own, **self.extra_losses(encoder, computed)}
+        told = {name: term for name, term in terms.items() if hasattr(self.output_class, name)}
+        return self.output_class(loss=sum(terms.values()), logits=computed.logits, **told)
+
+    def own_loss(self, encoder: DualEncoder, computed: Forward, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of the answer itself."""
+        assert computed.logits is not None  # `answer` has made them
+        return cross_entropy(computed.logits, labels)
 
     def classify(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
         """Logits (b, c) of the classes that the adapter was trained on."""
@@ -193,6 +210,12 @@ class OpenPromptLearner(PromptLearner):
     def image_features(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The image tower: (b, 3, h, w) -> (b, d), not normalised. Overridden by methods with visual prompts."""
         return encode_image(encoder, pixel_values, **kwargs)
+
+    def unit_image_features(
+        self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Unit image features (b, d), and a second one of each picture for a method that reads two."""
+        return unit(self.image_features(encoder, pixel_values, **kwargs)), None
 
     def read_texts(self, encoder: DualEncoder, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ids, ends = trim(encoder, input_ids, self.end_token)
@@ -259,8 +282,8 @@ class _FrozenTexts(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(b, 3, h, w) -> logits (b, c)."""
-        image_features = unit(self.learner.image_features(self.encoder, pixel_values))  # (b, d)
-        computed = Forward(self.texts, pixel_values, image_features, self.features, None)
+        features, second = self.learner.unit_image_features(self.encoder, pixel_values)  # (b, d)
+        computed = Forward(self.texts, pixel_values, features, self.features, None, second)
         return self.learner.logits(self.encoder, computed)
 
 

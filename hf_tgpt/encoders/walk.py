@@ -154,23 +154,27 @@ def image_tokens(
     pixel_values: torch.Tensor,
     prompts: Prompts | None = None,
     behind_class_token: bool = False,
+    behind_norm: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor:
     """Pictures (b, 3, h, w) -> the last layer's hidden states (b, p + n, d_v), before any norm.
 
     The first prompts are appended behind the patches, or with `behind_class_token` inserted before them, behind the
-    class token if there is one; those of later layers replace them. Raises ValueError if the picture's size is not the
+    class token if there is one; those of later layers replace them. Those of layer 0 enter before the norm that some
+    towers have there, or with `behind_norm` behind it. Raises ValueError if the picture's size is not the
     model's, for prompts of a layer that there is not, and for layers with prompts of different numbers.
     """
     prompts = prompts or {}
     _check_prompts(prompts, len(encoder.image_layers()), insert=True)
     hidden, insert = encoder.enter_image(pixel_values, **kwargs), True  # (b, p, d_v)
     for i, layer in enumerate(encoder.image_layers()):
+        if i == 0 and behind_norm:
+            hidden = encoder.after_prompts(hidden)
         if i in prompts:
             behind_patches = hidden.shape[1] - (0 if insert else prompts[i].shape[-2])
             start = encoder.class_tokens if behind_class_token else behind_patches
             hidden, insert = _put(hidden, prompts[i], start, insert), False  # (b, p + n, d_v)
-        if i == 0:
+        if i == 0 and not behind_norm:
             hidden = encoder.after_prompts(hidden)
         if encoder.on_image_layer is not None:
             encoder.on_image_layer(i, hidden)

@@ -15,12 +15,15 @@ from .cocoop import CoCoOpConfig as CoCoOpConfig
 from .coop import CoOpConfig as CoOpConfig
 from .gda import GDAConfig as GDAConfig
 from .ivlp import IVLPConfig as IVLPConfig
+from .kgcoop import KgCoOpConfig as KgCoOpConfig
 from .linear_probe import LinearProbeConfig as LinearProbeConfig
 from .lora import LoRAConfig as LoRAConfig
 from .lp_plus_plus import LPPlusPlusConfig as LPPlusPlusConfig
 from .maple import MaPLeConfig as MaPLeConfig
+from .mmrl import MMRLConfig as MMRLConfig
 from .mutual import MutualPromptConfig as MutualPromptConfig
 from .proker import ProKeRConfig as ProKeRConfig
+from .promptsrc import PromptSRCConfig as PromptSRCConfig
 from .task_res import TaskResConfig as TaskResConfig
 from .tgpt import TGPTConfig as TGPTConfig
 from .tip_adapter import TipAdapterConfig as TipAdapterConfig

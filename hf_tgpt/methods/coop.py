@@ -11,7 +11,7 @@ from torch import nn
 
 from ..adapters.config import TextPromptConfig
 from ..adapters.learner import check_rows
-from ..adapters.open_learner import OpenPromptLearner, prompts_in
+from ..adapters.open_learner import Forward, OpenPromptLearner, prompts_in
 from ..adapters.registry import register
 from ..encoders import DualEncoder
 from ..encoders.packing import Packing, common_length
@@ -19,6 +19,7 @@ from ..encoders.walk import encode_text, replace_words
 from ..texts.class_texts import ClassTexts
 from ..texts.sentences import full_stop, initial_prompts
 from ..utils.fields import at_least, checked, documented, one_of
+from ..utils.names import check_templates
 
 POSITIONS = ("end", "front", "middle")
 
@@ -52,6 +53,16 @@ class CoOpConfig(TextPromptConfig):
         "Position of the class name: 'end' after the learned tokens, 'front' before them, 'middle' with half of them "
         "on each side (CLASS_TOKEN_POSITION of the release).",
         one_of(*POSITIONS),
+    )
+
+    anchor_weight: float = documented(
+        0.0,
+        "Factor of a term that holds the class features near the base model's own of `anchor_templates`, as KgCoOp has "
+        "it. Default: none, as in CoOp.",
+        at_least(0, "choose 0 (without this term) or more."),
+    )
+    anchor_templates: list[str] = documented(
+        ["a photo of a {}."], "Sentences with {} for the class name, averaged after encoding.", check_templates
     )
 
     def __post_init__(self) -> None:
@@ -139,6 +150,14 @@ class CoOp(OpenPromptLearner):
         common = input_ids.take_along_dim(order, dim=1).where(~learned, -1 - order)  # (s, t)
         length = common_length(common, ends)
         return min(encoder.prefix, length) if self.config.class_specific else length
+
+    def extra_losses(self, encoder: DualEncoder, computed: Forward) -> dict[str, torch.Tensor]:
+        """The distance to the anchors. Source: KgCoOp (Yao et al., CVPR 2023), section 3.2, with unit features."""
+        if not self.config.anchor_weight:
+            return {}
+        anchors = self.frozen_class_features(encoder, self.config.anchor_templates, computed.class_texts)  # (c, d)
+        cosines = (computed.class_features * anchors).sum(-1)  # (c,)
+        return {"loss_anchor": self.config.anchor_weight * (1 - cosines.mean())}
 
     def order(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """The token that belongs at each place: ids (s, t), ends (s,) -> (s, t).

@@ -174,6 +174,7 @@ def train(
 
     if run.picks_best:
         load_weights(run.tensors(), run.output_dir / BEST)
+    _choose_result(run)
     model.eval()
     return run.progress.history
 
@@ -257,6 +258,27 @@ def _end_epoch(run: Run, wrapped: nn.Module, epoch: int, row: dict[str, float]) 
     accelerator.log({name: value for name, value in row.items() if name != "step"}, step=progress.step)
     if config.save_every and (last or (epoch + 1) % config.save_every == 0):
         save_checkpoint(accelerator, run.output_dir, progress.step, config.keep_checkpoints)
+
+
+def _choose_result(run: Run) -> None:
+    """Has a method that offers several results end with its first, or with what the validation pictures prefer."""
+    if run.learner is None or not (results := run.learner.results()):
+        return
+    weights, accuracies = dict(run.learner.named_parameters()), {}
+
+    def take(name: str) -> None:
+        with torch.no_grad():
+            for weight, value in results[name].items():
+                weights[weight].copy_(value)
+
+    if run.validation is not None:
+        run.model.eval()
+        for name in results:
+            take(name)
+            accuracies[name] = evaluate(run.model, run.validation, run.accelerator, "validating")["accuracy"]
+    chosen = max(results, key=lambda name: accuracies.get(name, 0.0))
+    take(chosen)
+    run.learner.ended_with(chosen, accuracies)
 
 
 def _stop(run: Run) -> None:

@@ -92,7 +92,8 @@ def test_an_open_method_answers_the_models_own_call_with_its_own_output(family, 
     pictures = pixels(model, len(CLASS_NAMES))
     found = model(input_ids=ids, pixel_values=pictures, return_loss=True)
     assert type(found) is encoder_of(model.get_base_model()).output_class()
-    torch.testing.assert_close(found.logits_per_image, model(pictures).logits, atol=1e-4, rtol=1e-4)
+    if not method.fused:
+        torch.testing.assert_close(found.logits_per_image, model(pictures).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_models_can_be_copied_and_pickled(family, method, adapt):
@@ -145,7 +146,7 @@ def test_transformers_pipelines(family, method, adapt, clip_folders):
     answers = pipeline("image-classification", model=model, image_processor=processor)(PICTURE, top_k=4)
     expected = {g["label"]: pytest.approx(g["score"], abs=1e-3) for g in classifier_of(model, folder)(PICTURE)}
     assert {answer["label"]: answer["score"] for answer in answers} == expected
-    if method.open:
+    if method.open and not method.fused:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         task = "zero-shot-image-classification"
         classify = pipeline(task, model=model, image_processor=processor, tokenizer=tokenizer)

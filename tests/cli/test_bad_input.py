@@ -106,7 +106,9 @@ def test_queries_beyond_the_context_are_refused(load_clip):
         get_peft_model(load_clip(), TGPTConfig(class_names=CLASS_NAMES, num_category_queries=4))
 
 
-@pytest.mark.parametrize("name", [name for name in READERS if METHODS[name].open and name != "ivlp"])
+@pytest.mark.parametrize(
+    "name", [name for name in READERS if METHODS[name].open and METHODS[name].has("prompt_length")]
+)
 def test_prompts_that_do_not_fit_the_context_are_refused(load_clip, name):
     config = METHODS[name].config(prompt_length=27, initial_text=None)
     with pytest.raises(ValueError, match="`prompt_length`=27: the text tower's context of 30 leaves room for 26"):

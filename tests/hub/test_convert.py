@@ -15,7 +15,7 @@ from hf_tgpt import adapter_from_release
 from hf_tgpt.hub.convert import read_checkpoint
 
 # What a case's config holds that its tensors do not tell.
-TOLD = ("initial_text", "class_position", "templates")
+TOLD = ("initial_text", "class_position", "templates", "layers", "alpha")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,6 +10,7 @@ from transformers import CLIPModel
 from hf_tgpt import convert_original_state_dict, convert_to_original_state_dict
 from hf_tgpt.encoders import encoder_of
 from hf_tgpt.encoders.walk import encode_image, unit
+from hf_tgpt.methods.promptsrc import epoch_weights
 from hf_tgpt.texts.sentences import load_tokenizer
 from hf_tgpt.texts.zero_shot_head import zero_shot_head
 
@@ -58,6 +59,38 @@ def test_tgpt_losses_heads_and_features_are_the_releases(name):
     model.eval()
     model.learner.config.wise_ft = 0.5
     torch.testing.assert_close(model(case["pixel_values"]).logits, case["logits_wiseft"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("promptsrc")])
+def test_promptsrcs_terms_and_teacher_are_the_releases(name):
+    case = Case(name)
+    model = case.model()
+    output = model(**case.inputs())
+    for part in ("loss_classification", "loss_text", "loss_image", "loss_logits"):
+        torch.testing.assert_close(output[part], case[part], **TOLERANCE)
+    learner, encoder = model.learner, encoder_of(model.get_base_model())
+    texts = learner.frozen_class_features(encoder, learner.config.teacher_templates, normalize_each=False)
+    torch.testing.assert_close(texts, case["teacher_text_features"], **TOLERANCE)
+    images = learner.frozen_image_features(encoder, case["pixel_values"])
+    torch.testing.assert_close(images, unit(case["teacher_image_features"]), **TOLERANCE)
+    torch.testing.assert_close(encoder.scale(images @ texts.T), case["teacher_logits"], **TOLERANCE)
+    shares = epoch_weights(*(int(case.metadata[name]) for name in ("epochs", "gpa_mean", "gpa_std")))
+    torch.testing.assert_close(torch.tensor(shares, dtype=torch.float64), case["epoch_weights"])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mmrl")])
+def test_mmrls_branches_are_the_releases(name):
+    case = Case(name)
+    model = case.model().eval()
+    logits = model(case["pixel_values"]).logits
+    others = [f"{name} " for name in model.class_names]  # the same sentences by names that it was not trained on
+    texts = model.texts_for(others)
+    texts.ids, texts.ends = model.learner.class_texts.ids, model.learner.class_texts.ends
+    alone = model(case["pixel_values"], class_texts=texts).logits
+    torch.testing.assert_close(alone, case["logits_class"], **TOLERANCE)
+    alpha = model.learner.config.alpha
+    by_tokens = (logits - alpha * alone) / (1 - alpha)
+    torch.testing.assert_close(by_tokens, case["logits_representation"], atol=2e-4, rtol=0)
 
 
 def test_zero_shot_logits_are_clips():

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .methods import TaskResConfig as TaskResConfig
     from .methods import TGPTConfig as TGPTConfig
     from .methods import TipAdapterConfig as TipAdapterConfig
+    from .methods import TwoStageConfig as TwoStageConfig
     from .methods import ZeroShotConfig as ZeroShotConfig
     from .methods import ZSLPConfig as ZSLPConfig
     from .methods import available_methods as available_methods
@@ -88,6 +89,7 @@ _NAMES = {
         "TGPTConfig",
         "TaskResConfig",
         "TipAdapterConfig",
+        "TwoStageConfig",
         "ZSLPConfig",
         "ZeroShotConfig",
         "available_methods",

@@ -69,15 +69,15 @@ class OpenPromptLearner(PromptLearner):
             return ClassTexts(class_names, *sentences, trained=self.trained_names)
 
     def set_class_names(self, encoder: DualEncoder, class_names: Sequence[str]) -> None:
-        differs = type(self).classify_new is not OpenPromptLearner.classify_new
-        if differs and not hasattr(self.config, "trained_class_names"):
+        remembers = hasattr(self.config, "trained_class_names")
+        if type(self).classify_new is not OpenPromptLearner.classify_new and not remembers:
             raise ValueError(
                 f"{self.config.method} classifies the classes that it was trained on in a way of their own, so they "
                 "stay its own; ask about other classes in a call, as `hf_tgpt.load_classifier` does."
             )
         texts = self.texts_for(encoder, class_names)
         self.config = copy.copy(self.config)  # which may serve another adapter too
-        if differs:
+        if remembers:
             self.config.trained_class_names = self.trained_names
         self.config.class_names = list(class_names)
         self.class_texts = ClassTexts(class_names, texts.ids, texts.ends, trained=self.trained_names)

@@ -29,14 +29,19 @@ FAST = {
 }
 THROUGH_THE_TOWERS = {
     "CoOp": "coop",
+    "KgCoOp": "kgcoop",
     "CoCoOp": "cocoop",
     "VPT": "ivlp --text_prompt_length 0",
     "deep text": "ivlp --vision_prompt_length 0",
     "IVLP": "ivlp",
     "MaPLe": "maple",
+    "PromptSRC": "promptsrc",
+    "MMRL": "mmrl",
     "TGP-T": "tgpt",
     "mutual": "mutual_prompt",
     "LoRA": "lora",
+    "CLIP-LoRA": "lora --use_rslora",
+    "2SFS": "two_stage",
 }
 LABELS = FAST | THROUGH_THE_TOWERS
 

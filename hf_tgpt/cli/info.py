@@ -15,10 +15,10 @@ from safetensors import safe_open
 
 from ..adapters.config import PEFT_FIELDS, PromptConfig
 from ..adapters.folder import check_weights_file, read_config
+from ..adapters.peft_towers import NOTE
 from ..hub.old_formats import PROBE_WEIGHTS, read_note
 from ..hub.run import local_folder, results_of
 from ..methods import config_class
-from ..methods.lora import NOTE
 from ..utils.names import in_a_line
 from .output import tidy_output
 

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from ..adapters.config import PromptConfig
 from ..adapters.folder import read_config
+from ..adapters.peft_towers import NOTE
 from ..adapters.prompted import PromptedModel, undo
 from ..adapters.tower_classifier import AdaptedModel
 from ..encoders.loading import load_clip
-from ..methods.lora import NOTE
 from .old_formats import load_noted
 from .run import base_and_revision, local_folder
 

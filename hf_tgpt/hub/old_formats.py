@@ -1,4 +1,4 @@
-"""Folders with a `reference.json`: LoRA's, and those in which version 0.1.0 kept zero-shot and linear probes."""
+"""Folders with a `reference.json`: of PEFT's own adapters, and those of zero-shot and linear probes by 0.1.0."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from ..adapters.peft_towers import NOTE, PeftTowers
 from ..adapters.tower_classifier import AdaptedModel
 from ..methods import config_class, method_name
-from ..methods.lora import NOTE, LoRA
 from ..utils.files import read_json
 from ..utils.names import check_class_names
 
 # In the folder of a linear probe, then.
 PROBE_WEIGHTS = "linear_probe.safetensors"
 # The methods whose folders have had a note, and their weights beside what PEFT saves.
-_NOTED = {"zero_shot": None, "linear_probe": PROBE_WEIGHTS, "lora": None}
+_NOTED = {"zero_shot": None, "linear_probe": PROBE_WEIGHTS, "lora": None, "two_stage": None}
 
 
 def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def load_noted(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Adapte
     try:
         config = config_class(note["method"])(class_names=note["class_names"], **note["config"])
         built = config.build(model)
-        if isinstance(built, LoRA):
+        if isinstance(built, PeftTowers):
             built.load_weights(folder)
         elif weights := _NOTED[note["method"]]:
             built.learner.head.load_state_dict(load_file(Path(folder) / weights))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.folder import read_config, read_results
-from ..methods.lora import NOTE
+from ..adapters.peft_towers import NOTE
 from ..utils.files import read_text
 from ..utils.names import name_here
 from .client import SEEN_PICTURES, download

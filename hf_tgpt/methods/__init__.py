@@ -27,6 +27,7 @@ from .promptsrc import PromptSRCConfig as PromptSRCConfig
 from .task_res import TaskResConfig as TaskResConfig
 from .tgpt import TGPTConfig as TGPTConfig
 from .tip_adapter import TipAdapterConfig as TipAdapterConfig
+from .two_stage import TwoStageConfig as TwoStageConfig
 from .zero_shot import ZeroShotConfig as ZeroShotConfig
 
 
@@ -37,7 +38,7 @@ def available_methods() -> dict[str, type[PromptConfig]]:
         >>> "maple" in available_methods()
         True
     """
-    return dict(sorted(registered_methods().items())) | {"lora": LoRAConfig}
+    return dict(sorted(registered_methods().items())) | {"lora": LoRAConfig, "two_stage": TwoStageConfig}
 
 
 def method_name(method: str) -> str:

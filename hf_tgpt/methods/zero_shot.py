@@ -72,7 +72,7 @@ class ZeroShot(OpenPromptLearner):
         sentences = [plainest.replace("{}", name) for name in class_names]
         with torch.inference_mode(False):
             tokens = tokenize(tokenizer, sentences, encoder, class_names)
-            return ClassTexts(class_names, *tokens, trained=self.config.class_names)
+            return ClassTexts(class_names, *tokens, trained=self.trained_names)
 
     def encode_classes(self, encoder: DualEncoder, class_texts: ClassTexts, share: slice | None = None) -> torch.Tensor:
         names = class_texts.names[slice(None) if share is None else share]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 
 import psutil
 import pytest
@@ -205,16 +205,30 @@ def test_base_to_new_and_other_data_sets_are_tested_beside(run, pictures, tmp_pa
 # How it ends ---------------------------------------------------------------------------------------------------------
 
 
-def started(output, pictures, *arguments):
-    """A comparison whose run has a checkpoint, and all processes that it has."""
-    about = ("--dataset", pictures, "--shots", 2, "--seeds", 0, *arguments)
-    program = subprocess.Popen(compare(output, *about), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(output.rglob("checkpoint-*/states.json")):
-        assert program.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return program, psutil.Process(program.pid).children(recursive=True)
+@pytest.fixture
+def started(pictures):
+    """started(output, *arguments) -> a comparison whose run has a checkpoint, and all processes that it has."""
+    running = []
+
+    def start(output, *arguments):
+        about = ("--dataset", pictures, "--shots", 2, "--seeds", 0, *arguments)
+        program = subprocess.Popen(compare(output, *about), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running.append(psutil.Process(program.pid))
+        deadline = time.monotonic() + 120
+        while not list(output.rglob("checkpoint-*/states.json")):
+            assert program.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        children = running[0].children(recursive=True)
+        running.extend(children)
+        return program, children
+
+    yield start
+    with suppress(psutil.NoSuchProcess):  # of a test that failed; its training would never end
+        running.extend(running[0].children(recursive=True))
+    for process in running:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def ended(processes):
@@ -222,10 +236,10 @@ def ended(processes):
     return not psutil.wait_procs(processes, timeout=30)[1]
 
 
-def test_a_stop_is_passed_on_and_the_seconds_of_all_parts_add_up(run, pictures, tmp_path):
+def test_a_stop_is_passed_on_and_the_seconds_of_all_parts_add_up(run, started, pictures, tmp_path):
     output = tmp_path / "results"
     begun = time.monotonic()
-    program, processes = started(output, pictures, "--methods", ENDLESS)
+    program, processes = started(output, "--methods", ENDLESS)
     time.sleep(1)
     program.send_signal(signal.SIGTERM)
     assert program.wait(60) == 143
@@ -248,9 +262,9 @@ def test_a_stop_is_passed_on_and_the_seconds_of_all_parts_add_up(run, pictures, 
     assert json.loads(results.read_text())["seconds"] > spent
 
 
-def test_nothing_is_left_of_a_comparison_that_is_killed_nor_of_what_a_launcher_launched(pictures, tmp_path):
+def test_nothing_is_left_of_a_comparison_that_is_killed_nor_of_what_a_launcher_launched(started, tmp_path):
     output = tmp_path / "results"
-    program, processes = started(output, pictures, "--methods", ENDLESS, "--launcher", "accelerate launch")
+    program, processes = started(output, "--methods", ENDLESS, "--launcher", "accelerate launch")
     os.kill(program.pid, signal.SIGKILL)
     program.wait(10)
     assert ended(processes)

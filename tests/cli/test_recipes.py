@@ -30,13 +30,16 @@ COMPARE = [command[2:] for command in commands() if command[:2] == ["hf-tgpt", "
 
 
 class Recorder:
-    """Notes what a comparison would run."""
+    """Notes what a comparison would run, of each method at each number of shots once."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.datasets = {}, set()
 
     def run(self, arguments, log):
-        self.calls.append(arguments)
+        place = arguments.index("--dataset")
+        self.datasets.add(arguments[place + 1])
+        method = *arguments[:place], arguments[arguments.index("--shots") + 1]
+        self.calls[method] = arguments
         return "left out"
 
 
@@ -47,13 +50,13 @@ def test_every_training_of_a_published_table_is_a_valid_call(arguments, monkeypa
     monkeypatch.setattr(compare, "_check_data", lambda source, of_data: None)  # it is not here
     place = arguments.index("--output_dir") + 1
     assert compare.main([*arguments[:place], str(tmp_path), *arguments[place + 1 :]]) == 1
-    assert len(recorder.calls) >= 9
-    for call in recorder.calls:
+    assert recorder.calls
+    assert all(find_benchmark(dataset)[0] for dataset in recorder.datasets)
+    for call in recorder.calls.values():
         assert call[0] == "train"
         args = parse_arguments(call[1:])
         assert args.data.model == "openai/clip-vit-base-patch16"
         assert not args.recipe.name.startswith("toy")
-        assert find_benchmark(args.data.dataset)[0] is not None
 
 
 def test_the_page_names_every_recipe_of_a_paper():

@@ -17,13 +17,25 @@ def accuracies(**wanted):
     return [row["accuracy"] for row in ROWS if all(row[name] == value for name, value in wanted.items())]
 
 
-@pytest.mark.parametrize("method", ["CLIP", "CoOp", "CoCoOp", "MaPLe"])
+BASE_TO_NEW = {row["method"] for row in ROWS if (row["dataset"], row["classes"]) == ("dtd", "new")}
+
+
+@pytest.mark.parametrize("method", sorted(BASE_TO_NEW))
 @pytest.mark.parametrize("classes", ["base", "new"])
 def test_the_numbers_of_the_data_sets_have_the_published_mean(method, classes):
     each = [accuracies(method=method, trained_on=name, dataset=name, classes=classes) for name in ELEVEN]
     assert [len(values) for values in each] == [1] * 11
-    (mean,) = accuracies(method=method, dataset="average", classes=classes)
-    assert statistics.mean(values[0] for values in each) == pytest.approx(mean, abs=0.0051)
+    mean = statistics.mean(values[0] for values in each)
+    wanted = {"method": method, "dataset": "average", "classes": classes, "shots": 16}
+    printed = [row for row in ROWS if wanted.items() <= row.items()]
+    assert any(
+        abs(row["accuracy"] - mean) < 0.0051 or f"its columns give {mean:.2f}" in row["source"] for row in printed
+    )
+
+
+def test_the_methods_that_others_compare_with_have_published_numbers():
+    assert {"CLIP", "CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "TCP"} <= BASE_TO_NEW
+    assert {row["method"] for row in ROWS} >= {"2SFS", "CLIP-LoRA", "MMRL", "GDA", "ProKeR", "Tip-Adapter-F", "LP++"}
 
 
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "MaPLe"])
@@ -36,7 +48,7 @@ def test_the_numbers_of_cross_dataset_transfer_have_the_published_mean(method):
 
 def test_every_row_names_data_sets_of_the_catalogue_and_its_source():
     for row in ROWS:
-        assert {row["trained_on"], row["dataset"]} <= {*BENCHMARKS, "average"}, row
+        assert {row["trained_on"], row["dataset"]} <= {*BENCHMARKS, "average", "imagenet_variants_average"}, row
         assert row["classes"] in ("all", "base", "new", "harmonic mean"), row
         assert 0 < row["accuracy"] < 100, row
         assert row["source"], row

@@ -6,7 +6,7 @@ from conftest import HEADS, METHODS, ROOT
 import hf_tgpt
 
 WITHOUT_TRAINING = ("zero_shot",)  # nothing to promise of weights
-OUTSIDE_THE_SLOT = ("lora",)  # PEFT's own adapter: tests/methods/test_zero_shot_probe_lora.py
+OUTSIDE_THE_SLOT = ("lora", "two_stage")  # PEFT's own adapters: tests/methods/test_zero_shot_probe_lora.py
 
 
 @pytest.mark.parametrize("method", hf_tgpt.available_methods())

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP, the linear probe and LoRA answer like an adapted CLIP, and come back from disk as they were."""
+"""Zero-shot CLIP, the linear probe, LoRA and 2SFS answer like an adapted CLIP, and come back from disk as they were."""
 
 import json
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from hf_tgpt.training.config import TrainingConfig
 from hf_tgpt.training.loop import train
 
 LABELS = torch.tensor([0, 3, 1])
-REFERENCES = ("zero-shot", "linear-probe", "lora")
+REFERENCES = ("zero-shot", "linear-probe", "lora", "two_stage")
 
 
 @pytest.fixture(params=REFERENCES)

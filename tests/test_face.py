@@ -78,11 +78,12 @@ def test_a_notebook_shows_names_as_text_and_of_many_the_first(shown):
 
 
 @pytest.mark.parametrize("method", ["coop", "lora"])
-def test_a_notebook_shows_the_results_of_a_trained_adapter(method, run_command, tmp_path):
-    few = ["--method", method, "--max_steps", "1", "--shots", "1", "--batch_size", "4"]
+def test_a_notebook_shows_the_results_of_a_trained_adapter(method, run_command, pictures, tmp_path):
+    few = ["--dataset", pictures, "--model", "toy", "--method", method, "--max_steps", "1", "--shots", "1"]
+    few += ["--batch_size", "2"]
     run_command("train", *few, "--output_dir", tmp_path / "run")
     html = load_classifier(tmp_path / "run")._repr_html_()
-    assert "<th>tested on</th><td style='text-align: left'>toyworld:codes</td>" in html
+    assert f"<th>tested on</th><td style='text-align: left'>{pictures}</td>" in html
     assert html.count("accuracy</th>") == 2
     (tmp_path / "run" / "results.json").write_text("[]")
     assert "accuracy" not in load_classifier(tmp_path / "run")._repr_html_()

@@ -120,7 +120,7 @@ def test_other_commands_refuse_in_options_too(arguments, message, here, capsys):
     ("arguments", "hint"),
     [
         (("train", "--datset", "pictures"), "--datset pictures; did you mean --dataset?"),
-        (("train", "--method", "maple", "--alpha", "1"), "--alpha 1; --alpha is an option of gda, tip_adapter."),
+        (("train", "--method", "maple", "--alpha", "1"), "--alpha 1; --alpha is an option of gda, mmrl, tip_adapter."),
         (("predict", "run", "pictures", "--topk", "3"), "--topk 3; did you mean --top_k?"),
         (
             ("compare", "--methods", "gda", "--epoch", "3"),

@@ -140,6 +140,7 @@ def test_attention_is_refused_and_the_page_shows_the_picture_alone(clip, tmp_pat
     assert [(title, picture.size) for title, picture in shown.items()] == [("what the model sees", (32, 32))]
 
 
+@pytest.mark.parametrize("folder", ["align", "blip"], indirect=True)  # the others' image towers are CLIP's
 def test_exports(clip, folder, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = get_peft_model(clip, METHODS["gda"].config()).eval()

@@ -12,7 +12,9 @@ from datasets import ClassLabel, Dataset
 from PIL import Image
 
 from hf_tgpt import available_methods, load_clip
+from hf_tgpt.adapters.standalone import LinearClassifier
 from hf_tgpt.data import FewShotImages, ImageTransform
+from hf_tgpt.encoders import encoder_of
 from hf_tgpt.inference.classifier import Classifier
 from hf_tgpt.inference.onnx import export_onnx, onnx_accuracy, quantize_onnx
 from hf_tgpt.inference.plain_transformers import export_transformers
@@ -45,7 +47,21 @@ def picture(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", available_methods())
+# A linear layer behind an image tower, like LP++'s or, with prompts in it, IVLP's.
+LINEAR = ["clap", "gda", "kgcoop", "linear_probe", "lora", "promptsrc", "task_res", "two_stage", "zs_lp"]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_methods_that_are_linear_are_exported_as_such(name, classifier):
+    model = classifier(name).model
+    module = model.learner.standalone(encoder_of(model.get_base_model())).eval()
+    assert isinstance(module, LinearClassifier)
+    batch = torch.randn(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        torch.testing.assert_close(module(batch), model(batch).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(set(available_methods()) - set(LINEAR)))
 def test_onnx_gives_the_models_logits_for_any_batch_and_int8_nearly(name, classifier, tmp_path):
     trained = classifier(name)
     export_onnx(trained, tmp_path / "model.onnx")

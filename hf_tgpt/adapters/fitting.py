@@ -100,18 +100,22 @@ def by_steps(
 def held_out(data: Features, seed: int) -> list[tuple[Features, Features]]:
     """Cross-validation: the pictures to fit to and those to try it on, for each fold; none where all classes have one.
 
-    A class's pictures are dealt out to the folds, and a class with one picture keeps it, so every class is always
-    fitted to. All views of a picture stay together.
+    All views of a picture stay together.
+    """
+    return [(data.select(fitted), data.select(tried)) for fitted, tried in folds(data.labels, seed)]
+
+
+def folds(labels: torch.Tensor, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The rows to fit to and those to try it on, for each fold of labels (n,); none where all classes have one row.
+
+    A class's rows are dealt out to the folds, and a class with one row keeps it, so every class is always fitted to.
     """
     generator = torch.Generator().manual_seed(seed)
-    fold = torch.full((len(data.labels),), -1)
-    for label in data.labels.unique():
-        rows = (data.labels == label).nonzero().squeeze(1).cpu()
+    fold = torch.full((len(labels),), -1)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().squeeze(1).cpu()
         if len(rows) > 1:
             fold[rows[torch.randperm(len(rows), generator=generator)]] = torch.arange(len(rows)) % _FOLDS
-    fold = fold.to(data.labels.device)
+    fold = fold.to(labels.device)
     numbers = [number for number in range(_FOLDS) if (fold == number).any()]
-    return [
-        (data.select((fold != number).nonzero().squeeze(1)), data.select((fold == number).nonzero().squeeze(1)))
-        for number in numbers
-    ]
+    return [((fold != number).nonzero().squeeze(1), (fold == number).nonzero().squeeze(1)) for number in numbers]

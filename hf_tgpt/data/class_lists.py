@@ -25,11 +25,13 @@ def clean_class_name(name: str) -> str:
     return " ".join(re.sub(r"[_()]", " ", name).split())
 
 
-def clean_class_names(names: list[str]) -> list[str]:
-    """All names as words. Raises ValueError for names that become the same."""
+def clean_class_names(names: list[str], keep_twins: bool = False) -> list[str]:
+    """All names as words. Raises ValueError for names that become the same, unless `keep_twins` leaves them alone."""
     words = [clean_class_name(name) for name in names]
     count = Counter(words)
     twins = [name for name, word in zip(names, words, strict=True) if count[word] > 1]
+    if keep_twins:
+        return [name if count[word] > 1 else word for name, word in zip(names, words, strict=True)]
     if twins:
         raise ValueError(
             f"`label` has classes that differ only in '_', ' ' and parentheses: {', '.join(twins[:10])}; rename one."

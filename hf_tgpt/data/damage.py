@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset, Image
 from PIL import Image as PILImage
@@ -15,6 +15,7 @@ from .remarks import count, remark
 
 _BATCH = 64  # images that are held at a time
 _EXAMPLES = 20
+_Result = TypeVar("_Result")
 _DARKEST = 8  # of 255; a picture whose brightest value is below shows nothing
 
 
@@ -51,19 +52,29 @@ def without_damaged(dataset: Dataset, about: str = "images") -> Dataset:
 
 
 def _looked_at(dataset: Dataset) -> Iterator[tuple[dict[str, Any], str | None, bool]]:
-    """Each image's record, why it cannot be read if so, and whether it shows nothing; several are decoded at a time."""
+    """Each image's record, why it cannot be read if so, and whether it shows nothing."""
+    return of_each_record(dataset, _look)
+
+
+def of_each_record(dataset: Dataset, function: Callable[[dict[str, Any]], _Result]) -> Iterator[_Result]:
+    """A function's result for each image's {"bytes", "path"}, in order; several are worked on at a time."""
     undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in undecoded.iter(_BATCH):
-            yield from pool.map(_look, batch["image"])
+            yield from pool.map(function, batch["image"])
 
 
 def _look(record: dict[str, Any]) -> tuple[dict[str, Any], str | None, bool]:
     try:
         image = decode_image(record)
     except ValueError as error:
-        return record, str(error).partition(": ")[2].rpartition(";")[0], False
+        return record, reason_of(error), False
     return record, None, shows_nothing(image)
+
+
+def reason_of(error: ValueError) -> str:
+    """Why `decode_image` could not read an image, without its name and the remedy."""
+    return str(error).partition(": ")[2].rpartition(";")[0]
 
 
 def shows_nothing(image: PILImage.Image) -> bool:

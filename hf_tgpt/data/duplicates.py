@@ -74,7 +74,7 @@ def count_duplicates(train: Dataset, test: Dataset) -> int:
 def digests(dataset: Dataset) -> list[str]:
     """A digest of the content of each image of a data set: 16 hexadecimal digits, independent of its path."""
     undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
-    return [_digest(row["image"]).hex()[:16] for row in undecoded]
+    return [digest_of(row["image"]).hex()[:16] for row in undecoded]
 
 
 def _with_twins(splits: Mapping[str, Dataset]) -> Any:
@@ -84,16 +84,16 @@ def _with_twins(splits: Mapping[str, Dataset]) -> Any:
         for split in ("train", "validation", "test")
         if split in splits
     }
-    sizes = {split: _sizes(data) for split, data in undecoded.items()}
+    sizes = {split: sizes_in_bytes(data) for split, data in undecoded.items()}
     distinct, counts = np.unique(np.concatenate(list(sizes.values())), return_counts=True)
     shared = distinct[(counts > 1) & (distinct > 0)]
     for split, data in undecoded.items():
         for row in np.flatnonzero(np.isin(sizes[split], shared)).tolist():
             record = data[row]
-            yield split, _digest(record["image"]), record["image"], record["label"]
+            yield split, digest_of(record["image"]), record["image"], record["label"]
 
 
-def _sizes(undecoded: Dataset) -> np.ndarray:
+def sizes_in_bytes(undecoded: Dataset) -> np.ndarray:
     """The size in bytes of every image, 0 for a file that is not there."""
     sizes = []
     for chunk in undecoded.with_format("arrow")["image"][:].chunks:
@@ -103,7 +103,8 @@ def _sizes(undecoded: Dataset) -> np.ndarray:
     return np.array(sizes, dtype=np.int64)
 
 
-def _digest(record: dict) -> bytes:
+def digest_of(record: dict) -> bytes:
+    """The SHA-256 of an undecoded image's file."""
     if record["bytes"] is not None:
         return hashlib.sha256(record["bytes"]).digest()
     return file_digest(record["path"])

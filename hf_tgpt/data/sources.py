@@ -44,6 +44,7 @@ def load_splits(
     draw: str | os.PathLike[str] | None = None,
     class_names_file: str | os.PathLike[str] | None = None,
     skip_damaged: bool = False,
+    any_names: bool = False,
 ) -> DatasetDict:
     """The splits `train`, `test` and, if there is one, `validation`, with the columns `image`, `label`[, `caption`].
 
@@ -69,7 +70,8 @@ def load_splits(
 
     With `skip_damaged` every image is decoded first, and those that cannot be read are left out with a `DataWarning`
     that lists them; another lists those that are in two classes. Data sets of more than 10,000 images are not checked;
-    use `without_damaged` after choosing images.
+    use `without_damaged` after choosing images. With `any_names`, classes that are in another split alone are classes
+    too, and names that only "_" and the like tell apart stay as the source writes them; otherwise both are errors.
 
     Raises FileNotFoundError for a folder or file that does not exist and ValueError for other data. Problems
     with the data are a `DataWarning`, such as images that are in train and in test.
@@ -104,7 +106,11 @@ def load_splits(
     raw = {split: data for split, data in raw.items() if data is first or is_labelled(data, columns["label"])}
     numbered = benchmark.class_names() if benchmark is not None else given if isinstance(given, list) else None
     names = label_names(first, columns["label"], numbered)
-    words = names if given is not None or benchmark is not None else clean_class_names(names)
+    if any_names:
+        labelled = [data for data in raw.values() if columns["label"] in data.column_names]
+        names = list(dict.fromkeys(name for data in [first, *labelled]
+                                   for name in label_names(data, columns["label"], numbered)))  # fmt: skip
+    words = names if given is not None or benchmark is not None else clean_class_names(names, keep_twins=any_names)
     loaded = DatasetDict({split: to_canonical(raw[split], split, columns, names, words) for split in raw})
     if given is not None:
         loaded = loaded if given == names else rename_classes(loaded, given)

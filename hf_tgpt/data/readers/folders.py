@@ -47,7 +47,7 @@ _SYSTEM_FOLDERS = {
 }  # fmt: skip
 _BY_PRODUCTS = ("thumbs.db", "desktop.ini")
 _INDEX_VERSION = 3
-_RUN_FILES = ("run.json", "adapter_config.json")  # a folder with one of these is the output of a training
+_RUN_FILES = ("run.json", "adapter_config.json", "check.json")  # of a training or a check; such a folder is its output
 _FEATURES = Features({"image": Image(), "label": Value("string")})
 _BATCH = 10_000
 # A folder that changes within its file system's clock tick after it was listed has the same time stamp as before; the

@@ -1,0 +1,89 @@
+"""All pictures of a data set, looked at and sent through the image tower once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+
+from ..adapters.tower_classifier import AdaptedModel
+from ..data.fewshot import read_labels
+from ..data.images import FewShotImages, ImageTransform
+from ..data.looks import Look, look_at
+from ..encoders import encoder_of
+from ..encoders.walk import unit
+from ..training.features import cache_features, encode_pictures
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pictures of all splits behind each other: n of them, m of which can be read.
+
+    Shapes: `looks` and `splits` n, `labels` (n,), `readable` (m,) the rows that can be read, `features` (m, d) of those
+    in one centre view, float32 at unit length.
+    """
+
+    dataset: Dataset
+    splits: list[str]
+    labels: np.ndarray
+    looks: list[Look]
+    readable: np.ndarray
+    features: torch.Tensor
+
+    def place(self, row: int) -> dict[str, Any]:
+        """What a picture is called: its file, and its row in its split."""
+        return {
+            "file": self.looks[row].file,
+            "split": self.splits[row],
+            "row": row - self.splits.index(self.splits[row]),
+        }
+
+
+def encode_splits(
+    splits: Mapping[str, Dataset],
+    model: AdaptedModel,
+    transform: ImageTransform,
+    folder: str | os.PathLike[str] | None = None,
+    num_workers: int = 0,
+) -> Encoded:
+    """Looks at all pictures of data sets with the columns `image` and `label`, and encodes those that can be read.
+
+    The features are those of the model's image tower with its adapter. With a `folder` they are stored there, and read
+    from there the next time (see `training.features.cache_features`), which needs a frozen image tower.
+
+    Raises ValueError if none can be read, or if the image tower's output depends on texts.
+
+    Example:
+        >>> from hf_tgpt.data import load_splits
+        >>> from hf_tgpt.methods.zero_shot import zero_shot_beside
+        >>> transform = hf_tgpt.data.ImageTransform(32, (0.5,) * 3, (0.5,) * 3, train=False)
+        >>> encoded = encode_splits(load_splits("pictures"), zero_shot_beside(clip, ["cat", "dog"]), transform)
+        >>> tuple(encoded.features.shape), encoded.place(7)["split"], encoded.place(7)["row"]
+        ((8, 16), 'test', 3)
+    """
+    dataset = concatenate_datasets([data.select_columns(["image", "label"]) for data in splits.values()])
+    looks = [look for split, data in splits.items() for look in look_at(data, split)]
+    readable = np.array([row for row, look in enumerate(looks) if look.problem is None], dtype=np.int64)
+    if not len(readable):
+        raise ValueError(f"none of the {len(dataset)} pictures can be read; the first: {looks[0].problem}.")
+    images = FewShotImages(dataset.select(readable), transform)
+    if folder is not None:
+        states = cache_features(model, images, 1, folder, torch.float32, num_workers=num_workers).states
+    else:
+        states = encode_pictures(encoder_of(model.get_base_model()), model.learner, images, 1)
+    features = _features(model, states[0])
+    of_split = [split for split, data in splits.items() for _ in range(len(data))]
+    return Encoded(dataset, of_split, read_labels(dataset), looks, readable, features)
+
+
+def _features(model: AdaptedModel, states: torch.Tensor) -> torch.Tensor:
+    """Unit features (m, d) of image states: (m, d), or all tokens (m, p, d_v), on the CPU."""
+    encoder = encoder_of(model.get_base_model())
+    with torch.no_grad():
+        states = states.to(encoder.model.device)
+        return unit((encoder.leave_image(states) if states.ndim == 3 else states).float()).cpu()

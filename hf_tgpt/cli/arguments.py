@@ -179,7 +179,7 @@ def parse_arguments(
         config_class(method)(class_names=["any", "other"], **result.method_config)  # the data's come later
     except ValueError as error:
         parser.error(in_options(str(error)))
-    result.data.model = _base_model(result.data.model, result.data.dataset)
+    result.data.model = base_model_of(result.data.model, result.data.dataset)
     given = {argument.partition("=")[0] for argument in arguments}
     idle = sorted(given & {f"--{name}" for name in (*_OF_STEPS, "descriptions")})
     if result.method_by_default and method == DEFAULT_METHOD and idle:
@@ -298,7 +298,7 @@ def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]
     """The method, the file of its recipe and what is in it; a method without a recipe has an empty one."""
     default = TOY_METHOD if first.dataset.startswith("toyworld") else DEFAULT_METHOD
     method = method_name(first.method or default)
-    kind = first.recipes or ("toy" if _base_model(first.model, first.dataset) is None else "papers")
+    kind = first.recipes or ("toy" if base_model_of(first.model, first.dataset) is None else "papers")
     own = Path(RECIPES[kind].format(method))
     if not (RECIPES_FOLDER / own).is_file():  # what needs no other settings for a toy has no recipe of its own for it
         own = Path(RECIPES["papers"].format(method))
@@ -312,7 +312,7 @@ def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]
     return recipe.pop("method"), path, recipe
 
 
-def _base_model(model: str | None, dataset: str) -> str | None:
+def base_model_of(model: str | None, dataset: str) -> str | None:
     """The model that --model and --dataset mean; None is the toy CLIP."""
     if model is None and not dataset.startswith("toyworld"):
         return DEFAULT_MODEL

@@ -22,11 +22,14 @@ from .options import (
     EXIT,
     CommandParser,
     WrongArguments,
+    add_base_model,
     add_classes,
     add_json,
     add_model,
+    add_pictures,
     at_least_one,
     port,
+    share,
     underscored,
 )
 from .words import in_options, speak_of
@@ -115,17 +118,51 @@ def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
     for name, help in PARSED_BY_THEMSELVES.items():
         commands.add_parser(name, help=help, add_help=False)
 
+    check = command("check", "find wrong labels, duplicates, outliers and damaged pictures before training", """
+hf-tgpt check pictures
+hf-tgpt check pictures --output_dir checked --count 100
+hf-tgpt check pictures --json > problems.json
+""")  # fmt: skip
+    add_pictures(check)
+    check.add_argument("--output_dir", help="a folder for the page check.html, the table problems.csv and check.json, "
+                       "new or of an earlier check (default: a new one in runs/)")  # fmt: skip
+    check.add_argument("--count", type=at_least_one, default=24, help="entries of each list that the page shows "
+                       "(default: %(default)s)")  # fmt: skip
+    check.add_argument("--cache_dir", help="the folder of stored features (default: in --output_dir)")
+    add_base_model(check)
+    add_json(check)
+    check.lead_with("output_dir", "count", "model", "json")
+
+    embed = command("embed", "write the image features of pictures into a file", """
+hf-tgpt embed pictures --output features.npz
+hf-tgpt embed pictures --output features.parquet --adapter runs/mine
+""")  # fmt: skip
+    add_pictures(embed)
+    embed.add_argument("--output", required=True, help="a file that ends with .npz (file, label, split and features as "
+                       "arrays) or .parquet (as columns)")  # fmt: skip
+    embed.add_argument("--adapter", help=f"of its image tower, instead of the base model's: {ADAPTER}")
+    add_base_model(embed)
+    add_json(embed)
+    embed.lead_with("output", "adapter", "model", "json")
+
     predict = command("predict", "classify pictures", """
 hf-tgpt predict runs/mine pictures --output rows.csv
-hf-tgpt predict runs/mine cat.jpg --top_k 2 --json
+hf-tgpt predict runs/mine pictures --sort_into sorted --min_score 0.5
 find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
 """)  # fmt: skip
     predict.add_argument("adapter", help=ADAPTER)
     predict.add_argument("images", nargs="*", help="files, folders of pictures at any depth, or URLs")
     predict.add_argument("--list", metavar="FILE", help="a text file of more pictures, a path per line; - is stdin")
-    predict.add_argument("--output", help="a file that ends with .csv or .jsonl; a call that was stopped continues "
-                         "where it was (default: JSON lines on stdout)")  # fmt: skip
-    predict.add_argument("--format", choices=["jsonl", "csv"], help="(default: by the ending of --output, or jsonl)")
+    predict.add_argument("--output", help="a file that ends with .csv, .jsonl or .parquet; a call that was stopped "
+                         "continues where it was (default: JSON lines on stdout)")  # fmt: skip
+    predict.add_argument(
+        "--format", choices=["jsonl", "csv", "parquet"], help="(default: by the ending of --output, or jsonl)"
+    )
+    predict.add_argument("--sort_into", metavar="FOLDER", help="also make a folder for each class there, with links to "
+                         "the pictures that are most likely of it; no picture is moved")  # fmt: skip
+    predict.add_argument("--min_score", type=share, metavar="S", help="with --sort_into: pictures whose best score is "
+                         "lower go to the folder unsure (default: 0)")  # fmt: skip
+    predict.add_argument("--copy", action="store_true", help="with --sort_into: copies instead of links")
     predict.add_argument(
         "--top_k", type=at_least_one, default=5, help="number of classes per picture (default: %(default)s)"
     )
@@ -139,7 +176,7 @@ find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
     )
     add_model(predict)
     add_json(predict)
-    predict.lead_with("output", "top_k", "class_names", "list", "json")
+    predict.lead_with("output", "sort_into", "min_score", "top_k", "class_names", "json")
 
     demo = command("demo", "serve a web page that classifies pictures, beside zero-shot CLIP", """
 hf-tgpt demo runs/mine

@@ -146,6 +146,17 @@ def at_least_one(text: str) -> int:
     return whole_number(text, 1, None)
 
 
+def share(text: str) -> float:
+    """A type of argparse's: 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: choose 0 to 1")
+    return number
+
+
 def port(text: str) -> int:
     """A type of argparse's: a port of TCP, 0 for any."""
     return whole_number(text, most=2**16 - 1)
@@ -176,3 +187,23 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help="another copy of the base model: a Hub id or folder")
     group.add_argument("--revision", help="the adapter's branch, tag or commit on the Hub")
     group.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU if there is one)")
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Adds a data set as the first argument, and what reading it takes."""
+    parser.add_argument("pictures", help="a folder of pictures, a file, a Hub id or a known name, as --dataset in "
+                        "training")  # fmt: skip
+    group = parser.add_argument_group("pictures")
+    group.add_argument("--splits", help="one of CoOp's split files (split_zhou_*.json) for the pictures in the folder")
+    group.add_argument("--class_names_file", help="a file of other class names, as in training")
+    for column in ("image", "label"):
+        group.add_argument(f"--{column}_column", help=f"the {column} column of a file or Hub data set (default: found "
+                           "by its type)")  # fmt: skip
+
+
+def add_base_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the base model, without an adapter, and where it runs."""
+    parser.add_argument("--model", help="a CLIP or another dual encoder: a Hub id or folder (default: as in training)")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU if there is one)")
+    parser.add_argument("--num_workers", type=whole_number, default=0, help="processes that decode pictures "
+                        "(default: %(default)s)")  # fmt: skip

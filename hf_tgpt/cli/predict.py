@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from tqdm.auto import tqdm
 
 from ..data.readers.folders import kinds_left_out, pictures_below
 from ..hub.run import local_folder
-from ..inference.classifier import Answer
-from ..utils.files import parse_json, read_json, write_json
 from .loaded import class_names_of, classifier_of
-from .output import make_room_for, tidy_output
+from .output import tidy_output
+from .predict_rows import csv_writer, jsonl_writer, kind_of, list_writer, open_output
+from .sorting import Sorter
 
 SOME_SKIPPED = 3
 URLS = ("http://", "https://")
-_KINDS = {".csv": "csv", ".jsonl": "jsonl"}
 _SECONDS = 30  # between two lines of progress where there is no terminal
-_BYTE_ORDER_MARK = "\ufeff"  # by which Excel recognises UTF-8
 
 
 def main(args: argparse.Namespace) -> int:
@@ -36,21 +29,29 @@ def main(args: argparse.Namespace) -> int:
     tidy_output()
     if args.json and args.format == "csv" and not args.output:
         raise ValueError("`json` prints JSON, not CSV; leave out `format` or name an `output`.")
-    kind = _kind(args.output, args.format)
+    kind = kind_of(args.output, args.format)
+    _check_sorting(args)
     files = find_files([*args.images, *_listed(args.list)])
     names = class_names_of(args)
     classifier = classifier_of(args)
     columns = min(args.top_k, len(names or classifier.class_names))
+    sort = None
+    if args.sort_into:
+        sort = Sorter(args.sort_into, names or classifier.class_names, args.min_score or 0.0, args.copy)
     about = {"adapter": _content(local_folder(args.adapter, revision=args.revision)), "model": args.model}
     about |= {"kind": kind, "top_k": args.top_k, "class_names": names, "scores": args.scores} | (
         {"set": args.set} if args.set else {}
     )
+    if kind == "parquet":
+        about["columns"] = columns
+    if sort is not None:
+        about["sort"] = [os.path.abspath(args.sort_into), sort.min_score, sort.copy]
     rows: list[dict] = []
-    with _output(args.output, about) as (file, done):
+    with open_output(args.output, about) as (file, done):
         remaining = [path for path in files if path not in done]
-        write = _csv_writer(file, columns, begun=bool(done)) if kind == "csv" else _jsonl_writer(file)
+        write = csv_writer(file, columns, begun=bool(done)) if kind == "csv" else jsonl_writer(file)
         if args.json and not args.output:
-            write = _list_writer(rows)
+            write = list_writer(rows)
         skipped: list[str] = []
         progress = _Progress(len(files), len(files) - len(remaining))
 
@@ -62,6 +63,8 @@ def main(args: argparse.Namespace) -> int:
         options = {"class_names": names, "scores": args.scores, "batch_size": args.batch_size}
         answers = classifier.stream(remaining, args.top_k, skip=skip, **options)
         for image, answer in answers:
+            if sort is not None and not image.startswith(URLS):  # first, so that a call that continues misses none
+                sort(image, answer[0]["label"], answer[0]["score"])
             write(image, answer, "")
             progress.update()
         progress.close()
@@ -69,10 +72,29 @@ def main(args: argparse.Namespace) -> int:
         print(f"{len(skipped)} of {len(files)} files could not be read and were skipped:", file=sys.stderr)
         for error in skipped:
             print(f"  {error}", file=sys.stderr)
+    if sort is not None and (urls := sum(image.startswith(URLS) for image in files)):
+        print(f"Note: {urls} of {len(files)} pictures have an address instead of a file and are not sorted.",
+              file=sys.stderr)  # fmt: skip
     if args.json:
         facts = {"output": args.output, "images": len(files), "skipped": len(skipped)}
         print(json.dumps(facts if args.output else facts | {"rows": rows}, indent=2, ensure_ascii=False))
     return SOME_SKIPPED if skipped else 0
+
+
+def _check_sorting(args: argparse.Namespace) -> None:
+    """Raises ValueError for options of sorting without it, and for a folder among the pictures."""
+    if not args.sort_into:
+        for name in ("min_score", "copy"):
+            if getattr(args, name) not in (None, False):
+                raise ValueError(f"`{name}` is for `sort_into`; name a folder there.")
+        return
+    folder = Path(args.sort_into).resolve()
+    for path in args.images:
+        if os.path.isdir(path) and folder.is_relative_to(Path(path).resolve()):
+            raise ValueError(
+                f"`sort_into`={args.sort_into!r} is in {path!r}, so a later call would take what is sorted for "
+                "pictures; choose a folder elsewhere."
+            )
 
 
 def find_files(paths: list[str]) -> list[str]:
@@ -110,93 +132,10 @@ def _listed(name: str | None) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _kind(output: str | None, format: str | None) -> str:
-    """The format of the rows. Raises ValueError if the output's name does not define one."""
-    if output is None:
-        return format or "jsonl"
-    make_room_for(output)
-    suffix = Path(output).suffix.lower()
-    if format is None and suffix not in _KINDS:
-        raise ValueError(
-            f"`output`={output!r} ends with neither .csv, which spreadsheets open, nor .jsonl; name such a file, or "
-            "set `format`."
-        )
-    return format or _KINDS[suffix]
-
-
 def _content(folder: str) -> str:
     """A hash of an adapter's files, so that its rows are not mixed with those of another adapter."""
     files = [file for file in sorted(Path(folder).iterdir()) if file.suffix == ".safetensors" or "config" in file.name]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:16]
-
-
-@contextmanager
-def _output(path: str | None, about: dict) -> Iterator[tuple[TextIO, set[str]]]:
-    """stdout, or a file that gets its name when it is complete; and the pictures that an earlier call has written.
-
-    `about` is what the rows depend on: rows of a call with other arguments are written again.
-    """
-    if path is None:
-        yield sys.stdout, set()
-        return
-    draft = Path(path).with_name(Path(path).name + ".part")
-    note = draft.with_name(draft.name + ".json")
-    done: set[str] = set()
-    try:
-        if draft.exists() and read_json(note) == about:
-            done = _whole_rows(draft, about["kind"])
-    except (OSError, ValueError):  # no note, or a damaged one
-        done = set()
-    if not done:
-        draft.write_text(_BYTE_ORDER_MARK if about["kind"] == "csv" else "", encoding="utf-8")
-    write_json(note, about)
-    with draft.open("a", encoding="utf-8", newline="") as file:
-        yield file, done
-    os.replace(draft, path)
-    note.unlink()
-
-
-def _whole_rows(draft: Path, kind: str) -> set[str]:
-    """The pictures in an unfinished file, after removing its incomplete last row."""
-    content = draft.read_bytes()
-    content = content[: content.rfind(b"\n") + 1]
-    text = content.decode("utf-8-sig")
-    if kind == "csv":
-        done = {row[0] for row in list(csv.reader(io.StringIO(text, newline="")))[1:]}
-    else:
-        done = {parse_json(line, str(draft))["image"] for line in text.splitlines()}
-    draft.write_bytes(content)
-    return done
-
-
-def _row(image: str, answer: Answer | None, error: str) -> dict:
-    return {"image": image, "error": error} if answer is None else {"image": image, **answer[0], "top_k": answer}
-
-
-def _list_writer(rows: list[dict]) -> Callable[[str, Answer | None, str], None]:
-    return lambda image, answer, error: rows.append(_row(image, answer, error))
-
-
-def _jsonl_writer(file: TextIO) -> Callable[[str, Answer | None, str], None]:
-    def write(image: str, answer: Answer | None, error: str) -> None:
-        file.write(json.dumps(_row(image, answer, error), ensure_ascii=False) + "\n")
-        file.flush()
-
-    return write
-
-
-def _csv_writer(file: TextIO, columns: int, begun: bool) -> Callable[[str, Answer | None, str], None]:
-    rows = csv.writer(file, lineterminator="\n")
-    others = [f"{name}_{i}" for i in range(2, columns + 1) for name in ("label", "score")]
-    if not begun:
-        rows.writerow(["image", "label", "score", *others, "error"])
-
-    def write(image: str, answer: Answer | None, error: str) -> None:
-        cells = [(guess["label"], f"{guess['score']:.4f}") for guess in answer] if answer else [("", "")] * columns
-        rows.writerow([image, *(value for pair in cells for value in pair), error])
-        file.flush()
-
-    return write
 
 
 class _Progress:

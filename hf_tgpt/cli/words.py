@@ -9,12 +9,15 @@ import re
 _OPTIONS = {"source": "dataset", "base_model": "model", "fields": "set", "folder": "to"}
 # The options of the running command. A process runs only one, and its warnings come from anywhere.
 _known: set[str] = set()
+_places: set[str] = set()  # those without an option's name
 
 
 def speak_of(parser: argparse.ArgumentParser) -> None:
     """Sets the parser whose options `in_options` recognises."""
     _known.clear()
     _known.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
+    _places.clear()
+    _places.update(action.dest for action in parser._actions if not action.option_strings)
 
 
 def in_options(text: str) -> str:
@@ -22,6 +25,8 @@ def in_options(text: str) -> str:
 
     def option(match: re.Match[str]) -> str:
         name, value = _OPTIONS.get(match["name"], match["name"]), match["value"] or ""
+        if name == "dataset" and name not in _known and "pictures" in _places:
+            return f"PICTURES{value}"
         if name not in _known:
             return match[0]
         return f"--{name} is not given" if value == "=None" else f"--{name}{value}"

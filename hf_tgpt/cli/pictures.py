@@ -1,0 +1,58 @@
+"""Labelled pictures and a base model for the commands that train nothing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+
+from ..data import find_benchmark, load_splits
+from ..data.readers.folders import is_picture, subfolders
+from ..data.readers.tables import find_tables
+from ..encoders.loading import check_device, load_clip
+from ..utils.names import TOY_CLIP
+from .arguments import base_model_of
+from .output import list_remarks
+from .predict import find_files
+
+
+def load_base(args: argparse.Namespace) -> Any:
+    """The base model that --model names, or training's own for such pictures, on its device."""
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    return load_clip(base_model_of(args.model, args.pictures) or str(TOY_CLIP)).to(device).eval()
+
+
+def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:
+    """The splits of the data set as they are, after a list of remarks; of data without any, all as the split ""."""
+    with list_remarks():
+        splits = load_splits(
+            args.pictures,
+            args.image_column,
+            args.label_column,
+            seed=None,
+            splits=args.splits,
+            class_names_file=args.class_names_file,
+            any_names=True,
+        )
+    benchmark, _ = find_benchmark(args.pictures)
+    if list(splits) == ["test"] and not (benchmark and benchmark.only_tested):
+        return {"": splits["test"]}
+    return dict(splits)
+
+
+def read_splits_or_files(args: argparse.Namespace) -> tuple[dict[str, Dataset], bool]:
+    """The same, and whether labels are known: they are not of one picture and of a folder without class folders."""
+    place = Path(args.pictures)
+    flat = place.is_dir() and not args.splits and not subfolders(place) and not find_tables(place)
+    if not flat and not is_picture(place):
+        return read_splits(args), True
+    files = [os.path.abspath(file) for file in find_files([args.pictures])]
+    columns = {"image": files, "label": [0] * len(files)}
+    return {
+        "": Dataset.from_dict(columns, features=Features({"image": Image(), "label": ClassLabel(names=[""])}))
+    }, False

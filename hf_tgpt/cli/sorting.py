@@ -1,0 +1,84 @@
+"""Pictures in a folder for each class, as links or copies; the pictures themselves stay where they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+UNSURE = "unsure"
+_LONGEST = 200  # bytes, of the 255 that file systems take
+# What a system cannot have in a file's name, or reads otherwise.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
+
+
+class Sorter:
+    """Puts pictures into a folder for each class, and those of a low score into the folder `unsure`.
+
+    Two pictures of one name get two names there, and a picture that is there already is not put there again.
+
+    Example:
+        >>> put = Sorter("sorted", ["cat", "black/white cat"], min_score=0.5)
+        >>> put("cat.jpg", "black/white cat", 0.9)
+        >>> [str(path) for path in Path("sorted").rglob("*.jpg")]
+        ['sorted/black_white cat/cat.jpg']
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], class_names: Sequence[str], min_score: float = 0.0, copy: bool = False
+    ):
+        self.folder, self.min_score, self.copy = Path(folder), min_score, copy
+        self.folders = folder_names(class_names)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"`sort_into`={str(folder)!r} cannot be made ({error.strerror}); name a folder.") from None
+
+    def __call__(self, picture: str, label: str, score: float) -> None:
+        """Puts one picture there. Raises ValueError if the folder cannot take it."""
+        folder = self.folder / (UNSURE if score < self.min_score else self.folders[label])
+        folder.mkdir(exist_ok=True)
+        source, number = Path(os.path.abspath(picture)), 1
+        place = folder / source.name
+        while os.path.lexists(place):
+            if self._is_there(place, source):
+                return
+            number += 1
+            place = folder / f"{source.stem} ({number}){source.suffix}"
+        try:
+            if self.copy:
+                draft = self.folder / f".{os.getpid()}{source.suffix}"
+                shutil.copy2(source, draft)
+                os.replace(draft, place)
+            else:
+                place.symlink_to(source)
+        except (OSError, NotImplementedError) as error:
+            remedy = "choose another folder" if self.copy else "choose another folder, or set `copy`=True"
+            raise ValueError(f"`sort_into`={str(self.folder)!r} cannot take {picture} ({error}); {remedy}.") from error
+
+    def _is_there(self, place: Path, source: Path) -> bool:
+        if not self.copy:
+            return place.is_symlink() and os.readlink(place) == str(source)
+        there, own = place.stat(), source.stat()
+        return not place.is_symlink() and (there.st_size, there.st_mtime_ns) == (own.st_size, own.st_mtime_ns)
+
+
+def folder_names(class_names: Sequence[str]) -> dict[str, str]:
+    """A folder's name for each class, no two alike, and none that leads elsewhere or is `unsure`.
+
+    Example:
+        >>> folder_names(["and/or", "and_or", "..", "Unsure"])
+        {'and/or': 'and_or', 'and_or': 'and_or (2)', '..': '_', 'Unsure': 'Unsure (2)'}
+    """
+    names, taken = {}, {UNSURE}
+    for name in class_names:
+        safe = _UNSAFE.sub("_", name).strip(" .").encode()[:_LONGEST].decode(errors="ignore") or "_"
+        number, free = 1, safe
+        while free.casefold() in taken:  # some file systems see no case
+            number += 1
+            free = f"{safe} ({number})"
+        taken.add(free.casefold())
+        names[name] = free
+    return names

@@ -21,12 +21,12 @@ from .pictures import load_base, read_splits
 
 _COLUMNS = ("file", "problem", "label", "suggested", "score", "split", "detail")
 _LISTS = {  # in the order of the summary
-    "unreadable": "cannot be read",
-    "blank": "of one colour or nearly black",
-    "tiny": "much smaller than what the model sees",
+    "label_errors": "labels to look at",
     "duplicates": "groups of equal or nearly equal pictures",
-    "label_errors": "labels to look at, the worst first",
-    "outliers": "unlike all others",
+    "outliers": "pictures unlike all others",
+    "unreadable": "files that cannot be read",
+    "blank": "pictures of one colour or nearly black",
+    "tiny": "pictures much smaller than what the model sees",
     "spelled_alike": "groups of class names that differ in spelling alone",
     "unknown_by_name": "classes that the base model does not know by name",
     "confused_by_name": "classes that the base model takes for another by name",
@@ -101,7 +101,7 @@ def _rows(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _in_words(facts: dict[str, Any]) -> str:
     lines = [f"{facts['pictures']} pictures of {facts['classes']} classes"]
-    lines += [f"{len(facts[kind]):6} {words}" for kind, words in _LISTS.items() if facts[kind]]
+    lines += [f"{words}: {len(facts[kind])}" for kind, words in _LISTS.items() if facts[kind]]
     if not any(facts[kind] for kind in _LISTS):
         lines.append("Nothing is wrong with them.")
     largest, smallest = (facts["imbalance"][size] for size in ("largest", "smallest"))

@@ -70,9 +70,11 @@ def _write(output: Path, columns: dict[str, list], features: np.ndarray) -> None
     """The columns and features (n, d), float32 at unit length; the file appears whole or not at all."""
     draft = output.with_name(output.name + ".part")
     if output.suffix.lower() == ".npz":
-        texts: dict[str, Any] = {name: np.array([value or "" for value in values]) for name, values in columns.items()}
+        arrays: dict[str, Any] = {
+            f"{name}s": np.array([each or "" for each in values]) for name, values in columns.items()
+        }
         with draft.open("wb") as file:
-            np.savez(file, features=features, **texts)
+            np.savez(file, features=features, **arrays)
     else:
         flat = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
         table = {name: pa.array(values, pa.string()) for name, values in columns.items()}

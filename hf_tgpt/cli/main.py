@@ -138,8 +138,8 @@ hf-tgpt embed pictures --output features.npz
 hf-tgpt embed pictures --output features.parquet --adapter runs/mine
 """)  # fmt: skip
     add_pictures(embed)
-    embed.add_argument("--output", required=True, help="a file that ends with .npz (file, label, split and features as "
-                       "arrays) or .parquet (as columns)")  # fmt: skip
+    embed.add_argument("--output", required=True, help="a file that ends with .npz (arrays files, labels, splits and "
+                       "features) or .parquet (columns file, label, split and features)")  # fmt: skip
     embed.add_argument("--adapter", help=f"of its image tower, instead of the base model's: {ADAPTER}")
     add_base_model(embed)
     add_json(embed)

@@ -17,7 +17,7 @@ from .images import decode_image
 _SIDE = 16  # of the small copies by which pictures are compared
 _FLAT = 1.0  # of 255; a small copy that varies less has nothing to be recognised by
 _BLOCK = 2048  # pictures that are compared with all others at a time
-_SAME = 0.98  # correlation of two small copies
+_SAME = 0.985  # correlation of two small copies
 _SAME_FEATURES = 0.9  # and cosine of their features, which tells textures apart that are alike when small
 
 
@@ -75,7 +75,7 @@ def equal_pictures(dataset: Dataset) -> list[list[int]]:
 def similar_pairs(small: np.ndarray, features: torch.Tensor) -> list[tuple[int, int, float]]:
     """Pairs of rows that show nearly the same picture, as after saving it again or resizing it, and their likeness.
 
-    Small copies (n, 16, 16, 3) correlate by 0.98 or more, and unit features (n, d) have a cosine of 0.9 or more.
+    Small copies (n, 16, 16, 3) correlate by 0.985 or more, and unit features (n, d) have a cosine of 0.9 or more.
     Copies without any structure are like no other. Crops and mirrored pictures are not found.
 
     Example:

@@ -72,10 +72,16 @@ def encode_splits(
     if not len(readable):
         raise ValueError(f"none of the {len(dataset)} pictures can be read; the first: {looks[0].problem}.")
     images = FewShotImages(dataset.select(readable), transform)
+    learner = model.learner
+    if learner.texts_per_image and not learner.vision_is_frozen:
+        raise ValueError(
+            f"`adapter`: the image features depend on the class texts with {learner.config.method} as configured, so a "
+            "picture has no features of its own; choose another adapter, or the base model."
+        )
     if folder is not None:
         states = cache_features(model, images, 1, folder, torch.float32, num_workers=num_workers).states
     else:
-        states = encode_pictures(encoder_of(model.get_base_model()), model.learner, images, 1)
+        states = encode_pictures(encoder_of(model.get_base_model()), learner, images, 1)
     features = _features(model, states[0])
     of_split = [split for split, data in splits.items() for _ in range(len(data))]
     return Encoded(dataset, of_split, read_labels(dataset), looks, readable, features)

@@ -104,7 +104,7 @@ def test_each_planted_fault_is_reported_and_nothing_else(base, rng, tmp_path, ca
 
 def test_pictures_without_a_fault_have_none(base, rng, tmp_path, capsys):
     facts, _ = check(capsys, fill(tmp_path / "pictures", rng), "--model", base, "--output_dir", tmp_path / "out")
-    assert {kind: facts[kind] for kind in LISTS} == dict.fromkeys(LISTS, [])
+    assert {kind: facts[kind] for kind in LISTS} == {kind: [] for kind in LISTS}
     assert facts["splits"] == {"train": 36, "test": 18}
     assert facts["cross_validated_accuracy"] == 1
     assert {one["label"]: one["pictures"] for one in facts["per_class"]} == {"lime": 18, "plum": 18, "ripe tomato": 18}

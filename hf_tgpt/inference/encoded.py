@@ -64,7 +64,7 @@ def encode_splits(
         >>> transform = hf_tgpt.data.ImageTransform(32, (0.5,) * 3, (0.5,) * 3, train=False)
         >>> encoded = encode_splits(load_splits("pictures"), zero_shot_beside(clip, ["cat", "dog"]), transform)
         >>> tuple(encoded.features.shape), encoded.place(7)["split"], encoded.place(7)["row"]
-        ((8, 16), 'test', 3)
+        ((8, 512), 'test', 3)
     """
     dataset = concatenate_datasets([data.select_columns(["image", "label"]) for data in splits.values()])
     looks = [look for split, data in splits.items() for look in look_at(data, split)]

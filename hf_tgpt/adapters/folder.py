@@ -13,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 from ..utils.files import read_json
 from ..utils.version import __version__
 
+# What held-out pictures told of the adapter (`evaluation.calibration`).
+CALIBRATION = "calibration.json"
+
 
 def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
     """The config in an adapter's folder, ours or PEFT's. Raises ValueError if it is missing, damaged or unknown."""

@@ -1,11 +1,14 @@
-"""Searches the open values of a head on frozen features, on pictures that it is not fitted to."""
+"""A head on frozen features tried on pictures that it is not fitted to: to search its open values, and its logits."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
 
 from ..encoders import DualEncoder
 from .fitting import Features, Steps, held_out
@@ -95,3 +98,29 @@ def _trials(
         else:
             head.settle(values)
         yield choice, head.score(encoder, tried)
+
+
+def out_of_fold_logits(
+    head: Any, encoder: DualEncoder, data: Features, as_is: torch.Tensor, steps: Steps
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (m, c) of training pictures by heads that were fitted to the others, and their labels (m,).
+
+    `head`, a fitted `FeatureHead`, stays as it is, and its copies take over the values that its search has found.
+    `data` are the views (v, n, d) that it was fitted to, `as_is` the pictures' features without augmentation (n, d).
+    Pictures of classes with a single one are left out. Raises ValueError if there are no others.
+    """
+    count = len(data.states)
+    both = Features(torch.cat([data.states, as_is[None].to(data.states)]), data.labels)
+    values = {name: getattr(head.config, name) for name in head.grid}
+    last = None if head.grid else (head.noted("searched", {}) or {}).get("epochs")
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for train, tried in held_out(both, steps.seed):
+        copied = copy.deepcopy(head, {id(weight): weight for weight in encoder.text_parameters()})  # these are shared
+        copied.requires_grad_(True)._trying = True
+        copied.fit_with(encoder, Features(train.states[:count], train.labels), steps, values, values, last)
+        with torch.no_grad():
+            logits = copied.eval().classify(encoder, tried.states[count].float(), copied.texts(encoder))
+        found.append((logits.float(), tried.labels))
+    if not found:
+        raise ValueError("every class has a single training picture, so none can be held out; give other pictures.")
+    return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from ..encoders.packing import Packing, common_length, pack
 from ..encoders.shares import in_shares
 from ..encoders.walk import encode_image, trim, unit
 from ..texts.class_texts import ClassTexts
-from ..texts.sentences import PLACEHOLDER, class_sentences, class_template
+from ..texts.sentences import PIPELINE_SENTENCE, PLACEHOLDER, class_sentences, class_template, word_ids, words_before
 from ..texts.zero_shot_head import zero_shot_head
 from .config import PromptConfig
 from .learner import PromptLearner, cross_entropy
@@ -217,7 +218,30 @@ class OpenPromptLearner(PromptLearner):
         """Unit image features (b, d), and a second one of each picture for a method that reads two."""
         return unit(self.image_features(encoder, pixel_values, **kwargs)), None
 
+    def trained_sentence(self) -> str | None:
+        """The class sentence of the training, with {} for the name; None for a method that is not trained."""
+        if self.prompt_length:
+            text = getattr(self.config, "initial_text", None)
+            return class_template(" ".join([PLACEHOLDER] * self.prompt_length) if text is None else text)
+        templates = getattr(self.config, "templates", None)
+        return templates[0] if templates and list(self.parameters()) else None
+
+    def _remark_on_sentences(self, encoder: DualEncoder, input_ids: torch.Tensor) -> None:
+        """Warns of texts (s, t) that are the sentence of transformers' pipeline where another one was trained."""
+        trained = self.trained_sentence()
+        if trained is None or words_before(trained) == words_before(PIPELINE_SENTENCE):
+            return
+        words = input_ids.new_tensor(word_ids(self.tokenizer(encoder), words_before(PIPELINE_SENTENCE)))
+        begins = input_ids[:, encoder.prefix : encoder.prefix + len(words)]
+        if begins.shape[1] == len(words) and bool((begins == words).all()):
+            warnings.warn(
+                f"The texts are {PIPELINE_SENTENCE!r}, the sentence of transformers' pipeline, but the adapter was "
+                f"trained with {trained!r} and answers better with that: pass hypothesis_template={trained!r}.",
+                stacklevel=2,
+            )
+
     def read_texts(self, encoder: DualEncoder, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._remark_on_sentences(encoder, input_ids)
         ids, ends = trim(encoder, input_ids, self.end_token)
         n, shortest = self.prompt_length, int(ends.min()) - encoder.prefix
         if n and shortest < n:

@@ -20,6 +20,7 @@ from ..adapters.config import change_config
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from ..encoders.loading import check_picture_size, load_clip, load_image_processor
 from ..evaluation.accuracy import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
+from ..evaluation.calibration import read_calibration, settings_of
 from ..evaluation.plots import plot_classes, require_matplotlib
 from ..evaluation.published_results import BACKBONE, published_beside, read_published
 from ..hub.loading import load_trained
@@ -108,6 +109,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 4. Results.
     adapted = measure(predictions)
+    calibration = read_calibration(folder)
+    if calibration is not None and calibration.includes(names) and calibration.settings == settings_of(
+        trained.learner.config
+    ):  # fmt: skip
+        results["temperature"], before = calibration.temperature, adapted["expected_calibration_error"]
+        predictions["logits"] = predictions["logits"] / calibration.temperature
+        adapted = measure(predictions) | {"uncalibrated_error": before}
     if published:
         results["published"] = [{name: row[name] for name in ("method", "accuracy", "source")} for row in published]
     results |= {"zero_shot_accuracy": zero_shot["accuracy"], **adapted}
@@ -163,6 +171,9 @@ def _write(file: Path | None, results: dict[str, Any], accelerator: Accelerator)
 def _in_words(results: dict[str, Any], model_name: str, classes: int) -> str:
     about = f"{results['adapter']} on {results['dataset']}"
     lines = [f"{about}, {results['classes']} classes ({classes}), {results['images']} pictures", accuracies(results)]
+    if "temperature" in results:
+        before, after = results["uncalibrated_error"], results["expected_calibration_error"]
+        lines.append(f"{'calibration error':20} {after:.3f} ({before:.3f} before calibration)")
     if changed := results.get("changed"):
         fields = " ".join(f"{name}={value}" for name, value in changed["fields"].items())
         lines.append(

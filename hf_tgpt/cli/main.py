@@ -27,6 +27,7 @@ from .options import (
     add_json,
     add_model,
     add_pictures,
+    add_trust,
     at_least_one,
     port,
     share,
@@ -41,6 +42,7 @@ _DESCRIPTION = (
 PARSED_BY_THEMSELVES = {
     "train": "train an adapter and compare it with zero-shot CLIP",
     "evaluate": "test an adapter on any data set, beside zero-shot CLIP",
+    "calibrate": "calibrate an adapter on held-out pictures: trusted probabilities, coverage, none of these",
     "compare": "compare methods on your pictures over shots and seeds: tables, plots, the best one",
     "describe": "write a description of each training image with a vision-language model",
 }
@@ -171,6 +173,7 @@ find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
         "--scores", choices=["softmax", "sigmoid"], default="softmax", help="of the classes asked about together, or "
         "of SigLIP each class by itself: all low where the picture shows none of them (default: %(default)s)"
     )  # fmt: skip
+    add_trust(predict)
     predict.add_argument(
         "--batch_size", type=at_least_one, default=32, help="pictures per batch (default: %(default)s)"
     )

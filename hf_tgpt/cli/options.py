@@ -174,6 +174,27 @@ def add_classes(parser: argparse.ArgumentParser, purpose: str = "in place of the
     names.add_argument("--class_names_file", help="a file of class names, a line each, or .json")
 
 
+def share(text: str) -> float:
+    """A type of argparse's: a number between 0 and 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: choose a share between 0 and 1, such as 0.9")
+    return number
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds what a calibrated adapter answers beside a label."""
+    parser.add_argument(
+        "--coverage", type=share, metavar="SHARE", help="answer with as many classes as it takes for the right one to "
+        "be among them in this share of pictures, such as 0.9 (of an adapter after `hf-tgpt calibrate`)"
+    )  # fmt: skip
+    parser.add_argument("--reject", action="store_true", help="give pictures of none of the classes no label, but the "
+                        "nearest class (of an adapter after `hf-tgpt calibrate`)")  # fmt: skip
+
+
 def add_set(parser: argparse._ActionsContainer, *also: str) -> None:
     """Adds `--set`, and other names of it."""
     parser.add_argument("--set", *also, dest="set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the "

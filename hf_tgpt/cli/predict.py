@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..adapters.folder import CALIBRATION
 from ..data.readers.folders import kinds_left_out, pictures_below
 from ..hub.run import local_folder
 from .loaded import class_names_of, classifier_of
@@ -34,13 +35,16 @@ def main(args: argparse.Namespace) -> int:
     files = find_files([*args.images, *_listed(args.list)])
     names = class_names_of(args)
     classifier = classifier_of(args)
-    columns = min(args.top_k, len(names or classifier.class_names))
+    columns = 1 if args.coverage else min(args.top_k, len(names or classifier.class_names))
+    asked = {name: value for name, value in (("coverage", args.coverage), ("reject", args.reject)) if value}
     sort = None
     if args.sort_into:
         sort = Sorter(args.sort_into, names or classifier.class_names, args.min_score or 0.0, args.copy)
     about = {"adapter": _content(local_folder(args.adapter, revision=args.revision)), "model": args.model}
-    about |= {"kind": kind, "top_k": args.top_k, "class_names": names, "scores": args.scores} | (
-        {"set": args.set} if args.set else {}
+    about |= (
+        {"kind": kind, "top_k": args.top_k, "class_names": names, "scores": args.scores}
+        | ({"set": args.set} if args.set else {})
+        | asked
     )
     if kind == "parquet":
         about["columns"] = columns
@@ -49,9 +53,9 @@ def main(args: argparse.Namespace) -> int:
     rows: list[dict] = []
     with open_output(args.output, about) as (file, done):
         remaining = [path for path in files if path not in done]
-        write = csv_writer(file, columns, begun=bool(done)) if kind == "csv" else jsonl_writer(file)
+        write = csv_writer(file, columns, asked, begun=bool(done)) if kind == "csv" else jsonl_writer(file, asked)
         if args.json and not args.output:
-            write = list_writer(rows)
+            write = list_writer(rows, asked)
         skipped: list[str] = []
         progress = _Progress(len(files), len(files) - len(remaining))
 
@@ -60,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
             write(image, None, str(error))
             progress.update()
 
-        options = {"class_names": names, "scores": args.scores, "batch_size": args.batch_size}
+        options = {"class_names": names, "scores": args.scores, "batch_size": args.batch_size, **asked}
         answers = classifier.stream(remaining, args.top_k, skip=skip, **options)
         for image, answer in answers:
             if sort is not None and not image.startswith(URLS):  # first, so that a call that continues misses none
@@ -134,7 +138,8 @@ def _listed(name: str | None) -> list[str]:
 
 def _content(folder: str) -> str:
     """A hash of an adapter's files, so that its rows are not mixed with those of another adapter."""
-    files = [file for file in sorted(Path(folder).iterdir()) if file.suffix == ".safetensors" or "config" in file.name]
+    files = [file for file in sorted(Path(folder).iterdir())
+             if file.suffix == ".safetensors" or "config" in file.name or file.name == CALIBRATION]  # fmt: skip
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -66,7 +66,7 @@ def open_output(path: str | None, about: dict) -> Iterator[tuple[TextIO, set[str
     with draft.open("a", encoding="utf-8", newline="") as file:
         yield file, done
     if about["kind"] == "parquet":
-        _to_parquet(draft, about["columns"])
+        _to_parquet(draft, about["columns"], about)
     os.replace(draft, path)
     note.unlink()
 
@@ -84,10 +84,11 @@ def _whole_rows(draft: Path, kind: str) -> set[str]:
     return done
 
 
-def _to_parquet(draft: Path, columns: int) -> None:
+def _to_parquet(draft: Path, columns: int, asked: Mapping[str, Any]) -> None:
     """Makes a table of JSON lines, with the columns of the CSV."""
     names = [("label", "score"), *((f"label_{i}", f"score_{i}") for i in range(2, columns + 1))]
     fields = [field for label, score in names for field in ((label, pa.string()), (score, pa.float64()))]
+    fields += [(name, pa.list_(pa.string()) if name == "labels" else pa.string()) for name in _beside(asked)]
     schema = pa.schema([("image", pa.string()), *fields, ("error", pa.string())])
     table = draft.with_name(draft.name + ".table")
     with draft.open(encoding="utf-8") as lines, pq.ParquetWriter(table, schema) as writer:
@@ -95,7 +96,7 @@ def _to_parquet(draft: Path, columns: int) -> None:
             rows: list[dict[str, Any]] = []
             for line in batch:
                 row = parse_json(line, str(draft))
-                flat = {"image": row["image"], "error": row.get("error")}
+                flat = {name: row.get(name) for name in ("image", "error", *_beside(asked))}
                 for (label, score), guess in zip(names, row.get("top_k", []), strict=False):
                     flat |= {label: guess["label"], score: guess["score"]}
                 rows.append(flat)
@@ -103,35 +104,50 @@ def _to_parquet(draft: Path, columns: int) -> None:
     os.replace(table, draft)
 
 
-def _row(image: str, answer: Answer | None, error: str) -> dict:
-    return {"image": image, "error": error} if answer is None else {"image": image, **answer[0], "top_k": answer}
+def _beside(asked: Mapping[str, Any]) -> list[str]:
+    """The columns beside classes and scores; `asked` holds what was asked of a calibration."""
+    return [column for name, column in (("coverage", "labels"), ("reject", "nearest")) if name in asked]
 
 
-def list_writer(rows: list[dict]) -> Writer:
+def _row(image: str, answer: Answer | None, error: str, asked: Mapping[str, Any]) -> dict:
+    if answer is None:
+        return {"image": image, "error": error}
+    labels = {"labels": _labels(answer)} if "coverage" in asked else {}
+    return {"image": image, **answer[0], **labels, "top_k": answer}
+
+
+def _labels(answer: Answer | None) -> list[str]:
+    return [guess["label"] for guess in answer or [] if guess["label"] is not None]
+
+
+def list_writer(rows: list[dict], asked: Mapping[str, Any]) -> Writer:
     """Appends to `rows`."""
-    return lambda image, answer, error: rows.append(_row(image, answer, error))
+    return lambda image, answer, error: rows.append(_row(image, answer, error, asked))
 
 
-def jsonl_writer(file: TextIO) -> Writer:
+def jsonl_writer(file: TextIO, asked: Mapping[str, Any]) -> Writer:
     """Writes a JSON object on each line."""
 
     def write(image: str, answer: Answer | None, error: str) -> None:
-        file.write(json.dumps(_row(image, answer, error), ensure_ascii=False) + "\n")
+        file.write(json.dumps(_row(image, answer, error, asked), ensure_ascii=False) + "\n")
         file.flush()
 
     return write
 
 
-def csv_writer(file: TextIO, columns: int, begun: bool) -> Writer:
+def csv_writer(file: TextIO, columns: int, asked: Mapping[str, Any], begun: bool) -> Writer:
     """Writes the best classes beside each other; `begun`: the head is written."""
     rows = csv.writer(file, lineterminator="\n")
     others = [f"{name}_{i}" for i in range(2, columns + 1) for name in ("label", "score")]
     if not begun:
-        rows.writerow(["image", "label", "score", *others, "error"])
+        rows.writerow(["image", "label", "score", *others, *_beside(asked), "error"])
 
     def write(image: str, answer: Answer | None, error: str) -> None:
-        cells = [(guess["label"], f"{guess['score']:.4f}") for guess in answer] if answer else [("", "")] * columns
-        rows.writerow([image, *(value for pair in cells for value in pair), error])
+        cells = [(guess["label"] or "", f"{guess['score']:.4f}") for guess in (answer or [])[:columns]]
+        cells += [("", "")] * (columns - len(cells))
+        row = _row(image, answer, error, asked) | {"labels": "; ".join(_labels(answer))}
+        beside = [row.get(name, "") for name in _beside(asked)]
+        rows.writerow([image, *(value for pair in cells for value in pair), *beside, error])
         file.flush()
 
     return write

@@ -15,7 +15,7 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
 
 
 class Sorter:
-    """Puts pictures into a folder for each class, and those of a low score into the folder `unsure`.
+    """Puts pictures into a folder for each class, and those of a low score or of no class into the folder `unsure`.
 
     Two pictures of one name get two names there, and a picture that is there already is not put there again.
 
@@ -36,9 +36,9 @@ class Sorter:
         except OSError as error:
             raise ValueError(f"`sort_into`={str(folder)!r} cannot be made ({error.strerror}); name a folder.") from None
 
-    def __call__(self, picture: str, label: str, score: float) -> None:
+    def __call__(self, picture: str, label: str | None, score: float) -> None:
         """Puts one picture there. Raises ValueError if the folder cannot take it."""
-        folder = self.folder / (UNSURE if score < self.min_score else self.folders[label])
+        folder = self.folder / (UNSURE if label is None or score < self.min_score else self.folders[label])
         folder.mkdir(exist_ok=True)
         source, number = Path(os.path.abspath(picture)), 1
         place = folder / source.name

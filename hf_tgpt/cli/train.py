@@ -34,6 +34,7 @@ from ..data.sources import LARGEST_CHECK
 from ..encoders import encoder_of
 from ..encoders.loading import check_picture_size, load_clip, load_image_processor
 from ..evaluation.accuracy import evaluate, evaluation_loader, measure, predict
+from ..evaluation.calibration import calibrate, digest_of_weights, settings_of
 from ..evaluation.plots import PLOTS_REMEDY, can_plot
 from ..hub.loading import load_trained
 from ..hub.push import check_repository, push_folder
@@ -157,6 +158,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     history = train(model, train_images, config, accelerator, output_dir, tokenizer, validation, run.resume, clock)
     predictions = predict(model.eval(), test, accelerator, "testing")
     adapted = measure(predictions)
+    held = None if validation is None else predict(model, validation, accelerator, "calibrating")
 
     # 7. Saved, reloaded into a fresh CLIP and checked, with another seed, so that equal random weights prove nothing.
     if accelerator.is_main_process:
@@ -179,6 +181,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     results = summarise(about, config, model, zero_shot, adapted, captions, remarks, clock.seconds, saved)
     if accelerator.is_main_process:
         write_run(output_dir, model, history, zero_shot, adapted, results)
+        if held is not None:
+            logits, labels = torch.from_numpy(held["logits"]), torch.from_numpy(held["labels"])
+            settings, weights = settings_of(model.learner.config), digest_of_weights(output_dir)
+            what = f"{len(labels)} validation pictures"
+            calibrate(logits, labels, names, pictures=what, settings=settings, weights=weights).save(output_dir)
         if not can_plot():
             say(f"training.png is missing, since it needs matplotlib: {PLOTS_REMEDY}.")
     say(accuracies(results))

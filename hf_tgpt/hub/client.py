@@ -16,13 +16,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..adapters.folder import CALIBRATION
 from ..utils.compat import connection_error
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 # The pictures that a run has seen, a line each: 16 hexadecimal digits of its content, and the split that it was in.
 SEEN_PICTURES = "seen_pictures.txt"
 # The files that training writes beside the adapter for users.
-RUN_FILES = ("results.json", "training.png", "training_log.jsonl", SEEN_PICTURES)
+RUN_FILES = ("results.json", "training.png", "training_log.jsonl", SEEN_PICTURES, CALIBRATION)
 FILES = (CONFIG, WEIGHTS, CARD, *RUN_FILES)
 # Those of `old_formats.py`, which are read from the Hub but not pushed from here.
 _OLD_FILES = ("reference.json", "linear_probe.safetensors")

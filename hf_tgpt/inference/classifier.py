@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, get_args
 
 import datasets
 import numpy as np
@@ -20,9 +20,11 @@ from ..data.images import ImageTransform
 from ..encoders import encoder_of
 from ..encoders.loading import check_device, check_picture_size, load_clip, load_image_processor
 from ..evaluation.accuracy import for_classes
+from ..evaluation.calibration import Calibration, read_calibration, settings_of
 from ..hub.loading import load_trained
 from ..hub.run import base_and_revision, local_folder
 from ..utils.names import check_class_names
+from .answers import Answer, Question, Scores, answers
 from .pictures import is_one, load_image, rows_of
 from .turns import answering
 
@@ -30,17 +32,7 @@ from .turns import answering
 _PAIRS = 65_536
 # Other lists of classes whose features are kept.
 _LISTS = 8
-
-
-class Guess(TypedDict):
-    """A class and its probability."""
-
-    label: str
-    score: float
-
-
-Answer = list[Guess]
-Scores = Literal["softmax", "sigmoid"]
+_ITS_CLASSES = "the classes that the adapter was calibrated with, all of them; leave out `class_names`"
 
 
 def load_classifier(
@@ -54,7 +46,7 @@ def load_classifier(
 
     `name_or_path` is a folder or an id on the Hub, there at `revision`; `device` is by default the GPU where there is
     one; `base_model` is another copy of the one that the adapter names. Raises ValueError if one of them cannot be
-    loaded.
+    loaded. The adapter's calibration, if it has one (`hf-tgpt calibrate`), is used for all answers.
 
     Example:
         >>> classifier = hf_tgpt.load_classifier("runs/my-run")
@@ -67,23 +59,24 @@ def load_classifier(
     clip = load_clip(base, **({"revision": at} if at else {})).to(device).eval()
     transform = ImageTransform.from_processor(load_image_processor(base, at), train=False)
     check_picture_size(clip, transform.size)
-    return Classifier(load_trained(clip, folder), transform)
+    return Classifier(load_trained(clip, folder), transform, read_calibration(folder))
 
 
 class Classifier:
     """A trained model as a function from pictures to the names of their classes; `load_classifier` makes one.
 
     `model` is a PeftModel with an adapter of this package, or a `TowerClassifier` such as LoRA; `transform` makes pixel
-    values of an RGB picture. Any number of threads may ask one classifier, each about classes of its own. (PEFT's
-    switches, such as `disable_adapter`, act on the model, and so on the answers of all threads.)
+    values of an RGB picture; `calibration` is what held-out pictures told of its logits. Any number of threads may ask
+    one classifier, each about classes of its own. (PEFT's switches, such as `disable_adapter`, act on the model, and so
+    on the answers of all threads.)
 
     Example:
         >>> classifier = hf_tgpt.load_classifier("runs/my-run")
         >>> classifier("cat.jpg", top_k=1, class_names=["a cat asleep", "a cat awake"])
     """
 
-    def __init__(self, model: AdaptedModel, transform: ImageTransform):
-        self.model, self.transform = model.eval(), transform
+    def __init__(self, model: AdaptedModel, transform: ImageTransform, calibration: Calibration | None = None):
+        self.model, self.transform, self.calibration = model.eval(), transform, calibration
         self._class_names = tuple(model.class_names)
         # What answers about classes, by their names, of those that were asked about last; beside it the learner and the
         # config that it was made of, which `set_adapter` and `set_class_names` replace.
@@ -91,7 +84,7 @@ class Classifier:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "transform": self.transform, "_class_names": self._class_names}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_among", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _among=OrderedDict(), _lock=threading.Lock())
@@ -121,6 +114,8 @@ class Classifier:
         *,
         class_names: Sequence[str] | None = None,
         scores: Scores = "softmax",
+        coverage: float | None = None,
+        reject: bool = False,
         batch_size: int = 32,
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """The `top_k` (None: all) most probable classes of a picture, [{"label", "score"}, ...], the likeliest first.
@@ -136,10 +131,16 @@ class Classifier:
         `scores`="sigmoid", on SigLIP, each is the probability of its class by itself: they do not add up to 1, and
         where all are low the picture shows none of these classes.
 
+        With a calibration (`hf-tgpt calibrate`), softmax probabilities are those that held-out pictures confirm, and
+        the order of the labels is the same. `coverage`, such as 0.9, then answers with as many classes as it takes for
+        the right one to be among them for this share of pictures, whatever `top_k` is. With `reject`, a picture of none
+        of the classes is answered by [{"label": None, "nearest": its nearest class, "score"}].
+
         Raises ValueError for a picture that cannot be read, naming it, for bad class names, for classes that a method
-        with fixed ones does not know, and for a sigmoid on a base model that is not trained with one.
+        with fixed ones does not know, for a sigmoid on a base model that is not trained with one, and for `coverage`
+        and `reject` where there is no calibration of these classes.
         """
-        options: Any = {"class_names": class_names, "scores": scores}
+        options: Any = {"class_names": class_names, "scores": scores, "coverage": coverage, "reject": reject}
         if is_one(images):
             return next(self.stream([images], top_k, **options))[1]
         answers = (answer for _, answer in self.stream(images, top_k, batch_size=batch_size, **options))
@@ -153,6 +154,8 @@ class Classifier:
         *,
         class_names: Sequence[str] | None = None,
         scores: Scores = "softmax",
+        coverage: float | None = None,
+        reject: bool = False,
         batch_size: int = 32,
         skip: Callable[[Any, ValueError], None] | None = None,
     ) -> Iterator[tuple[Any, Answer]]:
@@ -170,7 +173,40 @@ class Classifier:
         self._check_scores(scores)
         if self.model.learner.texts_per_image:
             batch_size = max(1, min(batch_size, _PAIRS // len(names)))
-        return self._stream(rows_of(images), top_k, names, scores, self.among(names), batch_size, skip)
+        question = Question(names, top_k, scores, coverage, reject, self.calibration_for(names))
+        self._check_question(question)
+        return self._stream(rows_of(images), question, self.among(names), batch_size, skip)
+
+    def calibration_for(self, class_names: Sequence[str]) -> Calibration | None:
+        """The calibration if its temperature holds for these classes and for the adapter's settings, else None."""
+        return None if self._uncalibrated(class_names) else self.calibration
+
+    def temperature(self, class_names: Sequence[str]) -> float:
+        """What logits of these classes are divided by before the softmax; 1 where there is no calibration of them."""
+        calibration = self.calibration_for(class_names)
+        return 1.0 if calibration is None else calibration.temperature
+
+    def _uncalibrated(self, class_names: Sequence[str]) -> str | None:
+        """Why answers about these classes are not calibrated, as what they would need; None if they are."""
+        learner = self.model.learner
+        if self.calibration is None:
+            return "a calibrated adapter, and this one is not; calibrate it: `hf-tgpt calibrate FOLDER`"
+        if learner is not None and settings_of(learner.config) != self.calibration.settings:
+            return "the adapter's settings as they were calibrated; calibrate it with those of now"
+        return None if self.calibration.includes(class_names) else _ITS_CLASSES
+
+    def _check_question(self, question: Question) -> None:
+        """Raises ValueError where more is asked than the calibration tells."""
+        why, calibration, names = self._uncalibrated(question.names), question.calibration, question.names
+        if calibration is not None and not calibration.is_for(names):
+            why = _ITS_CLASSES
+        for name, value in (("coverage", question.coverage), ("reject", question.reject or None)):
+            if value is not None and why is not None:
+                raise ValueError(f"`{name}`={value!r} needs {why}.")
+        if calibration is not None and question.coverage is not None:
+            calibration.least_probabilities(question.coverage, names)
+        if calibration is not None and question.reject:
+            calibration.rejected(torch.zeros(1, len(names)))
 
     def _check_scores(self, scores: Scores) -> None:
         if scores not in get_args(Scores):
@@ -185,9 +221,7 @@ class Classifier:
     def _stream(
         self,
         images: Iterable[Any],
-        top_k: int | None,
-        names: list[str],
-        scores: Scores,
+        question: Question,
         classify: Callable[..., ImageClassifierOutput],
         batch_size: int,
         skip: Callable[[Any, ValueError], None] | None,
@@ -204,30 +238,18 @@ class Classifier:
                     skip(image, error)
             if read:
                 pixel_values = torch.stack([pixels for _, pixels in read])
-                for (image, _), answer in zip(
-                    read, self._answers(classify, pixel_values, names, scores, top_k), strict=True
-                ):
+                answers = self._answers(classify, pixel_values, question)
+                for (image, _), answer in zip(read, answers, strict=True):
                     yield image, answer
             read.clear()
 
     @answering()
     @torch.inference_mode()
     def _answers(
-        self,
-        classify: Callable[..., ImageClassifierOutput],
-        pixel_values: torch.Tensor,
-        names: list[str],
-        scores: Scores,
-        top_k: int | None,
+        self, classify: Callable[..., ImageClassifierOutput], pixel_values: torch.Tensor, question: Question
     ) -> list[Answer]:
         device = next(self.model.parameters()).device
-        logits = classify(pixel_values.to(device)).logits.float()  # (b, c)
-        probabilities = logits.softmax(-1) if scores == "softmax" else logits.sigmoid()
-        best = probabilities.topk(min(top_k or len(names), len(names)))
-        return [
-            [{"label": names[label], "score": score} for score, label in zip(*row, strict=True)]
-            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        return answers(classify(pixel_values.to(device)).logits.float(), question)
 
     def among(self, class_names: Sequence[str]) -> Callable[..., ImageClassifierOutput]:
         """The model as a classifier of pixel values among these classes; the features of the last few lists are kept.

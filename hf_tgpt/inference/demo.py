@@ -78,9 +78,9 @@ class Demonstration:
         ((_, zero_shot),) = self.zero_shot.stream([image], None, class_names=class_names)
         beside = {part["label"]: part["score"] for part in zero_shot}
         return [
-            Score(part["label"], part["score"], beside[part["label"]])
+            Score(label, part["score"], beside[label])
             for place, part in enumerate(adapted)
-            if place < SHOWN or part["label"] == zero_shot[0]["label"]
+            if (label := part["label"]) is not None and (place < SHOWN or label == zero_shot[0]["label"])
         ]
 
     def attention(self, image: PILImage.Image) -> dict[str, PILImage.Image]:

@@ -35,7 +35,8 @@ def export_onnx(
 
     Class texts that do not depend on the image are frozen into a matrix, so that the text tower stays out. Beside it
     is a JSON file of the same name, which is also returned: the labels in the order of the logits, and how pixel values
-    are made of a picture. `class_names` is as in `Classifier.__call__`.
+    are made of a picture. `class_names` is as in `Classifier.__call__`. Of a calibrated adapter the logits are divided
+    by its temperature, so that their softmax gives the scores of the classifier; the JSON file has its thresholds.
 
     Raises ValueError for a `path` without .onnx, for a missing exporter, and for an adapter that does things ONNX has
     no place for, naming them.
@@ -49,7 +50,7 @@ def export_onnx(
     model, size = copy.deepcopy(classifier.model), classifier.transform.size  # the original stays in use
     texts = None if names == model.class_names else model.texts_for(names)
     encoder = encoder_of(model.get_base_model())
-    module = model.learner.standalone(encoder, texts)
+    module = _Tempered(model.learner.standalone(encoder, texts), classifier.temperature(names))
     # The fused attention is traced with a mask and as causal at once, which its ONNX form refuses.
     encoder.use_eager_attention()
     with exporting(), _quiet(), torch.no_grad():
@@ -72,6 +73,19 @@ def export_onnx(
     facts = describe(classifier, names)
     write_json(path.with_suffix(".json"), facts)
     return facts
+
+
+class _Tempered(torch.nn.Module):
+    """A classifier whose logits are divided by a temperature."""
+
+    def __init__(self, model: torch.nn.Module, temperature: float):
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(b, 3, h, w) -> logits (b, c)."""
+        logits = self.model(pixel_values)
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 def quantize_onnx(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
@@ -109,12 +123,13 @@ def onnx_accuracy(path: str | os.PathLike[str], images: FewShotImages, batch_siz
 
 def describe(classifier: Classifier, names: list[str]) -> dict[str, Any]:
     """What a program needs beside the model: labels, and how pictures become pixel values."""
-    transform = classifier.transform
+    transform, calibration = classifier.transform, classifier.calibration_for(names)
     return {
         "labels": names,
         "method": classifier.model.learner.config.method,
         "input": {"name": "pixel_values", "shape": ["batch", 3, transform.size, transform.size], "type": "float32"},
         "output": {"name": "logits", "shape": ["batch", len(names)], "type": "float32"},
+        **({} if calibration is None else {"calibration": calibration.facts(names)}),
         "preprocessing": {
             "1_colour": "RGB, upright by EXIF, transparency on white",
             **(

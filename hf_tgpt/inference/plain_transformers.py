@@ -24,8 +24,8 @@ def export_transformers(
     """Writes the image tower as a plain model, its image processor and a class matrix; returns how to use them.
 
     The matrix is `classifier.safetensors`: `weight` (c, d) and `bias` (c,) of a linear layer on unit image embeddings
-    that gives the logits. `README.md` holds the snippet that is returned. The tower is the family's `vision_class`, for
-    CLIP a CLIPVisionModelWithProjection.
+    that gives the logits, of a calibrated adapter divided by its temperature. `README.md` holds the snippet that is
+    returned. The tower is the family's `vision_class`, for CLIP a CLIPVisionModelWithProjection.
 
     transformers' own CLIPForImageClassification cannot hold these: its head reads the mean of the last layer's patch
     tokens, CLIP's features are the CLS token after a norm and a projection, at unit length, and no weights of a linear
@@ -45,7 +45,7 @@ def export_transformers(
         why = "classifies by more than a linear layer on image features, such as texts that depend on the image"
     if why or head is None:
         raise ValueError(f"{learner.config.method} {why}, so plain transformers cannot hold it; export it to ONNX.")
-    weight, bias = head
+    weight, bias = (part / classifier.temperature(names) for part in head)
     vision = model.merged_encoder().vision_tower(names)
     folder = Path(folder)
     vision.save_pretrained(folder)

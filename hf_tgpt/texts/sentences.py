@@ -14,6 +14,8 @@ from ..encoders import DualEncoder
 from ..utils.names import check_class_names, composed
 
 PLACEHOLDER = "X"
+# The `hypothesis_template` of transformers' zero-shot-image-classification pipeline, unless its caller names another.
+PIPELINE_SENTENCE = "This is a photo of {}."
 Sentences = tuple[torch.Tensor, torch.Tensor]  # token ids (s, t), and where each sentence ends (s,)
 
 

@@ -104,19 +104,22 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def held_out_pictures(splits: DatasetDict, folder: str) -> Dataset | None:
     """The pictures to calibrate a run's adapter with, none of which it was trained on; None if there are none.
 
-    `splits` are those of `load_splits` with `seed`=None. Data with a validation split have that one. Of data that are
-    not split it is what the run held out for validation, where these are the run's own, else all of it.
+    `splits` are those of `load_splits` with `seed`=None. That is their validation split. Where there is none, it is
+    what the run held out for validation, if these are the run's own pictures; of others it is the test split.
     """
     seen = seen_pictures(folder)
-    if "train" in splits:
-        pictures = splits.get("validation")
-    else:
-        pictures, content = splits["test"], digests(splits["test"])
+    pictures = splits.get("validation")
+    if pictures is None:
+        content = {digest for data in splits.values() for digest in digests(data)}
         in_training = {digest for digest, split in seen.items() if split != "test"}
-        if seen and 2 * len(in_training.intersection(content)) >= len(in_training):
-            pictures = pictures.select([row for row, digest in enumerate(content) if seen.get(digest) == "validation"])
-    if pictures is None or not seen:
-        return pictures
+        pictures = splits["test"]
+        if seen and 2 * len(in_training & content) >= len(in_training):
+            rows = [row for row, digest in enumerate(digests(pictures)) if seen.get(digest) == "validation"]
+            pictures = pictures.select(rows)
+        elif "train" in splits:
+            remark("There is no validation split: the test split is used, so test the adapter on other pictures.")
+    if not seen:
+        remark(f"{folder} does not record which pictures it was trained on, so some of these may be among them.")
     new = [row for row, digest in enumerate(digests(pictures)) if seen.get(digest) != "train"]
     if left_out := len(pictures) - len(new):
         remark(f"{count(left_out, 'picture')} left out, since the adapter was trained on them.")

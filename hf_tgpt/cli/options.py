@@ -146,7 +146,7 @@ def at_least_one(text: str) -> int:
     return whole_number(text, 1, None)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """A type of argparse's: 0 to 1."""
     try:
         number = float(text)

@@ -1,5 +1,9 @@
 """Adapters in transformers' own tools: pipelines and Trainer."""
 
+import inspect
+import re
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +12,20 @@ from conftest import CLASS_NAMES, GOLDEN, METHODS
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessor, Trainer, TrainingArguments, pipeline
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessor,
+    Trainer,
+    TrainingArguments,
+    ZeroShotImageClassificationPipeline,
+    pipeline,
+)
 
 import hf_tgpt
 from hf_tgpt import TOY_CLIP
 from hf_tgpt.data import Collator, FewShotImages, ImageTransform
 from hf_tgpt.evaluation.accuracy import evaluation_loader
+from hf_tgpt.texts.sentences import PIPELINE_SENTENCE
 
 PICTURE = Image.new("RGB", (40, 50), (200, 30, 30))
 
@@ -41,6 +53,44 @@ def test_zero_shot_pipeline_takes_any_names_where_the_method_is_open(method, ada
     else:
         with pytest.raises(ValueError, match="baked into"):
             classify(PICTURE, **ask)
+
+
+@pytest.mark.parametrize("name", ["coop", "maple", "cocoop", "clip_adapter"])
+def test_the_pipelines_own_sentence_is_warned_of_and_the_trained_one_is_not(name, adapt, processor):
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "clip")
+    model = adapt(METHODS[name])
+    classify = pipeline("zero-shot-image-classification", model=model, image_processor=processor, tokenizer=tokenizer)
+    trained = model.learner.trained_sentence()
+    labels = ["forest", "red circle"]
+    with pytest.warns(UserWarning, match=re.escape(f"pass hypothesis_template={trained!r}")) as caught:
+        answers = classify(PICTURE, candidate_labels=labels)
+    assert {answer["label"] for answer in answers} == set(labels)
+    assert PIPELINE_SENTENCE in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert classify(PICTURE, candidate_labels=labels, hypothesis_template=trained)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            classify(PICTURE, candidate_labels=labels)
+    assert len([each for each in caught if "hypothesis_template" in str(each.message)]) == 1
+
+
+def test_an_adapter_that_was_trained_with_the_pipelines_sentence_or_not_at_all_is_not_warned_of(adapt, processor):
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "clip")
+    alike = METHODS["coop"].config_class(class_names=CLASS_NAMES, prompt_length=1, initial_text="This is a photo of")
+    for config in (alike, hf_tgpt.ZeroShotConfig(class_names=CLASS_NAMES)):
+        model = config.build(adapt(METHODS["coop"]).unload()).eval()
+        classify = pipeline(
+            "zero-shot-image-classification", model=model, image_processor=processor, tokenizer=tokenizer
+        )
+        assert classify(PICTURE, candidate_labels=["forest", "red circle"])
+
+
+def test_the_pipelines_sentence_is_still_what_we_take_it_for():
+    """If transformers changes it, change PIPELINE_SENTENCE in hf_tgpt/texts/sentences.py too."""
+    preprocess = inspect.signature(ZeroShotImageClassificationPipeline.preprocess)
+    assert preprocess.parameters["hypothesis_template"].default == PIPELINE_SENTENCE
 
 
 @pytest.mark.filterwarnings("ignore:TGP-T is trained without descriptions")

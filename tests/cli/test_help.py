@@ -11,7 +11,8 @@ from hf_tgpt.cli import completion
 from hf_tgpt.cli.main import main
 
 COMMANDS = [
-    "train", "evaluate", "compare", "describe", "check", "embed", "predict", "demo", "info", "export", "convert",
+    "train", "evaluate", "calibrate", "compare", "describe", "check", "embed", "predict", "demo", "info", "export",
+    "convert",
     "convert-base",
 ]  # fmt: skip
 

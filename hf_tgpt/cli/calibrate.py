@@ -1,8 +1,8 @@
 """Calibrates a trained adapter with pictures that it was not trained on, and writes calibration.json beside it.
 
-From then on its probabilities can be trusted, `--coverage` answers with several classes, and `--reject` tells pictures
-of none of them. By default the pictures are the validation split of the run's own data; without one, a head on frozen
-features is cross-validated on its training pictures.
+From then on its probabilities can be trusted, `predict --coverage 0.9` answers with as many classes as it takes, and
+`predict --reject` tells pictures of none of them. By default the pictures are the validation split of the run's own
+data; without one, a head on frozen features is cross-validated on its training pictures.
 """
 
 from __future__ import annotations

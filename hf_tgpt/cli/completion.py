@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import compare, describe, evaluate
+from . import calibrate, compare, describe, evaluate
 from .arguments import parser_of_all_methods
 from .main import parser
 from .options import CommandParser
@@ -28,7 +28,7 @@ def all_commands() -> tuple[CommandParser, argparse._SubParsersAction]:
     """The parser of the program with all options of all commands, and the commands in it."""
     top, commands = parser()
     commands.choices["train"] = parser_of_all_methods()
-    for module in (compare, describe, evaluate):
+    for module in (calibrate, compare, describe, evaluate):
         commands.choices[module.__name__.rpartition(".")[2]] = module.parser()
     known = commands.choices["compare"]._option_string_actions
     for action in commands.choices["train"]._actions:

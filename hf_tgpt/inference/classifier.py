@@ -87,7 +87,7 @@ class Classifier:
         return {name: value for name, value in self.__dict__.items() if name not in ("_among", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _among=OrderedDict(), _lock=threading.Lock())
+        self.__dict__.update({"calibration": None} | state, _among=OrderedDict(), _lock=threading.Lock())
 
     def __repr__(self) -> str:
         names, count = ", ".join(map(repr, self._class_names[:5])), len(self._class_names)

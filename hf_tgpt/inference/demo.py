@@ -63,11 +63,12 @@ class Demonstration:
             names = self._class_names(classes)
             image = _read(picture)
             scores, pictures = self.compare(image, names), self.attention(image)
+            stranger = self.shows_none(image, names)
         except ValueError as error:
             return _html(problem=str(error))
         addresses = {title: _address(map) for title, map in pictures.items()}
         facts = dict(method=f"adapter ({self.method})", count=len(names), sentence=self._sentence())
-        return _html(scores=scores, pictures=addresses, **facts)
+        return _html(scores=scores, pictures=addresses, stranger=stranger, **facts)
 
     def compare(self, image: PILImage.Image, class_names: list[str]) -> list[Score]:
         """The adapter's ten most likely classes, most likely first, and zero-shot CLIP's first if it is another one.
@@ -82,6 +83,14 @@ class Demonstration:
             for place, part in enumerate(adapted)
             if (label := part["label"]) is not None and (place < SHOWN or label == zero_shot[0]["label"])
         ]
+
+    def shows_none(self, image: PILImage.Image, class_names: list[str]) -> bool:
+        """Whether the picture shows none of the classes, as far as the adapter is calibrated to tell."""
+        calibration = self.adapted.calibration_for(class_names)
+        if calibration is None or not calibration.is_for(class_names) or calibration.reject_below is None:
+            return False
+        ((_, answer),) = self.adapted.stream([image], 1, class_names=class_names, reject=True)
+        return answer[0]["label"] is None
 
     def attention(self, image: PILImage.Image) -> dict[str, PILImage.Image]:
         """The part of the picture that reaches the model, and under what looked at it, the mean attention over it.

@@ -45,6 +45,7 @@ def run(adapt, tmp_path):
     (folder / "training.png").write_bytes(b"a picture")
     (folder / "training_log.jsonl").write_text('{"step": 1}\n')
     (folder / "seen_pictures.txt").write_text("0123456789abcdef\ttrain\n")
+    (folder / "calibration.json").write_text('{"temperature": 2.0, "probabilities": {"cat": [0.5]}}')
     (folder / "run.json").write_text('{"cache_dir": "/home/me/secret"}')
     (folder / "checkpoint").mkdir()
     (folder / "checkpoint" / "adapter.safetensors").write_bytes(b"0" * 10)
@@ -351,7 +352,7 @@ def test_a_trained_adapter_is_published_and_its_cards_example_runs_elsewhere(hub
     run_command("train", "--method", "coop", *arguments, *where)
     repository = hub.repositories["me/colours"]
     assert repository.private
-    assert set(FILES) <= set(repository.files())
+    assert set(FILES) - {"calibration.json"} <= set(repository.files())  # the data have no validation split
     config = json.loads(repository.files()["adapter_config.json"])
     assert config["base_model_name_or_path"] == "hf-tgpt-toy-clip"
     assert (config["trained_on"]["dataset"], config["trained_on"]["shots"]) == ("a local folder", 2)

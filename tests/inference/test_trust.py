@@ -1,12 +1,12 @@
 """Probabilities that held-out pictures confirm, answers of several classes, and pictures of none of them."""
 
-import copy
 import csv
 import json
 import math
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from hf_tgpt.evaluation.calibration import (
     tell_apart,
 )  # fmt: skip
 from hf_tgpt.evaluation.metrics import classification_metrics
+from hf_tgpt.inference.demo import Demonstration
 from hf_tgpt.inference.onnx import describe, export_onnx
 from hf_tgpt.inference.plain_transformers import export_transformers
 
@@ -240,15 +241,13 @@ def test_coverage_answers_with_a_list_of_classes_whatever_top_k_is(folders):
 def test_a_stranger_has_no_label_and_a_nearest_class(folders):
     classifier = calibrated(folders["maple"])
     plain = classifier(PICTURES[0])
-    saved = classifier.calibration
-    classifier.calibration = copy.copy(saved)
-    object.__setattr__(classifier.calibration, "reject_below", 1e6)
+    classifier.calibration = replace(classifier.calibration, reject_below=1e6)
     score = pytest.approx(plain[0]["score"])
     stranger = [{"label": None, "nearest": plain[0]["label"], "score": score}]
     assert classifier(PICTURES[0], reject=True) == stranger
     assert classifier(PICTURES[0], reject=True, coverage=0.9) == stranger
     assert classifier(PICTURES[0]) == plain
-    object.__setattr__(classifier.calibration, "reject_below", -1e6)
+    classifier.calibration = replace(classifier.calibration, reject_below=-1e6)
     assert classifier(PICTURES[0], reject=True) == plain
 
 
@@ -339,13 +338,28 @@ def test_exports_hold_the_temperature_in_their_logits_and_the_thresholds_beside_
     assert torch.allclose(weights["with"] * classifier.calibration.temperature, weights["without"], rtol=1e-4)
 
 
+def test_the_page_says_where_a_picture_shows_none_of_the_classes(folders, tmp_path):
+    pytest.importorskip("matplotlib")
+    classifier = calibrated(folders["maple"])
+    PICTURES[0].save(tmp_path / "0.png")
+    dropped, names = {"path": str(tmp_path / "0.png"), "orig_name": "0.png"}, "\n".join(CLASS_NAMES)
+    for below, says in ((1e6, True), (-1e6, False), (None, False)):
+        classifier.calibration = replace(classifier.calibration, reject_below=below)
+        page = Demonstration(classifier).answer(dropped, names)
+        assert ("looks like none of these classes" in page) == says
+        assert "cat" in page
+    classifier.calibration = replace(classifier.calibration, reject_below=1e6)
+    assert "none of these" not in Demonstration(classifier).answer(dropped, "circle\nforest")
+
+
 # The command line ----------------------------------------------------------------------------------------------------
 
 
 def test_rows_of_predict_hold_the_answers_classes_and_the_nearest_of_a_stranger(folders, tmp_path, run_command):
     folder = shutil.copytree(folders["maple"], tmp_path / "run")
     classifier = calibrated(folder)
-    object.__setattr__(classifier.calibration, "reject_below", familiarity_of(classifier, PICTURES[1]) + 1e-3)
+    below = familiarity_of(classifier, PICTURES[1]) + 1e-3
+    classifier.calibration = replace(classifier.calibration, reject_below=below)
     classifier.calibration.save(folder)
     for number, image in enumerate(PICTURES):
         (tmp_path / "pictures").mkdir(exist_ok=True)

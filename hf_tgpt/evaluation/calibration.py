@@ -246,8 +246,12 @@ def read_calibration(folder: str | os.PathLike[str]) -> Calibration | None:
         content = read_json(path)
         known = {own.name for own in fields(Calibration)}
         calibration = Calibration(**{name: value for name, value in content.items() if name in known})
-        if not (calibration.temperature > 0 and calibration.count > 0):
+        values = [value for own in calibration.probabilities.values() for value in own]
+        below = calibration.reject_below
+        if not (0 < calibration.temperature < math.inf and values and all(0 <= value <= 1 for value in values)):
             raise ValueError("it has no temperature or no probabilities")
+        if below is not None and not math.isfinite(below):
+            raise ValueError(f"`reject_below`={below} is not finite")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{str(path)!r} is damaged ({error}); remove it or write it again: `hf-tgpt calibrate`."

@@ -307,7 +307,9 @@ def test_a_calibration_of_other_weights_is_not_used_and_a_damaged_one_is_named(f
     calibrated(folder, weights="other").calibration.save(folder)
     with pytest.warns(UserWarning, match=r"other weights than the adapter's and is not used; .*hf-tgpt calibrate"):
         assert read_calibration(folder) is None
-    for damaged in ("{", "[]", "{}", '{"temperature": 0, "probabilities": {}, "reject_below": null}'):
+    odd = {"temperature": 1, "probabilities": {"cat": [0.5]}, "reject_below": None}
+    changes = ({"temperature": 0}, {"probabilities": {}}, {"probabilities": {"cat": ["x"]}}, {"reject_below": "x"})
+    for damaged in ("{", "[]", "{}", *(json.dumps(odd | change) for change in changes)):
         (folder / "calibration.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"calibration\.json' is damaged .*remove it or write it again"):
             hf_tgpt.load_classifier(folder)

@@ -162,8 +162,8 @@ find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
     )
     predict.add_argument("--sort_into", metavar="FOLDER", help="also make a folder for each class there, with links to "
                          "the pictures that are most likely of it; no picture is moved")  # fmt: skip
-    predict.add_argument("--min_score", type=fraction, metavar="S", help="with --sort_into: pictures whose best score is "
-                         "lower go to the folder unsure (default: 0)")  # fmt: skip
+    predict.add_argument("--min_score", type=fraction, metavar="S", help="with --sort_into: pictures whose best score "
+                         "is lower go to the folder unsure (default: 0)")  # fmt: skip
     predict.add_argument("--copy", action="store_true", help="with --sort_into: copies instead of links")
     predict.add_argument(
         "--top_k", type=at_least_one, default=5, help="number of classes per picture (default: %(default)s)"

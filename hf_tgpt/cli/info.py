@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from ..adapters.config import PEFT_FIELDS, PromptConfig
 from ..adapters.folder import check_weights_file, read_config
-from ..adapters.peft_towers import NOTE
+from ..adapters.peft_towers import HEAD_WEIGHTS, NOTE
 from ..hub.old_formats import PROBE_WEIGHTS, read_note
 from ..hub.run import local_folder, results_of
 from ..methods import config_class
@@ -66,7 +66,7 @@ def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         values = {name: getattr(config, name) for name in sorted(own - _INNER)}
         facts = {"method": config.method.lower(), "base_model": config.base_model_name_or_path}
         facts |= {"class_names": config.class_names, "config": values}
-    files = [folder / name for name in (SAFETENSORS_WEIGHTS_NAME, PROBE_WEIGHTS)]
+    files = [folder / name for name in (SAFETENSORS_WEIGHTS_NAME, HEAD_WEIGHTS, PROBE_WEIGHTS)]
     files = [file for file in files if file.is_file()]
     tensors: dict[str, list[int]] = {}
     for file in files:

@@ -28,11 +28,12 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..adapters.config import PromptConfig
 from ..adapters.folder import CALIBRATION
+from ..adapters.peft_towers import HEAD_WEIGHTS
 from ..utils.files import file_digest, read_json, write_json
 
 KEPT = 0.95  # share of right answers that are not taken for strangers
-# An adapter's weights; those of a linear probe of version 0.1.0.
-_WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, "linear_probe.safetensors")
+# An adapter's weights; the head of 2SFS; those of a linear probe of version 0.1.0.
+_WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, HEAD_WEIGHTS, "linear_probe.safetensors")
 _LEAST, _MOST = 1e-3, 1e4  # temperatures
 # A class has a threshold of its own if it has this many times the fewest pictures that a coverage needs.
 _ENOUGH = 2

@@ -228,7 +228,7 @@ def _style(number: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],
-        "linestyle": ("-", "--", ":")[number // len(_COLOURS) % 3],
+        "linestyle": ("-", "--", ":")[number // len(_MARKERS) % 3],
     }
 
 

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from ..adapters.folder import CALIBRATION
+from ..adapters.peft_towers import HEAD_WEIGHTS, NOTE
 from ..utils.compat import connection_error
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -25,8 +26,8 @@ SEEN_PICTURES = "seen_pictures.txt"
 # The files that training writes beside the adapter for users.
 RUN_FILES = ("results.json", "training.png", "training_log.jsonl", SEEN_PICTURES, CALIBRATION)
 FILES = (CONFIG, WEIGHTS, CARD, *RUN_FILES)
-# Those of `old_formats.py`, which are read from the Hub but not pushed from here.
-_OLD_FILES = ("reference.json", "linear_probe.safetensors")
+# Those of PEFT's own adapters and of old formats, which are read from the Hub but not pushed from here.
+_ONLY_READ = (NOTE, HEAD_WEIGHTS, "linear_probe.safetensors")
 
 
 class HubError(OSError):
@@ -48,7 +49,7 @@ def download(
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> str:
     """The folder in the cache with an adapter's own files, whatever else the repository lists. Raises HubError."""
-    names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + _OLD_FILES]
+    names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + _ONLY_READ]
     cache = None if cache_dir is None else os.fspath(cache_dir)
     with explained(f"{repo_id} (no folder here)"):
         return snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache, allow_patterns=names)

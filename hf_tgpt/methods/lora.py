@@ -45,7 +45,7 @@ class LoRAConfig(ZeroShotConfig):
 
     Example:
         >>> model = LoRAConfig(class_names=["cat", "dog"], r=4).build(clip)
-        >>> model = LoRAConfig(class_names=["cat", "dog"], peft_config={"peft_type": "LN_TUNING"}).build(clip)
+        >>> config = LoRAConfig(class_names=["cat", "dog"], peft_config={"peft_type": "LN_TUNING"})
     """
 
     method: ClassVar = "LORA"

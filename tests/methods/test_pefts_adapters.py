@@ -11,6 +11,8 @@ from peft import LNTuningConfig, PeftModel, get_peft_model
 import hf_tgpt
 from hf_tgpt import LoRAConfig, TwoStageConfig, config_class, load_classifier, load_trained
 from hf_tgpt.adapters.peft_towers import kinds_of_peft
+from hf_tgpt.cli.info import describe_adapter
+from hf_tgpt.evaluation.calibration import digest_of_weights
 from hf_tgpt.training.checkpoint import trained_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type .*LayerNorm")
@@ -142,6 +144,10 @@ def test_two_stage_resumes_within_its_second_stage_and_needs_its_head(run_comman
     run_command("train", *few, "--output_dir", run, "--resume")
     assert {name: (run / name).read_bytes() for name in files} == before
     assert bool(load_classifier(run).model.learner.head_is_set)
+    assert describe_adapter(run)["tensors"]["head"] == [2, 128]
+    digest = digest_of_weights(run)
+    (run / "head.safetensors").write_bytes(before["head.safetensors"] + b" ")
+    assert digest_of_weights(run) != digest  # so that no calibration of another head is used
     (run / "head.safetensors").unlink()
     with pytest.raises(ValueError, match=r"head\.safetensors"):
         load_classifier(run)

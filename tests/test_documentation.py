@@ -42,7 +42,7 @@ from hf_tgpt.data import FewShotImages, ImageTransform, load_splits
 DOCUMENTS = [path for path in sorted(ROOT.rglob("*.md")) if not {"frozen", "recipes", ".git"} & set(path.parts)]
 DOCUMENTS = [path for path in DOCUMENTS if path.parent.parent.name != "model_cards"]
 CLIP = "openai/clip-vit-base-patch16"
-SHORT = ["--max_steps", "1", "--shots", "2"]
+SHORT = ["--max_steps", "2", "--shots", "2"]
 
 
 def shortened(arguments):

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from ..adapters.config import PEFT_FIELDS, PromptConfig
 from ..adapters.folder import check_weights_file, read_config
 from ..adapters.peft_towers import HEAD_WEIGHTS, NOTE
+from ..evaluation.calibration import read_calibration
 from ..hub.old_formats import PROBE_WEIGHTS, read_note
 from ..hub.run import local_folder, results_of
 from ..methods import config_class
@@ -40,6 +41,8 @@ def main(args: argparse.Namespace) -> int:
     print(f"parameters                 {facts['parameters']:,} in {facts['bytes']:,} bytes")
     for name, value in facts["config"].items():
         print(f"{name:<26} {json.dumps(value, ensure_ascii=False)}")
+    if calibration := facts.get("calibration"):
+        print(f"calibration                temperature {calibration['temperature']:.3g}, by {calibration['pictures']}")
     for name, value in facts.get("results", {}).items():
         if isinstance(value, str | int | float):
             print(f"{name:<26} {value}")
@@ -76,6 +79,8 @@ def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     facts |= {"class_list": "open" if config.takes_new_classes else "closed", "tensors": tensors}
     facts["parameters"] = sum(math.prod(shape) for shape in tensors.values())
     facts["bytes"] = sum(file.stat().st_size for file in files)
+    if calibration := read_calibration(folder):
+        facts["calibration"] = {name: getattr(calibration, name) for name in ("temperature", "pictures", "strangers")}
     if (folder / "results.json").is_file():
         facts["results"] = results_of(folder)
     return facts

@@ -50,8 +50,9 @@ def run(runs, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["gda", "coop"])
-def test_training_calibrates_on_its_validation_pictures(method, runs):
+def test_training_calibrates_on_its_validation_pictures(method, runs, run_command):
     calibration = read_calibration(runs[method])
+    assert f"temperature {calibration.temperature:.3g}, by 8 validation pictures" in run_command("info", runs[method])
     assert calibration.pictures == "8 validation pictures"  # four of each class
     assert list(calibration.probabilities) == ["lime", "tomato"]
     assert calibration.weights == digest_of_weights(runs[method])

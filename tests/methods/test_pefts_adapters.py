@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, make_classifier, pixels, shake
 from peft import LNTuningConfig, PeftModel, get_peft_model
+from torch.nn import functional as F
 
 import hf_tgpt
 from hf_tgpt import LoRAConfig, TwoStageConfig, config_class, load_classifier, load_trained
@@ -122,6 +123,8 @@ def test_trained_classes_are_answered_by_the_head_and_others_by_the_tuned_tower(
     clip = model.get_base_model()
     tower = make_classifier("zero_shot", model.merged_encoder().model, ["dog", CLASS_NAMES[1], "tree"]).eval()
     with torch.no_grad():
+        weights, _ = model.learner.linear_head(hf_tgpt.encoders.encoder_of(clip))
+        torch.testing.assert_close(F.normalize(weights, dim=-1), F.normalize(model.learner.head, dim=-1))
         own, mixed = model(pixels(clip)).logits, ["dog", CLASS_NAMES[1], "tree"]
         asked = model(pixels(clip), class_texts=model.texts_for(mixed)).logits
         torch.testing.assert_close(asked[:, [0, 2]], tower(pixels(clip)).logits[:, [0, 2]])

@@ -45,7 +45,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import get_peft_model
 from plain_methods import PLAIN, floor
 from transformers import AutoTokenizer, CLIPModel
 
@@ -178,7 +177,7 @@ def measure(
     training = mode == "train"
     torch.manual_seed(0)
     clip = hf_tgpt.load_clip(model)
-    model = get_peft_model(clip, default_config(method, names, clip)).to(device).train(training)
+    model = default_config(method, names, clip).build(clip).to(device).train(training)
     inputs = make_batch(model, names, batch, training)
     learner = model.learner
     if path == CACHED:
@@ -253,18 +252,19 @@ def class_names(count: int) -> list[str]:
 
 
 def make_batch(model: Any, names: list[str], count: int, training: bool) -> dict[str, torch.Tensor]:
-    size = model.config.vision_config.image_size
-    inputs = {"pixel_values": torch.randn(count, 3, size, size, device=model.device)}
+    clip = model.get_base_model()
+    size = clip.config.vision_config.image_size
+    inputs = {"pixel_values": torch.randn(count, 3, size, size, device=clip.device)}
     if training:
         labels = torch.randint(len(names), (count,))
-        inputs["labels"] = labels.to(model.device)
+        inputs["labels"] = labels.to(clip.device)
         if model.uses_captions:
-            tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(clip.name_or_path)
             captions = [f"a photo of a large {names[label]} at the left, on a bright wall." for label in labels]
-            padding = "max_length" if encoder_of(model.get_base_model()).fills_context else True
+            padding = "max_length" if encoder_of(clip).fills_context else True
             options = dict(padding=padding, truncation=True, return_tensors="pt")
-            options["max_length"] = model.config.text_config.max_position_embeddings
-            inputs["caption_ids"] = tokenizer(captions, **options).input_ids.to(model.device)
+            options["max_length"] = clip.config.text_config.max_position_embeddings
+            inputs["caption_ids"] = tokenizer(captions, **options).input_ids.to(clip.device)
     return inputs
 
 

@@ -8,13 +8,15 @@ A reference takes a CLIP, an adapter's learner (for its weights), pixel_values (
 a dict with logits (b, c) and loss. Letters as in hf_tgpt/encoders/base.py, and c classes, n prompt tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel
+
+from hf_tgpt.encoders import encoder_of
 
 Answer = dict[str, Tensor | None]  # logits and loss
 
@@ -89,6 +91,73 @@ def ivlp(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | N
     return answer(clip.logit_scale.exp() * features @ class_texts(clip, learner, first, deep).T, labels)
 
 
+def kgcoop(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
+    features = unit(pool(clip, look(clip, pixel_values)))
+    texts = class_texts(clip, learner, learner.text_prompts)
+    anchors = learner.frozen_class_features(encoder_of(clip), learner.config.anchor_templates)  # once, as released
+    distance = 1 - (texts * anchors).sum(-1).mean()
+    return answer(clip.logit_scale.exp() * features @ texts.T, labels, learner.config.anchor_weight * distance)
+
+
+def promptsrc(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
+    config, (first, *deep) = learner.config, learner.text_prompts
+    features = unit(pool(clip, look(clip, pixel_values, learner.vision_prompts)))
+    texts = class_texts(clip, learner, first, deep)
+    with torch.no_grad():
+        plain = unit(pool(clip, look(clip, pixel_values)))
+        teacher = learner.frozen_class_features(encoder_of(clip), config.teacher_templates, None, False)
+        wanted = (clip.logit_scale.exp() * plain @ teacher.T).log_softmax(-1)
+    logits = clip.logit_scale.exp() * features @ texts.T
+    divergence = F.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True) / logits.numel()
+    distances = config.text_loss_weight * F.l1_loss(texts, teacher) + config.image_loss_weight * F.l1_loss(
+        features, plain
+    )
+    return answer(logits, labels, distances + config.logit_loss_weight * divergence)
+
+
+def mmrl(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
+    config, count = learner.config, len(learner.tokens)
+    texts = embed(clip, learner.class_texts.ids) + clip.text_model.embeddings.position_embedding.weight
+    texts = through(clip.text_model.encoder.layers, texts, learner.prompts("text"), causal=True)
+    texts = clip.text_model.final_layer_norm(texts)[torch.arange(len(texts)), learner.class_texts.ends + count]
+    texts = unit(clip.text_projection(texts))
+    images = clip.vision_model.pre_layrnorm(clip.vision_model.embeddings(pixel_values))
+    images = through(clip.vision_model.encoder.layers, images, learner.prompts("vision"))
+    inserted = clip.vision_model.post_layernorm(images[:, 1 : 1 + count]).mean(1) @ learner.token_projection
+    by_class_token, by_tokens = (unit(features) for features in (pool(clip, images), inserted))
+    with torch.no_grad():
+        plain = unit(pool(clip, look(clip, pixel_values)))
+        own = learner.frozen_class_features(encoder_of(clip), config.templates)
+    scale = clip.logit_scale.exp() if config.logit_scale is None else config.logit_scale
+    answers = scale * by_class_token @ texts.T, scale * by_tokens @ texts.T
+    logits = torch.lerp(answers[1], answers[0], config.alpha)
+    if labels is None:
+        return answer(logits, labels)
+    by_class, by_token = (F.cross_entropy(each, labels) for each in answers)
+    loss = torch.lerp(by_token, by_class, config.alpha)
+    distances = 2 - (by_class_token * plain).sum(-1).mean() - (texts * own).sum(-1).mean()
+    return {"logits": logits, "loss": loss + config.regularization_weight * distances}
+
+
+def through(layers: Iterable[Any], hidden: Tensor, tokens: dict[int, Tensor], causal: bool = False) -> Tensor:
+    """(b, t, d) -> (b, t + n, d), with tokens (n, d) behind the first one, inserted before a layer, then replaced."""
+    there = 0
+    for i, layer in enumerate(layers):
+        if i in tokens:
+            new = tokens[i].expand(len(hidden), -1, -1)
+            hidden, there = torch.cat([hidden[:, :1], new, hidden[:, 1 + there :]], dim=1), new.shape[1]
+        length = hidden.shape[1]
+        mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[None, None]
+        hidden = layer(hidden, mask if causal else None)
+    return hidden
+
+
+def own_towers(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
+    """LoRA and the first stage of 2SFS, whose weights are in the layers."""
+    texts = unit(read(clip, embed(clip, learner.class_texts.ids), learner.class_texts.ends))
+    return answer(clip.logit_scale.exp() * unit(pool(clip, look(clip, pixel_values))) @ texts.T, labels)
+
+
 def cocoop(clip: CLIPModel, learner: Any, pixel_values: Tensor, labels: Tensor | None = None) -> Answer:
     features = unit(pool(clip, look(clip, pixel_values)))
     logits = []
@@ -160,7 +229,8 @@ def bond(bonder: Any, queries: Tensor, tokens: Tensor) -> Tensor:
 
 
 PLAIN: dict[str, Callable[..., Answer]] = {
-    "coop": coop, "maple": maple, "ivlp": ivlp, "cocoop": cocoop, "mutual_prompt": mutual_prompt, "tgpt": tgpt
+    "coop": coop, "maple": maple, "ivlp": ivlp, "cocoop": cocoop, "mutual_prompt": mutual_prompt, "tgpt": tgpt,
+    "kgcoop": kgcoop, "promptsrc": promptsrc, "mmrl": mmrl, "lora": own_towers, "two_stage": own_towers,
 }  # fmt: skip
 
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from conftest import METHODS, READERS, ROOT, pixels, token_ids
+from conftest import CLASS_NAMES, METHODS, READERS, ROOT, pixels, shake, token_ids
 from transformers.models.clip.modeling_clip import CLIPMLP
 
-from hf_tgpt import TOY_CLIP
+from hf_tgpt import TOY_CLIP, LoRAConfig, TwoStageConfig
 from hf_tgpt.encoders import walk
 
 LABELS = torch.tensor([0, 3, 1])
@@ -27,8 +27,7 @@ def example(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", ["plain", "narrow_projection"])
-# KgCoOp and PromptSRC go through the towers as CoOp and IVLP do; of MMRL there are golden numbers.
-@pytest.mark.parametrize("name", [name for name in READERS if name not in ("kgcoop", "promptsrc", "mmrl")])
+@pytest.mark.parametrize("name", READERS)
 def test_the_reference_has_our_logits_losses_and_gradients(name, shape, adapt, example):
     # Half of the classes are relevant to an image, and chunks of two classes are computed again in the backward pass.
     model = adapt(METHODS[name], shape, text_chunk_size=2).train()
@@ -43,6 +42,25 @@ def test_the_reference_has_our_logits_losses_and_gradients(name, shape, adapt, e
     torch.testing.assert_close(reference["loss"], ours.loss, atol=5e-5, rtol=1e-5)
     for expected, gradient in zip(torch.autograd.grad(reference["loss"], trained), gradients, strict=True):
         torch.testing.assert_close(gradient, expected, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config", [LoRAConfig(class_names=CLASS_NAMES, lora_dropout=0.0), TwoStageConfig(class_names=CLASS_NAMES)]
+)
+def test_the_reference_of_pefts_adapters_has_our_logits_loss_and_gradients(config, load_clip, example):
+    torch.manual_seed(0)
+    model = config.build(load_clip("plain")).train()
+    shake(model)
+    inputs = {"pixel_values": pixels(model.get_base_model()), "labels": LABELS}
+    trained = [weight for name, weight in model.named_parameters() if weight.requires_grad and name != "learner.head"]
+    outputs = (
+        model(**inputs),
+        example("plain_methods").PLAIN[config.kind](model.get_base_model(), model.learner, **inputs),
+    )
+    ours, reference = ({"logits": output["logits"], "loss": output["loss"]} for output in outputs)
+    torch.testing.assert_close(reference, ours, atol=5e-5, rtol=1e-5)
+    gradients = (torch.autograd.grad(output["loss"], trained) for output in outputs)
+    torch.testing.assert_close(*gradients, atol=5e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -192,6 +192,20 @@ hf-tgpt demo runs/mine --host 0.0.0.0 --port 8080
     add_json(demo)
     demo.lead_with("host", "port", "device")
 
+    explain = command("explain", "plot where an adapter looks in a few pictures", """
+hf-tgpt explain runs/mine pictures --output attention.png
+hf-tgpt explain runs/mine cat.jpg --output cat-attention.svg
+""")  # fmt: skip
+    explain.add_argument("adapter", help=ADAPTER)
+    add_pictures(explain)
+    explain.add_argument("--output", default="attention.png", help="a file that ends with .png, .svg or .pdf (default: "
+                         "%(default)s)")  # fmt: skip
+    explain.add_argument("--count", type=at_least_one, default=4, help="pictures in the plot, of as many classes as "
+                         "there are (default: %(default)s)")  # fmt: skip
+    add_model(explain)
+    add_json(explain)
+    explain.lead_with("output", "count", "device", "json")
+
     info = command("info", "show what an adapter contains", """
 hf-tgpt info runs/mine
 hf-tgpt info runs/mine --json

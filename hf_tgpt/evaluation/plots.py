@@ -43,7 +43,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes the picture, in fonts of this machine where matplotlib's own lacks a script; warns where all do."""
     missing = _draw(figure, path)
     if missing and (families := _families_with(missing)):
@@ -117,7 +117,7 @@ def plot_run(
     lines = curve.get_lines() + loss.get_lines()
     curve.legend(lines, [line.get_label() for line in lines], loc="center right")
     _plot_changes(bars, change)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_classes(
@@ -154,7 +154,7 @@ def plot_classes(
     figure.colorbar(picture, ax=matrix, label="share of the class's images", shrink=0.8)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _largest_changes(class_names: list[str], before: dict, after: dict, most: int) -> list[tuple[float, str]]:
@@ -197,7 +197,7 @@ def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], tab
     axes.invert_yaxis()
     axes.set(xlabel="accuracy in percent", xlim=(0, 100), title=f"{title}, {shots} shots")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Table) -> None:
@@ -216,7 +216,7 @@ def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Ta
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _known(entry: tuple[float, float | None]) -> tuple[float, float]:
@@ -252,7 +252,7 @@ def plot_costs(
     for axes in panels:
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_class_accuracies(
@@ -282,4 +282,4 @@ def plot_class_accuracies(
     rest = f", the {most} classes that differ most" if len(class_names) > most else ""
     axes.set(title=title + rest)
     figure.colorbar(picture, ax=axes, label="accuracy of the class in percent", shrink=0.8)
-    _save(figure, path)
+    save_figure(figure, path)

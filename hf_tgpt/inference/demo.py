@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 from ..encoders import encoder_of
 from ..methods.zero_shot import ZeroShotConfig, zero_shot_beside
 from .classifier import Classifier
-from .explain import as_seen, image_attention, overlay, query_attention
+from .explain import as_seen, mean_attention, overlay
 from .pictures import load_image
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ class Demonstration:
         cropped = as_seen(self.adapted, image)
         if not encoder_of(self.adapted.model.get_base_model()).takes_prompts:
             return {"what the model sees": cropped}
-        queries = query_attention(self.adapted, image)
-        maps = {f"where the {name} queries look": weights.mean(0) for name, weights in queries.items()}
-        maps = maps or {"where CLS looks in the last layer": image_attention(self.adapted, image).mean(0)}
+        maps = mean_attention(self.adapted, image)
         return {"what the model sees": cropped} | {title: overlay(cropped, weights) for title, weights in maps.items()}
 
     def _class_names(self, classes: str) -> list[str]:

@@ -95,6 +95,22 @@ def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torc
     return _patches(encoder, attention[-1])
 
 
+def mean_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tensor]:
+    """What looks at the picture, and its mean attention to patches (rows, columns): a method's own queries, or else
+    what the image feature is read from, in the last layer.
+
+    Raises ValueError as `image_attention` does.
+
+    Example:
+        >>> maps = mean_attention(classifier, "cat.jpg")
+        >>> attention_figure(classifier, "cat.jpg", maps).savefig("cat-attention.png")
+    """
+    queries = query_attention(classifier, image)
+    maps = {f"where the {name} queries look": weights.mean(0) for name, weights in queries.items()}
+    feature = "CLS" if _encoder(classifier).class_tokens else "the pooling"
+    return maps or {f"where {feature} looks in the last layer": image_attention(classifier, image).mean(0)}
+
+
 @answering()
 @torch.no_grad()
 def chosen_classes(classifier: Classifier, image: Any) -> Answer:
@@ -116,12 +132,20 @@ def chosen_classes(classifier: Classifier, image: Any) -> Answer:
 
 def attention_figure(classifier: Classifier, image: Any, maps: dict[str, torch.Tensor]) -> Figure:
     """The picture as the model sees it, and once for each title with its map (rows, columns) laid over it."""
-    picture, side = as_seen(classifier, image), 2.6
-    figure = new_figure(side * (1 + len(maps)), side + 0.4)
-    for axes, (title, weights) in zip(figure.subplots(1, 1 + len(maps)), [("", None), *maps.items()], strict=True):
-        axes.imshow(picture if weights is None else overlay(picture, weights))
-        axes.set_title(title)
-        axes.set_axis_off()
+    return attention_rows(classifier, {"": (image, maps)})
+
+
+def attention_rows(classifier: Classifier, rows: dict[str, tuple[Any, dict[str, torch.Tensor]]]) -> Figure:
+    """The same of several pictures, {title: (image, maps)}, a row for each."""
+    columns, side = 1 + max(len(maps) for _, maps in rows.values()), 2.6
+    figure = new_figure(side * columns, (side + 0.4) * len(rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for places, (title, (image, maps)) in zip(grid, rows.items(), strict=True):
+        picture = as_seen(classifier, image)
+        for axes, (words, weights) in zip(places, [(title, None), *maps.items()], strict=True):
+            axes.imshow(picture if weights is None else overlay(picture, weights))
+            axes.set_title(words, fontsize="medium")
+            axes.set_axis_off()
     return figure
 
 

@@ -1,11 +1,16 @@
 """What is shown of an adapter is what it computes with."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, shake
+from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, make_clip, shake
 from PIL import Image
 
+from hf_tgpt import load_classifier, load_clip
+from hf_tgpt.cli.main import main
 from hf_tgpt.data import ImageTransform
 from hf_tgpt.encoders import encoder_of
 from hf_tgpt.inference import explain
@@ -121,3 +126,58 @@ def test_a_figure_shows_the_picture_and_every_map(classifier, tmp_path):
     figure.savefig(tmp_path / "attention.png")
     with Image.open(tmp_path / "attention.png") as written:
         assert written.size[0] > 500
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A saved adapter of cats and dogs, and a folder of pictures of both, one of them damaged."""
+    clip = load_clip(make_clip("plain", tmp_path / "base")).eval()
+    make_classifier("tgpt", clip, ["cat", "dog"], **METHODS["tgpt"].fields).save_pretrained(tmp_path / "run")
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(3):
+            PICTURE.save(tmp_path / "pictures" / name / f"{name}-{i}.png")
+    (tmp_path / "pictures" / "cat" / "cat-0.png").write_bytes(b"\x89PNG")
+    return tmp_path
+
+
+def explained(capsys, *arguments):
+    status = main(["explain", *map(str, arguments), "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_the_command_plots_pictures_of_every_class_and_names_a_damaged_one(run_folder, capsys):
+    output = run_folder / "new" / "attention.svg"
+    pictures = run_folder / "pictures"
+    status, facts = explained(capsys, run_folder / "run", pictures, "--count", 3, "--output", output)
+    assert status == 3
+    names = [os.path.basename(picture["image"]) for picture in facts["pictures"]]
+    assert names == ["dog-0.png", "cat-1.png", "dog-1.png"]
+    assert [picture["class"] for picture in facts["pictures"]] == ["dog", "cat", "dog"]
+    assert ["cat-0.png" in reason for reason in facts["skipped"]] == [True]
+    assert output.stat().st_size > 5_000
+    classifier = load_classifier(run_folder / "run", base_model=str(run_folder / "base"))
+    (answer,) = classifier(PICTURE, top_k=1)
+    assert [picture["label"] for picture in facts["pictures"]] == [answer["label"]] * 3
+
+
+def test_the_command_takes_one_picture_without_a_label(run_folder, capsys, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    status, facts = explained(capsys, "run", "pictures/dog/dog-0.png")
+    assert (status, facts["output"], len(facts["pictures"])) == (0, "attention.png", 1)
+    assert facts["pictures"][0]["class"] is None
+    assert (run_folder / "attention.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pictures", "--output", "attention.txt"], "none of .png, .svg and .pdf"),
+        (["pictures/cat/cat-0.png"], "none of 1 can be read"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_plot(arguments, words, run_folder, capsys, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    status, facts = explained(capsys, "run", *arguments)
+    assert status == 1
+    assert words in facts["error"]

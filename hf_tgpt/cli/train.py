@@ -180,12 +180,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     remarks += [fitted["note"]] if "note" in fitted else []
     results = summarise(about, config, model, zero_shot, adapted, captions, remarks, clock.seconds, saved)
     if accelerator.is_main_process:
-        write_run(output_dir, model, history, zero_shot, adapted, results)
+        calibration = None
         if held is not None:
             logits, labels = torch.from_numpy(held["logits"]), torch.from_numpy(held["labels"])
             settings, weights = settings_of(model.learner.config), digest_of_weights(output_dir)
             what = f"{len(labels)} validation pictures"
-            calibrate(logits, labels, names, pictures=what, settings=settings, weights=weights).save(output_dir)
+            calibration = calibrate(logits, labels, names, pictures=what, settings=settings, weights=weights)
+        write_run(output_dir, model, history, zero_shot, adapted, results, calibration)
         if not can_plot():
             say(f"training.png is missing, since it needs matplotlib: {PLOTS_REMEDY}.")
     say(accuracies(results))

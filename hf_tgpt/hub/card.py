@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..adapters.config import PromptConfig
+from ..evaluation.calibration import Calibration, read_calibration
 from ..utils.files import read_json
 from ..utils.names import in_a_line, is_toy_clip, public_name
-from .client import CARD
+from .client import CARD, PLOTS
 
 # Instead of a path, which is meaningless to others.
 LOCAL = "a local folder"
@@ -68,9 +71,18 @@ def write_card(
         repository=repository or "this-repository",
         mark=_OURS,
         in_a_line=in_a_line,
-        has_picture=(Path(folder) / "training.png").exists(),
+        calibration=_calibration(folder),
+        plots={words: name for name, words in PLOTS.items() if (Path(folder) / name).exists()},
     )
     ModelCard.from_template(data, template_path=str(_TEMPLATE), **content).save(Path(folder) / CARD)
+
+
+def _calibration(folder: str | os.PathLike[str]) -> Calibration | None:
+    """The calibration of these weights. One that is damaged or of others is no reason to fail where these are saved."""
+    with suppress(ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read_calibration(folder)
+    return None
 
 
 def replace_empty_card(folder: str | os.PathLike[str], config: PromptConfig) -> None:

@@ -23,8 +23,10 @@ from ..utils.compat import connection_error
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 # The pictures that a run has seen, a line each: 16 hexadecimal digits of its content, and the split that it was in.
 SEEN_PICTURES = "seen_pictures.txt"
-# The files that training writes beside the adapter for users.
-RUN_FILES = ("results.json", "training.png", "training_log.jsonl", SEEN_PICTURES, CALIBRATION)
+# What a card shows, if it lies beside it; `hf-tgpt explain` makes the latter where somebody wants it to.
+PLOTS = {"training.png": "training curve and per-class change", "attention.png": "where the adapter looks"}
+# The files beside an adapter that are for users.
+RUN_FILES = ("results.json", *PLOTS, "training_log.jsonl", SEEN_PICTURES, CALIBRATION)
 FILES = (CONFIG, WEIGHTS, CARD, *RUN_FILES)
 # Those of PEFT's own adapters and of old formats, which are read from the Hub but not pushed from here.
 _ONLY_READ = (NOTE, HEAD_WEIGHTS, "linear_probe.safetensors")

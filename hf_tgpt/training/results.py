@@ -15,6 +15,7 @@ import torch
 
 from ..adapters.tower_classifier import AdaptedModel
 from ..data import find_benchmark
+from ..evaluation.calibration import Calibration
 from ..evaluation.plots import can_plot, plot_run
 from ..hub.card import dataset_title
 from ..utils.files import put_in_place, write_json
@@ -143,8 +144,10 @@ def write_run(
     before: dict[str, Any],
     after: dict[str, Any],
     results: dict[str, Any],
+    calibration: Calibration | None = None,
 ) -> None:
-    """Adds to a trained model's folder results.json, training_log.jsonl, training.png and the card that describes them.
+    """Adds to a trained model's folder results.json, training_log.jsonl, training.png and the card that describes them,
+    and calibration.json where there is a calibration.
 
     `before` and `after` are the metrics of zero-shot and of the model. The adapter's config notes what it was
     trained on. All files are whole before they get their names, results.json the last of them. Without matplotlib there
@@ -157,6 +160,8 @@ def write_run(
         plot_run(staged / "training.png", history, model.class_names, before, after)
     (staged / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
     write_json(staged / "results.json", results)
+    if calibration is not None:
+        calibration.save(staged)
     noted = ("dataset_id", "dataset_title", "data_licence", "toy", "classes", "shots", "seed", "captions", "recipe")
     trained_on = {"dataset": dataset_title(results)} | {name: results[name] for name in noted if name in results}
     model.learner.config.trained_on = trained_on

@@ -9,6 +9,7 @@ from hub_server import metadata_errors
 from huggingface_hub import ModelCard
 from peft import PeftConfig
 
+from hf_tgpt.evaluation.calibration import Calibration
 from hf_tgpt.hub.card import write_card
 
 RESULTS = {
@@ -83,6 +84,9 @@ def test_what_is_known_of_a_run_is_told_and_the_rest_left_out(tmp_path):
         "dataset_id": "timm/oxford-iiit-pet",
     }
     (tmp_path / "training.png").touch()
+    (tmp_path / "attention.png").touch()
+    calibration = Calibration(0.8, {"cat": [0.5, 0.6]}, None, pictures="80 validation pictures", weights="")
+    calibration.save(tmp_path)
     write_card(tmp_path, config, RESULTS | known | {"recipe": recipe, "data_licence": "CC BY-SA 4.0"}, "me/pets", "mit")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.datasets == ["timm/oxford-iiit-pet"]
@@ -92,6 +96,8 @@ def test_what_is_known_of_a_run_is_told_and_the_rest_left_out(tmp_path):
         "The licences of the base model and of the data apply: mit for the base model, CC BY-SA 4.0 for the data.",
         "commit 0123abc |",
         "](training.png)",
+        "![where the adapter looks](attention.png)",
+        "| calibrated on | 80 validation pictures, temperature 0.80 |",
         'load_adapter(clip, "me/pets")',
     ):
         assert words in card.text
@@ -119,8 +125,9 @@ def test_every_method_that_learns_prompts_has_a_card():
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
 class TestStoredCards:
     def test_are_what_the_package_writes(self, folder, tmp_path):
-        for name in ("adapter_config.json", "results.json", "training.png"):
-            shutil.copy(folder / name, tmp_path)
+        for file in folder.iterdir():
+            if file.name != "README.md":
+                shutil.copy(file, tmp_path)
         results = json.loads((tmp_path / "results.json").read_text())
         write_card(tmp_path, PeftConfig.from_pretrained(tmp_path), results)
         assert (tmp_path / "README.md").read_text() == (folder / "README.md").read_text()

@@ -228,7 +228,7 @@ class PromptedModel:
             learner.check_vision_is_frozen()
             if pixel_values is not None:
                 raise ValueError("`image_states` stand in place of `pixel_values`; pass one of the two.")
-            kwargs["image_states"] = kwargs["image_states"].to(encoder.model.dtype)
+            kwargs["image_states"] = kwargs["image_states"].to(encoder.dtype)
         elif pixel_values is None:
             raise ValueError("`pixel_values` is missing; pass pictures (b, 3, h, w).")
         if input_ids is not None:

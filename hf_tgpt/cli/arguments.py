@@ -25,7 +25,7 @@ from ..training.config import TrainingConfig
 from ..training.recipes import DEFAULT_METHOD, NOTES, RECIPES, RECIPES_FOLDER, TOY_METHOD, read_recipe
 from ..utils.compat import spelled
 from ..utils.names import TOY
-from .options import JSON, CommandParser, underscored
+from .options import DTYPE, DTYPES, JSON, CommandParser, underscored
 from .words import in_options, speak_of
 
 # The base model for pictures unless --model names another; the toy CLIP was not trained on photographs.
@@ -117,6 +117,7 @@ class RunArguments:
     mixed_precision: str | None = _option(
         None, "(default: as configured in accelerate)", choices=["no", "bf16", "fp16"]
     )
+    dtype: str = _option(DTYPES[0], f"{DTYPE} (default: fp32)", choices=DTYPES)
     log_with: str | None = _option(None, "one of accelerate's trackers, such as tensorboard or wandb (default: none)")
     push_to_hub: str | None = _option(None, "publish the trained adapter in this repository", metavar="USER/NAME")
     private: bool = _option(False, "make that repository private")

@@ -27,6 +27,7 @@ from ..data.duplicates import digests
 from ..data.fewshot import replace_labels
 from ..data.remarks import count, remark
 from ..encoders.loading import check_device, check_picture_size, load_clip, load_image_processor
+from ..encoders.precision import read_dtype
 from ..evaluation.accuracy import evaluation_loader, predict
 from ..evaluation.calibration import KEPT, Calibration, calibrate, digest_of_weights, settings_of
 from ..evaluation.metrics import classification_metrics
@@ -38,7 +39,7 @@ from ..utils.files import read_json
 from ..utils.names import composed
 from .arguments import DataArguments, Parser, parser_of
 from .loaded import fields_of, remark_on_cut_off
-from .options import add_json, add_set, share
+from .options import add_dtype, add_json, add_set, share
 from .output import list_remarks, tidy_output
 from .predict import find_files
 
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     check_device(device)
     accelerator = Accelerator(cpu=device == "cpu")
     name, revision = (data.model, None) if data.model else base_and_revision(folder)
-    clip = load_clip(name, **({"revision": revision} if revision else {})).to(device).eval()
+    precision = read_dtype(args.dtype, device)
+    clip = load_clip(name, **({"revision": revision} if revision else {}), dtype=precision).to(device).eval()
     transform = ImageTransform.from_processor(load_image_processor(name, revision), train=False)
     check_picture_size(clip, transform.size)
     model = load_trained(clip, folder)
@@ -160,6 +162,7 @@ def parser(prog: str | None = None) -> Parser:
         if action.dest in ("dataset", "classes"):
             action.help = f"{action.help} (default: the run's own)"
     parser.add_argument("adapter", help="a folder that training wrote")
+    add_dtype(parser)
     parser.add_argument(
         "--reject", type=share, nargs="?", const=KEPT, metavar="SHARE",
         help=f"share of right answers to keep when pictures of none of the classes are rejected (default: {KEPT})"

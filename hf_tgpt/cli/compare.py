@@ -35,7 +35,7 @@ from .arguments import DataArguments, parse_arguments, parser_of
 from .compare_files import write_comparison
 from .compare_plan import FAST, LABELS, Method, Trial, chosen_methods, data_folder, method_folder, short_names
 from .compare_runs import Runner, runner
-from .options import CommandParser, WrongArguments, add_json, underscored, whole_number
+from .options import DTYPES, CommandParser, WrongArguments, add_json, underscored, whole_number
 from .output import tidy_output
 from .words import in_options, speak_of
 
@@ -282,9 +282,10 @@ def _data_options(for_train: list[str], prog: str) -> tuple[dict[str, Any], dict
     """Of train's options those on the data that it is to run on, and those that any evaluation takes."""
     parser = parser_of(DataArguments, "", prog=prog, add_help=False)
     parser.add_argument("--mixed_precision")
+    parser.add_argument("--dtype", default=DTYPES[0])
     known = vars(parser.parse_known_args(for_train)[0])
     del known["dataset"]
-    return known, {name: known.pop(name) for name in ("model", "mixed_precision")}
+    return known, {name: known.pop(name) for name in ("model", "mixed_precision", "dtype")}
 
 
 def _check_data(source: str, of_data: dict[str, Any]) -> None:

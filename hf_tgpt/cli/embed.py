@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
 def _tower(args: argparse.Namespace) -> tuple[Any, ImageTransform]:
     """The model whose image tower is asked, and how pixel values are made for it."""
     if args.adapter:
-        classifier = load_classifier(args.adapter, args.device, base_model=args.model)
+        classifier = load_classifier(args.adapter, args.device, base_model=args.model, dtype=args.dtype)
         return classifier.model, classifier.transform
     clip = load_base(args)
     transform = ImageTransform.from_processor(load_image_processor(clip.name_or_path), train=False)

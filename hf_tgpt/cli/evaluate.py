@@ -19,6 +19,7 @@ from datasets import DatasetDict
 from ..adapters.config import change_config
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from ..encoders.loading import check_picture_size, load_clip, load_image_processor
+from ..encoders.precision import read_dtype
 from ..evaluation.accuracy import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
 from ..evaluation.calibration import read_calibration, settings_of
 from ..evaluation.plots import plot_classes, require_matplotlib
@@ -31,7 +32,7 @@ from ..training.results import library_versions
 from ..utils.files import write_json
 from .arguments import DataArguments, Parser, parser_of
 from .loaded import choose_pictures, fields_of
-from .options import ADAPTER, add_json, add_set, whole_number
+from .options import ADAPTER, add_dtype, add_json, add_set, whole_number
 from .output import accuracies, list_remarks, make_room_for, markdown_table, tidy_output
 
 EXAMPLES = """
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         published = published_beside(rows, results_of(folder), data.dataset, data.classes)
     model_name, revision = (data.model, None) if data.model else base_and_revision(folder)
     at = {"revision": revision} if revision else {}
-    clip = load_clip(model_name, **at).to(accelerator.device).eval()
+    dtype = read_dtype(args.dtype, accelerator.device)
+    clip = load_clip(model_name, **at, dtype=dtype).to(accelerator.device).eval()
     transform = ImageTransform.from_processor(load_image_processor(model_name, revision), train=False)
     check_picture_size(clip, transform.size)
     with list_remarks(silent=not accelerator.is_main_process), accelerator.main_process_first():
@@ -153,6 +155,7 @@ def parser(prog: str | None = None) -> Parser:
     add("--seed", type=whole_number, help="seed for splitting data without a test split (default: of the run's own "
         "pictures those that it held out, of others all)")  # fmt: skip
     add("--num_workers", type=whole_number, default=0, help="processes that decode images")
+    add_dtype(parser)
     add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as configured in accelerate)")
     add("--compare_with_published", action="store_true", help="also print published accuracies for the same training "
         "and test (hf_tgpt/recipes/published.csv)")  # fmt: skip

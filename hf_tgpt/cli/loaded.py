@@ -23,7 +23,8 @@ def classifier_of(args: argparse.Namespace) -> Classifier:
     """The adapter on its base model, changed by --set; warns if its training was interrupted."""
     with list_remarks():
         remark_on_cut_off(local_folder(args.adapter, revision=args.revision))
-    classifier = load_classifier(args.adapter, args.device, base_model=args.model, revision=args.revision)
+    precision = {"dtype": args.dtype} if "dtype" in args else {}
+    classifier = load_classifier(args.adapter, args.device, base_model=args.model, revision=args.revision, **precision)
     if args.set:
         change_config(classifier.model, fields_of(args.set))
     return classifier

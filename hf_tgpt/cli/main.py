@@ -226,7 +226,7 @@ hf-tgpt export runs/my-coop-run folder --format transformers
         "data set: a folder, a file, a Hub id or a known name, as in training"
     )  # fmt: skip
     add_classes(export)
-    add_model(export)
+    add_model(export, precision=False)
     add_json(export)
     export.lead_with("format", "int8", "class_names", "json")
 

@@ -102,6 +102,9 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
 
 
+# Those of `encoders.precision`, the default first.
+DTYPES = ("fp32", "bf16", "fp16", "auto")
+DTYPE = "what the base model computes in; auto: bf16 where this device is faster with it"
 JSON = "print the results, or the error, as a JSON object and nothing else on stdout"
 
 
@@ -195,18 +198,25 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
                         "nearest class (of an adapter after `hf-tgpt calibrate`)")  # fmt: skip
 
 
+def add_dtype(parser: argparse._ActionsContainer) -> None:
+    """Adds `--dtype`."""
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"{DTYPE} (default: %(default)s)")
+
+
 def add_set(parser: argparse._ActionsContainer, *also: str) -> None:
     """Adds `--set`, and other names of it."""
     parser.add_argument("--set", *also, dest="set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the "
                         "adapter's config to change for this call, such as wise_ft=0.3")  # fmt: skip
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds what loading an adapter takes beside its name."""
+def add_model(parser: argparse.ArgumentParser, precision: bool = True) -> None:
+    """Adds what loading an adapter takes beside its name; without `precision` in float32 alone."""
     group = parser.add_argument_group("adapter and base model")
     add_set(group)
     group.add_argument("--model", help="another copy of the base model: a Hub id or folder")
     group.add_argument("--revision", help="the adapter's branch, tag or commit on the Hub")
+    if precision:
+        add_dtype(group)
     group.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU if there is one)")
 
 
@@ -225,6 +235,7 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
 def add_base_model(parser: argparse.ArgumentParser) -> None:
     """Adds the base model, without an adapter, and where it runs."""
     parser.add_argument("--model", help="a CLIP or another dual encoder: a Hub id or folder (default: as in training)")
+    add_dtype(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU if there is one)")
     parser.add_argument("--num_workers", type=whole_number, default=0, help="processes that decode pictures "
                         "(default: %(default)s)")  # fmt: skip

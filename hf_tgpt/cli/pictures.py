@@ -14,6 +14,7 @@ from ..data import find_benchmark, load_splits
 from ..data.readers.folders import is_picture, subfolders
 from ..data.readers.tables import find_tables
 from ..encoders.loading import check_device, load_clip
+from ..encoders.precision import read_dtype
 from ..utils.names import TOY_CLIP
 from .arguments import base_model_of
 from .output import list_remarks
@@ -24,7 +25,8 @@ def load_base(args: argparse.Namespace) -> Any:
     """The base model that --model names, or training's own for such pictures, on its device."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    return load_clip(base_model_of(args.model, args.pictures) or str(TOY_CLIP)).to(device).eval()
+    name = base_model_of(args.model, args.pictures) or str(TOY_CLIP)
+    return load_clip(name, dtype=read_dtype(args.dtype, device)).to(device).eval()
 
 
 def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:

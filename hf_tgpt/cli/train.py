@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, set_seed
+from accelerate.utils import LoggerType, broadcast_object_list, set_seed
 
 from ..data import (
     FewShotImages,
@@ -33,6 +33,7 @@ from ..data.fewshot import remark_on_sizes
 from ..data.sources import LARGEST_CHECK
 from ..encoders import encoder_of
 from ..encoders.loading import check_picture_size, load_clip, load_image_processor
+from ..encoders.precision import read_dtype
 from ..evaluation.accuracy import evaluate, evaluation_loader, measure, predict
 from ..evaluation.calibration import calibrate, digest_of_weights, settings_of
 from ..evaluation.plots import PLOTS_REMEDY, can_plot
@@ -42,7 +43,7 @@ from ..methods import config_class
 from ..methods.zero_shot import zero_shot_beside
 from ..texts.sentences import load_tokenizer
 from ..training.batches import check_engine
-from ..training.checkpoint import Clock
+from ..training.checkpoint import Clock, trained_weights
 from ..training.features import CachedImages, cache_features, check_can_be_cached
 from ..training.loop import train
 from ..training.recipes import DEFAULT_METHOD
@@ -105,7 +106,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     # 4. The base model with its tokenizer and image processor.
     set_seed(config.seed)
     model_name = args.data.model or str(TOY_CLIP)
-    clip = load_clip(model_name).to(accelerator.device).eval()
+    (dtype,) = broadcast_object_list([read_dtype(run.dtype, accelerator.device)])  # "auto" is measured
+    clip = load_clip(model_name, dtype=dtype).to(accelerator.device).eval()
     tokenizer = load_tokenizer(encoder_of(clip), args.method_config.get("tokenizer_name_or_path"))
     processor = load_image_processor(model_name)
     if (
@@ -127,6 +129,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     plain = zero_shot_beside(clip, names, **templates)
     kind = config_class(args.method)
     model = kind(class_names=names, **(args.method_config | (templates if kind.follows_data else {}))).build(clip)
+    if any(weight.dtype != torch.float32 for weight in trained_weights(model).values()):
+        raise ValueError(
+            f"`dtype`={run.dtype!r}: {args.method} trains weights of the base model itself, which need float32; choose "
+            "`mixed_precision` instead."
+        )
     if run.cache_features is not None:
         check_can_be_cached(model)
     output_dir = prepare_output_dir(output_dir, args.settings, run.resume, accelerator)
@@ -164,7 +171,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if accelerator.is_main_process:
         model.save_pretrained(output_dir)
         set_seed((config.seed + 1) % 2**32)
-        fresh = load_clip(model_name).to(accelerator.device)
+        fresh = load_clip(model_name, dtype=dtype).to(accelerator.device)
         fresh = load_trained(fresh, output_dir)
         some = [tested[i]["pixel_values"] for i in range(min(8, len(tested)))]
         batch = torch.stack(some).to(accelerator.device)
@@ -175,6 +182,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     # 8. results.json, a plot, the log and, saved again, the model card with the results.
     about: dict[str, Any] = {"method": args.method, "model": args.data.model, "dataset": args.data.dataset}
     about |= {"classes": args.data.classes, "shots": run.shots, "training_images": len(images)}
+    about["dtype"] = str(dtype).removeprefix("torch.")
     remarks = judge(zero_shot["accuracy"], adapted, predictions["logits"].argmax(-1), history, names)
     fitted = model.learner.config.fitted or {}
     remarks += [fitted["note"]] if "note" in fitted else []

@@ -79,6 +79,11 @@ class DualEncoder:
         """d, the width of the joint space."""
         return self.model.config.projection_dim
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the towers compute in. (The model's own `dtype` may be that of its logits' scale.)"""
+        return next(weight.dtype for weight in self.model.parameters() if weight.numel() > 1)
+
     def logit_scale(self) -> torch.Tensor:
         """s, the factor that turns cosines into logits; a scalar."""
         return self.model.logit_scale.exp()
@@ -244,7 +249,7 @@ class DualEncoder:
         """A copy of the image tower alone, with its projection: a plain model of transformers with these labels."""
         config = self.labelled(class_names)
         config.projection_dim = self.projection_width()
-        tower = getattr(transformers, self.vision_class)(config).to(self.model.dtype)
+        tower = getattr(transformers, self.vision_class)(config).to(self.dtype)
         tower.vision_model.load_state_dict(self.model.vision_model.state_dict())
         tower.visual_projection.load_state_dict(self.model.visual_projection.state_dict())
         return tower

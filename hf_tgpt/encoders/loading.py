@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 from ..utils.compat import commit_of, pil_image_processor
 from ..utils.names import name_here
 from . import encoder_of, families, model_class_of, naflex_remedy
+from .precision import cast_towers
 
 # Where a model's config notes which commit of its repository it was loaded from.
 REVISION = "_commit_hash"
@@ -31,13 +32,16 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
     transformers lists for zero-shot image classification and that has `get_image_features` and `get_text_features`.
 
     A local folder with a config.json but no weights gives a model with random weights, for trying out real sizes. Of a
-    Hub id the commit is noted, so that adapters trained on the model can name it.
+    Hub id the commit is noted, so that adapters trained on the model can name it. With `dtype`, a torch.dtype, the
+    towers are in that type, and the scale and bias of the logits in float32 as ever.
 
     Raises ValueError if the name leads to no model, to one of another kind, or to one without the weights of a tower.
 
     Example:
         >>> clip = hf_tgpt.load_clip("openai/clip-vit-base-patch16")
     """
+    if isinstance(dtype := kwargs.get("dtype"), torch.dtype) and dtype != torch.float32:
+        return cast_towers(load_clip(name_or_path, **kwargs | {"dtype": torch.float32}), dtype)
     name = name_here(os.path.expanduser(name_or_path))
     folder = Path(name)
     if name.startswith((".", os.sep)) and not folder.is_dir():

@@ -92,7 +92,7 @@ class SigLIP(DualEncoder):
 
     def vision_tower(self, class_names: Sequence[str]) -> transformers.PreTrainedModel:
         """A copy of the image tower alone, with its pooling: a plain model of transformers with these labels."""
-        tower = transformers.SiglipVisionModel(self.labelled(class_names)).to(self.model.dtype)
+        tower = transformers.SiglipVisionModel(self.labelled(class_names)).to(self.dtype)
         weights = self.model.vision_model.state_dict().values()
         # In the same order; names differ by where the tower hangs.
         tower.load_state_dict(dict(zip(tower.state_dict(), weights, strict=True)))

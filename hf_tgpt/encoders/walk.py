@@ -123,7 +123,7 @@ def chunk_tokens(encoder: DualEncoder) -> int:
     model, shape = encoder.model, encoder.shape()
     if model.device.type != "cuda":
         return CHUNK_TOKENS
-    kept = 18 * shape["text_width"] * shape["text_layers"] * model.dtype.itemsize  # a token's bytes, as measured
+    kept = 18 * shape["text_width"] * shape["text_layers"] * encoder.dtype.itemsize  # a token's bytes, as measured
     return max(CHUNK_TOKENS, torch.cuda.get_device_properties(model.device).total_memory // 8 // kept)
 
 

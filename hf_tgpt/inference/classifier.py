@@ -19,6 +19,7 @@ from ..adapters.tower_classifier import AdaptedModel, html_of
 from ..data.images import ImageTransform
 from ..encoders import encoder_of
 from ..encoders.loading import check_device, check_picture_size, load_clip, load_image_processor
+from ..encoders.precision import read_dtype
 from ..evaluation.accuracy import for_classes
 from ..evaluation.calibration import Calibration, read_calibration, settings_of
 from ..hub.loading import load_trained
@@ -41,12 +42,15 @@ def load_classifier(
     *,
     base_model: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    dtype: str | torch.dtype = "fp32",
 ) -> Classifier:
     """A trained adapter with the base model and the image processor that it belongs to, ready to classify.
 
     `name_or_path` is a folder or an id on the Hub, there at `revision`; `device` is by default the GPU where there is
-    one; `base_model` is another copy of the one that the adapter names. Raises ValueError if one of them cannot be
-    loaded. The adapter's calibration, if it has one (`hf-tgpt calibrate`), is used for all answers.
+    one; `base_model` is another copy of the one that the adapter names. `dtype` is what the towers compute in: "fp32",
+    "bf16", "fp16" or "auto", which is bf16 where this device is faster with it; features, adapter and logits are in
+    float32. Raises ValueError if one of them cannot be loaded. The adapter's calibration, if it has one (`hf-tgpt
+    calibrate`), is used for all answers.
 
     Example:
         >>> classifier = hf_tgpt.load_classifier("runs/my-run")
@@ -56,7 +60,8 @@ def load_classifier(
     check_device(device)
     folder = local_folder(name_or_path, revision=revision)
     base, at = (os.fspath(base_model), None) if base_model else base_and_revision(folder)
-    clip = load_clip(base, **({"revision": at} if at else {})).to(device).eval()
+    precision = read_dtype(dtype, device)
+    clip = load_clip(base, **({"revision": at} if at else {}), dtype=precision).to(device).eval()
     transform = ImageTransform.from_processor(load_image_processor(base, at), train=False)
     check_picture_size(clip, transform.size)
     return Classifier(load_trained(clip, folder), transform, read_calibration(folder))
@@ -249,7 +254,13 @@ class Classifier:
         self, classify: Callable[..., ImageClassifierOutput], pixel_values: torch.Tensor, question: Question
     ) -> list[Answer]:
         device = next(self.model.parameters()).device
-        return answers(classify(pixel_values.to(device)).logits.float(), question)
+        logits = classify(pixel_values.to(device)).logits.float()
+        if logits.isnan().any():
+            raise FloatingPointError(
+                "Some answers are not numbers, as where float16 overflows or weights are damaged; load the adapter "
+                "with `dtype`='bf16' or 'fp32'."
+            )
+        return answers(logits, question)
 
     def among(self, class_names: Sequence[str]) -> Callable[..., ImageClassifierOutput]:
         """The model as a classifier of pixel values among these classes; the features of the last few lists are kept.

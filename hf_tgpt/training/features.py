@@ -156,7 +156,7 @@ def encode_views(model: AdaptedModel, images: FewShotImages | CachedImages) -> F
     learner.check_vision_is_frozen()
     labels = torch.tensor(images.dataset["label"], device=encoder.model.device)
     if isinstance(images, CachedImages):
-        return Features(images.states.to(encoder.model.device, encoder.model.dtype), labels)
+        return Features(images.states.to(encoder.model.device, encoder.dtype), labels)
     return Features(encode_pictures(encoder, learner, images, 1), labels)
 
 

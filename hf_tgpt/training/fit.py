@@ -189,7 +189,8 @@ def _states(encoder: DualEncoder, learner: FeatureHead, pixels: torch.Tensor, na
     model.eval()
     try:
         parts = [
-            learner.image_states(encoder, part.to(model.device, model.dtype)) for part in views.flatten(0, 1).split(64)
+            learner.image_states(encoder, part.to(model.device, encoder.dtype))
+            for part in views.flatten(0, 1).split(64)
         ]
     finally:
         model.train(training)

@@ -53,9 +53,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of results.json: accuracies are fractions, on the test split.
 
-    `about` is what was asked for, `method`, `model` (None: the toy CLIP), `dataset`, `classes` and `shots`, and
-    `training_images`, their number; `remarks` are those of `judge`. Where stored features came from another run,
-    `feature_seconds` is what encoding them took there.
+    `about` is what was asked for, `method`, `model` (None: the toy CLIP), `dataset`, `classes` and `shots`,
+    `dtype` of the base model and `training_images`, their number; `remarks` are those of `judge`. Where stored
+    features came from another run, `feature_seconds` is what encoding them took there.
     """
     dataset = about["dataset"]
     return {
@@ -67,6 +67,7 @@ def summarise(
         "classes": about["classes"],
         "shots": about["shots"],
         "training_images": about["training_images"],
+        "dtype": about.get("dtype", "float32"),
         "seed": config.seed,
         "recipe": _recipe(config),
         **({"captions": captions} if model.uses_captions else {}),
@@ -112,9 +113,10 @@ def judge(
     """Reasons not to use an adapter although its training was completed, as sentences.
 
     `zero_shot` is an accuracy, `adapted` the metrics of the adapter, `answers` (n,) are its labels for the test
-    pictures, `history` is that of its training.
+    pictures, `history` is that of its training, empty where it was fitted in closed form.
     """
     remarks, accuracy = [], adapted["accuracy"]
+    remedy = "lower `learning_rate`, train for longer, or give more pictures" if history else "give more pictures"
     untested = adapted["per_class_accuracy"].count(None)
     chance = 1 / len(class_names)
     if len(class_names) == 1:
@@ -123,7 +125,7 @@ def judge(
         remarks.append(f"Of {len(class_names)} classes {untested} could not be tested, for lack of a picture.")
     if len(class_names) - untested > 1 and len(set(answers.tolist())) == 1:
         name = class_names[answers[0]]
-        remarks.append(f"Every test picture is classified as {name!r}: the training has failed; lower `learning_rate`.")
+        remarks.append(f"Every test picture is classified as {name!r}: the training has failed; {remedy}.")
     elif history and len(class_names) > 1 and history[-1]["train_accuracy"] < 1.5 * chance:
         remarks.append(
             f"It has not learned its training pictures (accuracy {history[-1]['train_accuracy']:.3f} in the last "
@@ -132,7 +134,7 @@ def judge(
     if accuracy < zero_shot:
         remarks.append(
             f"The adapter is worse than zero-shot ({accuracy:.3f} against {zero_shot:.3f}), so the model does better "
-            "without it: lower `learning_rate`, train for longer, or give more pictures."
+            f"without it: {remedy}."
         )
     return remarks
 

@@ -17,7 +17,6 @@ from huggingface_hub.dataclasses import type_validator
 from transformers import HfArgumentParser
 
 from ..adapters.config import PromptConfig
-from ..adapters.registry import registered_methods
 from ..data import BENCHMARKS, find_benchmark, read_class_descriptions
 from ..data.fewshot import CLASSES
 from ..methods import available_methods, config_class, method_name
@@ -201,9 +200,6 @@ def parse_arguments(
         )
     if benchmark is not None and "templates" in result.method_config and not {"--templates"} & given:
         result.method_config["templates"] = recipe.get("templates", benchmark.templates)
-    if result.run.push_to_hub and method not in registered_methods():
-        known = ", ".join(sorted(registered_methods()))
-        parser.error(f"--push_to_hub: {method} is PEFT's own; what can be published is one of {known}.")
     if result.run.resume and result.run.output_dir is None:
         parser.error("--resume needs the run's folder; name it with --output_dir.")
     return result

@@ -28,8 +28,9 @@ PLOTS = {"training.png": "training curve and per-class change", "attention.png":
 # The files beside an adapter that are for users.
 RUN_FILES = ("results.json", *PLOTS, "training_log.jsonl", SEEN_PICTURES, CALIBRATION)
 FILES = (CONFIG, WEIGHTS, CARD, *RUN_FILES)
-# Those of PEFT's own adapters and of old formats, which are read from the Hub but not pushed from here.
-_ONLY_READ = (NOTE, HEAD_WEIGHTS, "linear_probe.safetensors")
+# What PEFT's own adapters have besides.
+NOTED_FILES = (NOTE, HEAD_WEIGHTS)
+_OLD = ("linear_probe.safetensors",)
 
 
 class HubError(OSError):
@@ -51,7 +52,7 @@ def download(
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> str:
     """The folder in the cache with an adapter's own files, whatever else the repository lists. Raises HubError."""
-    names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + _ONLY_READ]
+    names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + NOTED_FILES + _OLD]
     cache = None if cache_dir is None else os.fspath(cache_dir)
     with explained(f"{repo_id} (no folder here)"):
         return snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache, allow_patterns=names)

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from ..adapters.config import PromptConfig
 from ..adapters.peft_towers import NOTE, PeftTowers
 from ..adapters.tower_classifier import AdaptedModel
 from ..methods import config_class, method_name
@@ -40,12 +41,18 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return note
 
 
+def noted_config(note: dict[str, Any]) -> PromptConfig:
+    """The method's config that a note describes. Raises ValueError or TypeError for one of nonsense."""
+    config = config_class(note["method"])(class_names=note["class_names"], **note["config"])
+    config.base_model_name_or_path = note["base_model"]
+    return config
+
+
 def load_noted(model: PreTrainedModel, folder: str | os.PathLike[str]) -> AdaptedModel:
     """What such a folder holds, on a fresh base model, in evaluation mode. Raises ValueError if it cannot be read."""
     note = read_note(folder)
     try:
-        config = config_class(note["method"])(class_names=note["class_names"], **note["config"])
-        built = config.build(model)
+        built = noted_config(note).build(model)
         if isinstance(built, PeftTowers):
             built.load_weights(folder)
         elif weights := _NOTED[note["method"]]:

@@ -15,11 +15,13 @@ from peft import PeftModel
 
 from ..adapters.config import PromptConfig
 from ..adapters.folder import check_weights_file, read_config
+from ..adapters.peft_towers import NOTE
 from ..adapters.registry import registered_methods
 from ..utils.files import read_json, write_json
 from ..utils.names import TOY_NAME, is_toy_clip, public_name
 from .card import LOCAL, dataset_title, hub_dataset, is_ours, write_card
-from .client import CARD, CONFIG, FILES, RUN_FILES, WEIGHTS, HubError, explained
+from .client import CARD, CONFIG, FILES, NOTED_FILES, RUN_FILES, WEIGHTS, HubError, explained
+from .old_formats import noted_config, read_note
 
 
 def push_folder(
@@ -45,12 +47,7 @@ def push_folder(
     Example:
         >>> hf_tgpt.push_folder("runs/my-run", "me/my-pictures", private=True)
     """
-    config = read_config(folder)
-    if not isinstance(config, PromptConfig):
-        raise ValueError(
-            f"{os.fspath(folder)!r} holds PEFT's own {config.peft_type.value}, which hf-tgpt does not publish; "
-            "upload the whole folder with `hf upload USER/NAME FOLDER`."
-        )
+    config = _own_config(folder)
     check_weights_file(os.path.join(folder, WEIGHTS))
     repo_id = check_repository(repo_id, private=private, revision=revision, token=token)
     api = HfApi(token=token)
@@ -70,7 +67,8 @@ def push_folder(
         operations: list[CommitOperationAdd | CommitOperationDelete]
         operations = [CommitOperationAdd(name, Path(staged) / name) for name in names]
         # Files of an earlier adapter that this one does not have.
-        operations += [CommitOperationDelete(name) for name in RUN_FILES if name in there and name not in names]
+        replaced = (*RUN_FILES, *NOTED_FILES)
+        operations += [CommitOperationDelete(name) for name in replaced if name in there and name not in names]
         # Not `upload_folder`, which makes several commits of an upload that takes minutes.
         return api.create_commit(
             repo_id,
@@ -104,7 +102,9 @@ def check_repository(
         branch = _branch(api, repo_id, revision)
         names = set(api.list_repo_files(repo_id, revision=branch))
         foreign = sorted(names - {".gitattributes", ".gitignore", "LICENSE", CARD})
-        ours = CONFIG in names and _is_our_config(api.hf_hub_download(repo_id, CONFIG, revision=branch))
+        ours = NOTE in names or (
+            CONFIG in names and _is_our_config(api.hf_hub_download(repo_id, CONFIG, revision=branch))
+        )
         if foreign and not ours:
             raise HubError(
                 f"{repo_id!r} exists and contains something other than an adapter of hf-tgpt ({', '.join(foreign[:3])}"
@@ -141,20 +141,18 @@ def _same_file(a: Path, b: Path) -> bool:
 
 def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: HfApi) -> None:
     """Copies the files to publish, without local paths."""
-    for name in FILES:
+    for name in (*FILES, *NOTED_FILES):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, staged / name)
-    content = read_json(staged / CONFIG)
-    base, tokenizer = content["base_model_name_or_path"], content.get("tokenizer_name_or_path")
+    base, tokenizer = config.base_model_name_or_path, getattr(config, "tokenizer_name_or_path", None)
     if tokenizer not in (None, base) and not public_name(tokenizer):
         raise ValueError(
             f"`tokenizer_name_or_path`={tokenizer!r} is a local folder; upload the tokenizer to the Hub and name "
             "that, or leave it out if it is the base model's own."
         )
-    content["base_model_name_or_path"] = base if base == TOY_NAME else public_name(base)
-    if tokenizer is not None:
-        content["tokenizer_name_or_path"] = public_name(tokenizer)
-    write_json(staged / CONFIG, content)
+    _publicly(staged / CONFIG, base, tokenizer)
+    if (staged / NOTE).exists():
+        _publicly(staged / NOTE, base, tokenizer)
     results = None
     if (staged / "results.json").exists():
         results = read_json(staged / "results.json")
@@ -166,6 +164,29 @@ def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: 
         base = _licence(api, public_name(config.base_model_name_or_path), ModelCard)
         data = _licence(api, public_name(hub_dataset(results or {})), DatasetCard)
         write_card(staged, config, results, repo_id, base_licence=base, data_licence=data)
+
+
+def _publicly(file: Path, base: str | None, tokenizer: str | None) -> None:
+    """Rewrites the names of base model and tokenizer in a config or a note; a local path becomes null."""
+    content = read_json(file)
+    name, fields = ("base_model", content["config"]) if file.name == NOTE else ("base_model_name_or_path", content)
+    content[name] = TOY_NAME if is_toy_clip(base) else public_name(base)
+    if fields.get("tokenizer_name_or_path") is not None:
+        fields["tokenizer_name_or_path"] = public_name(tokenizer)
+    write_json(file, content)
+
+
+def _own_config(folder: str | os.PathLike[str]) -> PromptConfig:
+    """The config of the method in a folder, ours or, by its note, PEFT's. Raises ValueError where there is neither."""
+    if os.path.isfile(os.path.join(folder, NOTE)):
+        return noted_config(read_note(folder))
+    config = read_config(folder)
+    if not isinstance(config, PromptConfig):
+        raise ValueError(
+            f"{os.fspath(folder)!r} holds PEFT's own {config.peft_type.value} without classes, which hf-tgpt does not "
+            "publish; upload the whole folder with `hf upload USER/NAME FOLDER`."
+        )
+    return config
 
 
 def _licence(api: HfApi, name: str | None, kind: type[ModelCard] | type[DatasetCard]) -> str | None:

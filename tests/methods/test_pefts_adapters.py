@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import CLASS_NAMES, make_classifier, pixels, shake
+from conftest import CLASS_NAMES, SHAPES, make_classifier, pixels, shake
 from peft import LNTuningConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
 
@@ -93,6 +93,22 @@ def trained_two_stage(load_clip):
     with torch.no_grad():
         model.learner.head.add_(torch.randn_like(model.learner.head))
     return model.eval()
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "plain"])
+@pytest.mark.parametrize("name", ["lora", "two_stage"])
+def test_both_towers_of_every_family_learn_and_come_back(name, shape, load_clip, tmp_path):
+    model = make_classifier(name, load_clip(shape), CLASS_NAMES)
+    shake(model)
+    clip = model.get_base_model()
+    model.train()(pixels(clip), LABELS).loss.backward()
+    learned = {key for key, weight in trained_weights(model).items() if weight.grad is not None and weight.grad.any()}
+    assert {tower for tower in ("text_model", "vision_model") if any(tower in key for key in learned)} == {
+        "text_model", "vision_model"
+    }  # fmt: skip
+    model.eval().save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_trained(load_clip(shape), tmp_path)(pixels(clip)).logits, model(pixels(clip)).logits)
 
 
 def test_the_first_stage_is_pefts_tuning_of_all_layer_norms(load_clip):

@@ -22,7 +22,7 @@ def example(monkeypatch):
     """example("benchmark") -> the module examples/benchmark.py."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield importlib.import_module
-    for module in ("benchmark", "plain_methods"):
+    for module in ("benchmark", "benchmark_table", "plain_methods"):
         sys.modules.pop(module, None)
 
 

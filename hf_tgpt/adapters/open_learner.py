@@ -149,7 +149,11 @@ class OpenPromptLearner(PromptLearner):
         return pack(ends, shared, encoder.shape()["context_length"]) if shared else None
 
     def shared_length(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> int:
-        """How many leading tokens all sentences share with prompts in place. Overridden if they are not after BOS."""
+        """How many leading tokens all sentences share with prompts in place.
+
+        Overridden where prompts are not after BOS. It must be 0 where prompts of any layer differ by sentence, or else
+        `encode_text` shares nothing and chunks are planned as if it did: too large.
+        """
         unlearned = input_ids.clone()
         unlearned[:, encoder.prefix : encoder.prefix + self.prompt_length] = 0
         return common_length(unlearned, ends)

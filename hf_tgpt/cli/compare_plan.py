@@ -44,6 +44,8 @@ THROUGH_THE_TOWERS = {
     "2SFS": "two_stage",
 }
 LABELS = FAST | THROUGH_THE_TOWERS
+# Methods of other packages go by their own names.
+LABELS |= {name: name for name in available_methods() if not any(name in words.split() for words in LABELS.values())}
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def test_all_methods_of_a_comparison_differ_without_their_colours():
 
 def test_bars_of_measures_and_curves_differ_without_their_colours(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     DRAW["bars"](tmp_path)
     DRAW["run"](tmp_path)
     hatches = [container[0].get_hatch() for container in figures[0].axes[0].containers if hasattr(container, "patches")]

@@ -37,6 +37,7 @@ FIELDS = {
     "task_res": {},
     "clip_adapter": {"residual_ratio": 0.5},
 }
+NOT_IN_THE_SLOT = {"zero_shot", "lora", "two_stage"}  # without weights of their own, or with PEFT's
 
 
 def pictures(count: int = 2) -> torch.Tensor:
@@ -45,6 +46,8 @@ def pictures(count: int = 2) -> torch.Tensor:
 
 
 def main(libraries=""):
+    if missing := {name for name in hf_tgpt.available_methods() if name not in FIELDS} - NOT_IN_THE_SLOT:
+        sys.exit(f"FIELDS has no entry for {', '.join(sorted(missing))}.")
     for method, fields in FIELDS.items():
         folder = Path(__file__).parent / f"{hf_tgpt.__version__}{libraries}" / method
         if folder.exists():

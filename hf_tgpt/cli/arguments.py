@@ -32,7 +32,7 @@ DEFAULT_MODEL = "openai/clip-vit-base-patch16"
 # Arguments that may change when a run is resumed.
 _NOT_SETTINGS = {
     "config", "recipes", "output_dir", "resume", "log_with", "push_to_hub", "private", "json", "cache_dir",
-    "num_workers", "save_every", "keep_checkpoints", "strict", "allow_fewer",
+    "num_workers", "save_every", "keep_checkpoints", "strict", "allow_fewer", "report",
 }  # fmt: skip
 # Options of gradient descent, which a method that is fitted in closed form does not use.
 _OF_STEPS = (
@@ -117,6 +117,9 @@ class RunArguments:
         None, "(default: as configured in accelerate)", choices=["no", "bf16", "fp16"]
     )
     dtype: str = _option(DTYPES[0], f"{DTYPE} (default: fp32)", choices=DTYPES)
+    report: bool = _option(
+        True, "write report.html, a page of what the adapter gets wrong, and predictions.csv (off: --no_report)"
+    )
     log_with: str | None = _option(None, "one of accelerate's trackers, such as tensorboard or wandb (default: none)")
     push_to_hub: str | None = _option(None, "publish the trained adapter in this repository", metavar="USER/NAME")
     private: bool = _option(False, "make that repository private")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
 from collections.abc import Iterator
@@ -13,12 +12,13 @@ from typing import Any
 
 from ..data import find_benchmark
 from ..inference.check import check_pictures
-from ..training.run_folder import check_output_dir
 from ..utils.files import write_json
-from .check_page import page
-from .output import tidy_output
+from .check_page import write_check_page
+from .output import check_own_folder, tidy_output
 from .pictures import load_base, read_splits
+from .spreadsheet import write_table
 
+_NOTE = "check.json"  # in the folder of a check
 _COLUMNS = ("file", "problem", "label", "suggested", "score", "split", "detail")
 _LISTS = {  # in the order of the summary
     "label_errors": "labels to look at",
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     tidy_output()
     start = time.perf_counter()
     output_dir = Path(args.output_dir or Path("runs") / f"check-{datetime.now():%Y%m%d-%H%M%S}")
-    _check_output_dir(output_dir)
+    check_own_folder(output_dir, _NOTE, "check")
     splits, clip = read_splits(args), load_base(args)
     benchmark, _ = find_benchmark(args.pictures)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -52,33 +52,21 @@ def main(args: argparse.Namespace) -> int:
     files = {"page": str(output_dir / "check.html"), "csv": str(output_dir / "problems.csv")}
     about = {"dataset": args.pictures, "model": clip.name_or_path, "output_dir": str(output_dir), **files}
     facts = about | facts | {"seconds": round(time.perf_counter() - start, 1)}
-    _write_table(Path(files["csv"]), facts)
-    Path(files["page"]).write_text(page(facts, encoded, args.count), encoding="utf-8", errors="backslashreplace")
-    write_json(output_dir / "check.json", facts)
+    write_table(Path(files["csv"]), _COLUMNS, _rows(facts))
+    write_check_page(Path(files["page"]), facts, encoded, args.count)
+    write_json(output_dir / _NOTE, facts)
     print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else _in_words(facts))
     return 0
 
 
-def _check_output_dir(output_dir: Path) -> None:
-    """Raises ValueError for an unsuitable path. An earlier check is replaced, and its features are used again."""
-    if not output_dir.is_dir() or not any(output_dir.iterdir()):
-        check_output_dir(output_dir, resume=False)
-    elif not (output_dir / "check.json").is_file():
-        raise ValueError(f"`output_dir`={str(output_dir)!r} holds other files; choose a new folder, or that of an "
-                         "earlier check.")  # fmt: skip
-
-
-def _write_table(file: Path, facts: dict[str, Any]) -> None:
-    """A row for each picture and problem, which spreadsheets open."""
-    with file.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as stream:
-        rows = csv.DictWriter(stream, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-        rows.writeheader()
-        for row in _rows(facts):
-            score = row.get("score")
-            rows.writerow(row | ({} if score is None else {"score": f"{score:.4f}"}))
-
-
 def _rows(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each picture and problem."""
+    for row in _problems(facts):
+        score = row.get("score")
+        yield row | ({} if score is None else {"score": f"{score:.4f}"})
+
+
+def _problems(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for found in facts["unreadable"]:
         yield found | {"problem": "unreadable", "detail": found["problem"]}
     for found in facts["blank"]:

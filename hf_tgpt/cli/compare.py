@@ -165,7 +165,7 @@ class Comparison:
         """The results of a training, which runs if there are none; None if it fails."""
         if not trial.done:
             about = ["--dataset", trial.source, "--classes", trial.classes, "--shots", str(trial.case.shots)]
-            about += ["--seed", str(trial.seed), *self.for_train, "--output_dir", str(trial.folder)]
+            about += ["--no_report", "--seed", str(trial.seed), *self.for_train, "--output_dir", str(trial.folder)]
             about += ["--resume"] * (trial.folder / "run.json").exists()
             if why := self.runner.run(["train", "--method", *trial.method.words, *about], trial.log):
                 self._failed(trial, why)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,12 @@ from ..data import FewShotImages, ImageTransform, choose_classes, class_names, l
 from ..encoders.loading import check_picture_size, load_clip, load_image_processor
 from ..encoders.precision import read_dtype
 from ..evaluation.accuracy import UnknownClasses, evaluate, evaluation_loader, for_classes, measure, predict
-from ..evaluation.calibration import read_calibration, settings_of
+from ..evaluation.calibration import read_calibration
 from ..evaluation.plots import plot_classes, require_matplotlib
 from ..evaluation.published_results import BACKBONE, published_beside, read_published
 from ..hub.loading import load_trained
 from ..hub.run import base_and_revision, local_folder, results_of
+from ..inference.classifier import Classifier
 from ..methods.zero_shot import zero_shot_beside
 from ..training.recipes import RECIPES_FOLDER
 from ..training.results import library_versions
@@ -33,13 +35,15 @@ from ..utils.files import write_json
 from .arguments import DataArguments, Parser, parser_of
 from .loaded import choose_pictures, fields_of
 from .options import ADAPTER, add_dtype, add_json, add_set, whole_number
-from .output import accuracies, list_remarks, make_room_for, markdown_table, tidy_output
+from .output import accuracies, check_own_folder, list_remarks, make_room_for, markdown_table, tidy_output
+from .report import REPORT, Tested, write_report
 
 EXAMPLES = """
-hf-tgpt evaluate runs/mine --dataset other-pictures
+hf-tgpt evaluate runs/mine --dataset other-pictures --output_dir results/other
 hf-tgpt evaluate runs/mine --dataset other-pictures --classes new --picture classes.png
 hf-tgpt evaluate runs/my-tgpt-run --dataset pictures --set wise_ft=0.3
 """
+_NOTE = "evaluation.json"  # in --output_dir
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -56,6 +60,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     data, changes = DataArguments(**vars(data)), fields_of(args.set)
     if args.output:
         make_room_for(args.output)
+    if args.output_dir:
+        check_own_folder(args.output_dir, _NOTE, "evaluation")
+        args.output_dir.mkdir(parents=True, exist_ok=True)
     if args.picture and args.picture.suffix != ".png":
         raise ValueError(f"`picture`={str(args.picture)!r} does not end with .png; name such a file.")
     if args.picture:
@@ -111,24 +118,40 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 4. Results.
     adapted = measure(predictions)
-    calibration = read_calibration(folder)
-    if calibration is not None and calibration.includes(names) and calibration.settings == settings_of(
-        trained.learner.config
-    ):  # fmt: skip
+    calibration = Classifier(trained, transform, read_calibration(folder)).calibration_for(names)
+    if calibration is not None:
         results["temperature"], before = calibration.temperature, adapted["expected_calibration_error"]
-        predictions["logits"] = predictions["logits"] / calibration.temperature
-        adapted = measure(predictions) | {"uncalibrated_error": before}
+        scaled = predictions | {"logits": predictions["logits"] / calibration.temperature}
+        adapted = measure(scaled) | {"uncalibrated_error": before}
     if published:
         results["published"] = [{name: row[name] for name in ("method", "accuracy", "source")} for row in published]
     results |= {"zero_shot_accuracy": zero_shot["accuracy"], **adapted}
     results["seconds"] = round(time.perf_counter() - start, 1)
     _write(args.output, results, accelerator)
+    if args.output_dir and accelerator.is_main_process:
+        _write(args.output_dir / _NOTE, results, accelerator)
+        tested = Tested(
+            title=f"{args.adapter} on {data.dataset}",
+            results=results,
+            zero_shot=zero_shot,
+            logits=predictions["logits"],
+            labels=predictions["labels"],
+            class_names=names,
+            pictures=splits["test"],
+            classifier=Classifier(trained, transform),
+            calibration=calibration,
+            command=["evaluate", *(sys.argv[1:] if argv is None else argv)],
+            settings={"base model": model_name, "classes": data.classes} | library_versions(),
+        )
+        write_report(args.output_dir, tested)
     if args.picture and accelerator.is_main_process:
         plot_classes(args.picture, names, zero_shot, adapted, predictions["logits"].argmax(-1), predictions["labels"])
     if args.json:
         accelerator.print(json.dumps(results, indent=2, ensure_ascii=False))
     else:
         accelerator.print(_in_words(results, model_name, len(names)))
+        if args.output_dir:
+            accelerator.print(f"What it gets wrong: {args.output_dir / REPORT}")
     accelerator.end_training()
 
 
@@ -160,9 +183,11 @@ def parser(prog: str | None = None) -> Parser:
     add("--compare_with_published", action="store_true", help="also print published accuracies for the same training "
         "and test (hf_tgpt/recipes/published.csv)")  # fmt: skip
     add("--picture", type=Path, help="a .png file for a plot of the change of each class and the confusion matrix")
+    add("--output_dir", type=Path, help="a folder, new or of an earlier evaluation, for report.html, a page of what "
+        "the adapter gets wrong, predictions.csv and evaluation.json (default: no report)")  # fmt: skip
     add("--output", type=Path, help="a JSON file for the results (default: they are only printed)")
     add_json(parser)
-    parser.lead_with("dataset", "classes", "picture", "output", "json")
+    parser.lead_with("dataset", "classes", "picture", "output", "output_dir", "json")
     return parser
 
 

@@ -12,7 +12,7 @@ from ..adapters.config import change_config
 from ..data.class_lists import read_class_names
 from ..data.duplicates import digests
 from ..data.fewshot import split_each_class
-from ..data.readers.captions import undecoded_images
+from ..data.looks import picture_names
 from ..data.remarks import count, remark
 from ..hub.run import is_cut_off, local_folder, results_of, seen_pictures
 from ..inference.classifier import Classifier, load_classifier
@@ -79,8 +79,8 @@ def choose_pictures(
     if not seen:
         remark(f"{folder} does not record which pictures it was trained on, so some of these may be among them.")
         return tested, {}
-    paths = [record["path"] or f"row {row}" for row, record in enumerate(undecoded_images(tested))]
-    known = [path for path, digest in zip(paths, digests(tested), strict=True) if seen.get(digest, "test") != "test"]
+    named = zip(picture_names(tested), digests(tested), strict=True)
+    known = [name for name, digest in named if seen.get(digest, "test") != "test"]
     if known:
         shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
         words = count(len(known), "picture")

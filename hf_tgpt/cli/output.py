@@ -14,6 +14,7 @@ import datasets
 import transformers
 
 from ..data import DataWarning
+from ..training.run_folder import check_output_dir
 from .words import in_options
 
 
@@ -58,6 +59,18 @@ def make_room_for(output: str | os.PathLike[str]) -> None:
         raise ValueError(f"`output`={str(output)!r}: its folder cannot be made ({error.strerror}).") from None
     if path.is_dir():
         raise ValueError(f"`output`={str(output)!r} is a folder; name a file.")
+
+
+def check_own_folder(output_dir: Path, note: str, what: str) -> None:
+    """Raises ValueError for an unsuitable folder. One with this note is of an earlier call, whose files are replaced.
+
+    `what` the command makes: a "check", for example.
+    """
+    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+        check_output_dir(output_dir, resume=False)
+    elif not (output_dir / note).is_file():
+        raise ValueError(f"`output_dir`={str(output_dir)!r} holds other files; choose a new folder, or that of an "
+                         f"earlier {what}.")  # fmt: skip
 
 
 def markdown_table(header: list[str], rows: list[list]) -> list[str]:

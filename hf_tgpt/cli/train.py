@@ -8,6 +8,7 @@ accelerate launch -m hf_tgpt train ...
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -39,6 +40,7 @@ from ..evaluation.calibration import calibrate, digest_of_weights, settings_of
 from ..evaluation.plots import PLOTS_REMEDY, can_plot
 from ..hub.loading import load_trained
 from ..hub.push import check_repository, push_folder
+from ..inference.classifier import Classifier
 from ..methods import config_class
 from ..methods.zero_shot import zero_shot_beside
 from ..texts.sentences import load_tokenizer
@@ -52,6 +54,7 @@ from ..training.run_folder import check_output_dir, prepare_output_dir, write_se
 from ..utils.names import TOY_CLIP
 from .arguments import parse_arguments
 from .output import accuracies, list_remarks, tidy_output
+from .report import REPORT, Tested, write_report
 from .words import in_options
 
 EXAMPLES = """
@@ -179,7 +182,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             if not torch.equal(fresh(batch).logits.float(), model(batch).logits.float()):
                 raise RuntimeError(f"What was saved in {output_dir} does not give the trained model's logits.")
 
-    # 8. results.json, a plot, the log and, saved again, the model card with the results.
+    # 8. results.json, a plot, the log and, saved again, the model card with the results; the calibration; the report.
     about: dict[str, Any] = {"method": args.method, "model": args.data.model, "dataset": args.data.dataset}
     about |= {"classes": args.data.classes, "shots": run.shots, "training_images": len(images)}
     about["dtype"] = str(dtype).removeprefix("torch.")
@@ -195,12 +198,30 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             what = f"{len(labels)} validation pictures"
             calibration = calibrate(logits, labels, names, pictures=what, settings=settings, weights=weights)
         write_run(output_dir, model, history, zero_shot, adapted, results, calibration)
+        if run.report:
+            tested_as = Tested(
+                title=f"{args.method} on {args.data.dataset}",
+                results=results,
+                zero_shot=zero_shot,
+                logits=predictions["logits"],
+                labels=predictions["labels"],
+                class_names=names,
+                pictures=chosen["test"],
+                classifier=Classifier(model, as_is),
+                calibration=calibration,
+                command=["train", *(sys.argv[1:] if argv is None else argv)],
+                settings=args.settings | results["versions"],
+                history=history,
+            )
+            write_report(output_dir, tested_as)
         if not can_plot():
             say(f"training.png is missing, since it needs matplotlib: {PLOTS_REMEDY}.")
     say(accuracies(results))
     for remark in remarks:
         say(f"Note: {in_options(remark)}")
     say(f"Reloaded from disk, it gives the same logits. {results['seconds']:.0f} s; everything is in {output_dir}")
+    if run.report:
+        say(f"What it gets wrong: {output_dir / REPORT}")
     if run.push_to_hub and accelerator.is_main_process:
         results["published"] = str(push_folder(output_dir, run.push_to_hub, private=run.private or None))
         say(f"Published: {results['published']}")

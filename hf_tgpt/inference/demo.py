@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image as PILImage
 
-from ..encoders import encoder_of
 from ..methods.zero_shot import ZeroShotConfig, zero_shot_beside
 from .classifier import Classifier
-from .explain import as_seen, mean_attention, overlay
+from .explain import attention_pictures
 from .pictures import load_image
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class Demonstration:
         try:
             names = self._class_names(classes)
             image = _read(picture)
-            scores, pictures = self.compare(image, names), self.attention(image)
+            scores, pictures = self.compare(image, names), attention_pictures(self.adapted, image)
             stranger = self.shows_none(image, names)
         except ValueError as error:
             return _html(problem=str(error))
@@ -91,17 +90,6 @@ class Demonstration:
             return False
         ((_, answer),) = self.adapted.stream([image], 1, class_names=class_names, reject=True)
         return answer[0]["label"] is None
-
-    def attention(self, image: PILImage.Image) -> dict[str, PILImage.Image]:
-        """The part of the picture that reaches the model, and under what looked at it, the mean attention over it.
-
-        Of a base model whose layers are not known here, the former alone.
-        """
-        cropped = as_seen(self.adapted, image)
-        if not encoder_of(self.adapted.model.get_base_model()).takes_prompts:
-            return {"what the model sees": cropped}
-        maps = mean_attention(self.adapted, image)
-        return {"what the model sees": cropped} | {title: overlay(cropped, weights) for title, weights in maps.items()}
 
     def _class_names(self, classes: str) -> list[str]:
         names = [line.strip() for line in classes.splitlines() if line.strip()]

@@ -160,6 +160,19 @@ def overlay(picture: PILImage.Image, weights: torch.Tensor) -> PILImage.Image:
     return PILImage.blend(picture, PILImage.fromarray(colours).convert("RGB"), 0.55)
 
 
+def attention_pictures(classifier: Classifier, image: Any) -> dict[str, PILImage.Image]:
+    """The part of the picture that reaches the model, and under what looked at it, the mean attention over it.
+
+    Of a base model whose layers are not known here, the former alone. Raises ValueError for the latter without
+    matplotlib.
+    """
+    cropped = as_seen(classifier, image)
+    if not _encoder(classifier).takes_prompts:
+        return {"what the model sees": cropped}
+    maps = mean_attention(classifier, image)
+    return {"what the model sees": cropped} | {title: overlay(cropped, weights) for title, weights in maps.items()}
+
+
 def as_seen(classifier: Classifier, image: Any) -> PILImage.Image:
     """The part of a picture that reaches the model, at the model's size."""
     transform = classifier.transform

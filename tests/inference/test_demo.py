@@ -24,6 +24,7 @@ from hf_tgpt.cli.main import main
 from hf_tgpt.data import ImageTransform
 from hf_tgpt.inference.classifier import Classifier
 from hf_tgpt.inference.demo import Demonstration
+from hf_tgpt.inference.explain import attention_pictures
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
 PROCESSOR = ImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
@@ -191,12 +192,12 @@ def test_names_are_text_and_never_markup(classifier, drop):
 
 
 def test_tgpt_shows_its_queries_and_other_methods_the_cls_token(classifier):
-    maps = Demonstration(classifier("tgpt")).attention(PICTURE)
+    maps = attention_pictures(classifier("tgpt"), PICTURE)
     assert list(maps) == [
         "what the model sees", "where the category queries look", "where the content queries look",
     ]  # fmt: skip
     for name in ("maple", "cocoop", "lora", "linear_probe", "zero_shot"):
-        maps = Demonstration(classifier(name)).attention(PICTURE)
+        maps = attention_pictures(classifier(name), PICTURE)
         assert list(maps) == ["what the model sees", "where CLS looks in the last layer"]
     assert {picture.size for picture in maps.values()} == {(32, 32)}
 

@@ -203,7 +203,7 @@ def _attention(tested: Tested, errors: ErrorAnalysis, names: list[str]) -> tuple
                 "pictures": {title: address(picture) for title, picture in pictures.items()},
             }
         )
-    return found, None
+    return found, None if found else "the pictures cannot be read any more"
 
 
 def _in_words(value: Any) -> str:

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +20,7 @@ from transformers import CLIPModel
 
 from hf_tgpt.cli import compare, page, report
 from hf_tgpt.cli.main import main
-from hf_tgpt.data import ImageTransform
+from hf_tgpt.data import ImageTransform, load_splits
 from hf_tgpt.evaluation.error_analysis import ErrorAnalysis, accuracy_interval
 from hf_tgpt.evaluation.metrics import classification_metrics
 from hf_tgpt.inference.classifier import Classifier
@@ -120,6 +122,17 @@ def test_an_evaluation_writes_its_report_into_its_own_folder_and_never_over_a_ru
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
+def test_an_evaluation_among_the_pictures_is_not_taken_for_a_class(pictures, tmp_path):
+    for folder, name in (("cat", "cat.png"), ("dog", "dog.png"), ("results", "kept.png")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(pictures / "test" / "dog" / "0.png", tmp_path / folder / name)
+    (tmp_path / "results" / "evaluation.json").write_text("{}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the pictures are equal
+        splits = load_splits(str(tmp_path), seed=None)
+    assert splits["test"].features["label"].names == ["cat", "dog"]
+
+
 def test_runs_of_a_comparison_write_no_report_unless_asked(monkeypatch, pictures, tmp_path):
     trainings = []
     runner = SimpleNamespace(run=lambda words, log: trainings.append(words) or "left out")
@@ -196,6 +209,7 @@ def test_a_picture_that_has_gone_is_listed_without_its_small_copy(base, tmp_path
     file.unlink()
     report.write_report(tmp_path, report.Tested(**{**vars(about), "pictures": pictures}))
     html = (tmp_path / "report.html").read_text()
+    assert "This is left out: the pictures cannot be read any more." in html
     assert "=1+1.png (0.91, right 0.05)" in html
     assert "<img" not in html
     assert {row["file"] for row in rows_of(tmp_path)} == {"'=1+1.png"}  # which no spreadsheet takes for a formula

@@ -32,13 +32,12 @@ from ..evaluation.accuracy import evaluation_loader, predict
 from ..evaluation.calibration import KEPT, Calibration, calibrate, digest_of_weights, settings_of
 from ..evaluation.metrics import classification_metrics
 from ..hub.loading import load_trained
-from ..hub.run import base_and_revision, results_of, seen_pictures
+from ..hub.run import base_and_revision, seen_pictures
 from ..inference.pictures import load_image
 from ..training.held_out import cross_validated
-from ..utils.files import read_json
 from ..utils.names import composed
 from .arguments import DataArguments, Parser, parser_of
-from .loaded import fields_of, remark_on_cut_off
+from .loaded import data_of_run, fields_of, remark_on_cut_off, training_pictures
 from .options import add_dtype, add_json, add_set, share
 from .output import list_remarks, tidy_output
 from .predict import find_files
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if not os.path.isdir(folder):
         raise ValueError(f"{args.adapter!r} is no folder here, and the calibration is written beside the adapter; "
                          "name the folder of a run.")  # fmt: skip
-    data = DataArguments(**_of_the_run(folder, vars(data)))
+    data = data_of_run(folder, vars(data))
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     accelerator = Accelerator(cpu=device == "cpu")
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         splits = choose_classes(load_splits(**data.source, seed=None, skip_damaged=True), data.classes)
         held_out = held_out_pictures(splits, folder)
         if held_out is None:
-            training = _training_pictures(splits, folder)
+            training = training_pictures(splits, folder)
             if not isinstance(model.learner, FeatureHead) or not len(training):
                 raise ValueError(
                     f"`dataset`={data.dataset!r} has no pictures that the adapter was not trained on: no validation "
@@ -139,7 +138,7 @@ def describe(
     number = calibration.count
     facts: dict[str, Any] = {"pictures": calibration.pictures, "images": number}
     facts |= {"temperature": calibration.temperature, "error_before": before, "error_after": after}
-    facts["largest_coverage"] = number / (number + 1)
+    facts["largest_coverage"] = calibration.largest_coverage
     if facts["largest_coverage"] >= _SHOWN:
         facts["mean_labels"] = float(calibration.answers(logits, class_names, _SHOWN).sum(-1).double().mean())
     return facts | {
@@ -175,27 +174,6 @@ def parser(prog: str | None = None) -> Parser:
     add_json(parser)
     parser.lead_with("dataset", "reject", "unknown", "json")
     return parser
-
-
-def _of_the_run(folder: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments for the data, those that are not given from the run; all of the run's if it is its own data."""
-    note = Path(folder) / "run.json"
-    settings = read_json(note) if note.is_file() else {}
-    settings = {name: value for name, value in (results_of(folder) | settings).items() if name in given}
-    if given["dataset"] is None and not settings.get("dataset"):
-        raise ValueError(
-            f"`dataset`=None, and {folder!r} does not record which pictures it was trained on; name pictures that it "
-            "was not trained on."
-        )
-    if given["dataset"] not in (None, settings.get("dataset")):
-        settings = {}
-    chosen = settings | {"model": None} | {name: value for name, value in given.items() if value is not None}
-    return {"classes": "all"} | chosen
-
-
-def _training_pictures(splits: DatasetDict, folder: str) -> Dataset:
-    pictures, seen = splits.get("train", splits["test"]), seen_pictures(folder)
-    return pictures.select([row for row, digest in enumerate(digests(pictures)) if seen.get(digest) == "train"])
 
 
 def _relabelled(pictures: Dataset, model: AdaptedModel) -> Dataset:

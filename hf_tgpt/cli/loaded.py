@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -16,6 +17,8 @@ from ..data.looks import picture_names
 from ..data.remarks import count, remark
 from ..hub.run import is_cut_off, local_folder, results_of, seen_pictures
 from ..inference.classifier import Classifier, load_classifier
+from ..utils.files import read_json
+from .arguments import DataArguments
 from .output import list_remarks
 
 
@@ -46,10 +49,32 @@ def class_names_of(args: argparse.Namespace) -> list[str] | None:
     return list(names.values()) if isinstance(names, dict) else names
 
 
+def data_of_run(folder: str, given: dict[str, Any]) -> DataArguments:
+    """The arguments for the data, those that are not given from the run; all of the run's if it is its own data."""
+    note = Path(folder) / "run.json"
+    settings = read_json(note) if note.is_file() else {}
+    settings = {name: value for name, value in (results_of(folder) | settings).items() if name in given}
+    if given["dataset"] is None and not settings.get("dataset"):
+        raise ValueError(
+            f"`dataset`=None, and {folder!r} does not record which pictures it was trained on; name pictures that it "
+            "was not trained on."
+        )
+    if given["dataset"] not in (None, settings.get("dataset")):
+        settings = {}
+    chosen = settings | {"model": None} | {name: value for name, value in given.items() if value is not None}
+    return DataArguments(**{"classes": "all"} | chosen)
+
+
 def remark_on_cut_off(folder: str) -> None:
     """Warns of an adapter whose training was interrupted."""
     if is_cut_off(folder):
         remark(f"The training in {folder} was interrupted; continue with `hf-tgpt train --resume`.")
+
+
+def training_pictures(splits: DatasetDict, folder: str) -> Dataset:
+    """The pictures of `load_splits`, with `seed`=None, that a run trained on; none if it does not tell."""
+    pictures, seen = splits.get("train", splits["test"]), seen_pictures(folder)
+    return pictures.select([row for row, digest in enumerate(digests(pictures)) if seen.get(digest) == "train"])
 
 
 def choose_pictures(

@@ -65,6 +65,11 @@ class Calibration:
         """n, the number of held-out pictures."""
         return sum(map(len, self.probabilities.values()))
 
+    @property
+    def largest_coverage(self) -> float:
+        """The largest share of pictures that an answer's coverage can be: n / (n + 1)."""
+        return self.count / (self.count + 1)
+
     def includes(self, class_names: Sequence[str]) -> bool:
         """Whether these are among the classes that it was measured on, so that the temperature holds for them."""
         return set(class_names) <= self.probabilities.keys()
@@ -106,7 +111,7 @@ class Calibration:
         if count < fewest:
             raise ValueError(
                 f"`coverage`={coverage} needs {fewest} held-out pictures and the adapter was calibrated with {count}, "
-                f"which tell shares in steps of 1/{count + 1}, {count / (count + 1):.3f} at most; ask for less, or "
+                f"which tell shares in steps of 1/{count + 1}, {self.largest_coverage:.3f} at most; ask for less, or "
                 "calibrate it with more pictures."
             )
         by_number = sorted(self.probabilities, key=lambda name: len(self.probabilities[name]))

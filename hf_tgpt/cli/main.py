@@ -183,14 +183,21 @@ find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
 
     demo = command("demo", "serve a web page that classifies pictures, beside zero-shot CLIP", """
 hf-tgpt demo runs/mine
+hf-tgpt demo runs/mine --examples
 hf-tgpt demo runs/mine --host 0.0.0.0 --port 8080
 """)  # fmt: skip
     demo.add_argument("adapter", help=ADAPTER)
     demo.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     demo.add_argument("--port", type=port, default=7860, help="(default: %(default)s; 0: any free port)")
+    demo.add_argument(
+        "--examples", nargs="?", const=True, metavar="DATASET", help="also show the training pictures nearest to a "
+        "picture, to everyone who opens the page: those in this data set, or alone the run's own (default: none)"
+    )  # fmt: skip
+    demo.add_argument("--cache_dir", help="the folder of stored features of the examples (default: features in the "
+                      "run's folder)")  # fmt: skip
     add_model(demo)
     add_json(demo)
-    demo.lead_with("host", "port", "device")
+    demo.lead_with("examples", "host", "port", "device")
 
     explain = command("explain", "plot where an adapter looks in a few pictures", """
 hf-tgpt explain runs/mine pictures --output attention.png

@@ -7,6 +7,8 @@ import re
 
 # Arguments of the library that have another name on the command line.
 _OPTIONS = {"source": "dataset", "base_model": "model", "fields": "set", "folder": "to"}
+# Options that name a data set, of commands without --dataset.
+_DATA = ("examples", "int8")
 # The options of the running command. A process runs only one, and its warnings come from anywhere.
 _known: set[str] = set()
 _places: set[str] = set()  # those without an option's name
@@ -25,8 +27,10 @@ def in_options(text: str) -> str:
 
     def option(match: re.Match[str]) -> str:
         name, value = _OPTIONS.get(match["name"], match["name"]), match["value"] or ""
-        if name == "dataset" and name not in _known and "pictures" in _places:
-            return f"PICTURES{value}"
+        if name == "dataset" and name not in _known:
+            if "pictures" in _places:
+                return f"PICTURES{value}"
+            name = next((other for other in _DATA if other in _known), name)
         if name not in _known:
             return match[0]
         return f"--{name} is not given" if value == "=None" else f"--{name}{value}"

@@ -8,7 +8,9 @@ import errno
 import importlib.util
 import io
 import logging
+import math
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from PIL import Image as PILImage
 
 from ..methods.zero_shot import ZeroShotConfig, zero_shot_beside
 from .classifier import Classifier
+from .confusions import PredictedAs
+from .examples import Examples
 from .explain import attention_pictures
 from .pictures import load_image
 
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # classes
 MOST = 1000  # names in an edited list: each costs a pass of the text tower
+COVERAGE = 0.9  # of the sets of classes
+_SIDE = 160  # of an example, in pixels
 _TEMPLATE = Path(__file__).with_name("demo.html.jinja")
 
 
@@ -38,18 +44,39 @@ class Score:
     zero_shot: float
 
 
+@dataclass(frozen=True)
+class Trusted:
+    """What the adapter's calibration tells of a picture.
+
+    `nearest` is the nearest class of a picture that shows none of them, else None. Otherwise the right class is among
+    `labels` for the share `coverage` of pictures; the calibration has `count` of them.
+    """
+
+    nearest: str | None
+    labels: list[str]
+    coverage: float
+    count: int
+
+
 class Demonstration:
     """A classifier beside zero-shot CLIP on the same base model, without the adapter.
 
-    Zero-shot CLIP reads the `templates` of the classifier's config, where it has them, else the plainest.
+    Zero-shot CLIP reads the `templates` of the classifier's config, where it has them, else the plainest. Beside an
+    answer stand the nearest of the `examples`, and what answers of that class were worth in a test, of `predictions`.
     """
 
-    def __init__(self, classifier: Classifier):
+    def __init__(
+        self,
+        classifier: Classifier,
+        examples: Examples | None = None,
+        predictions: Mapping[str, PredictedAs] | None = None,
+    ):
         config, names = classifier.model.learner.config, classifier.class_names
         self.method = config.method.lower()
         self.templates = getattr(config, "templates", ZeroShotConfig(class_names=names).templates)
         zero_shot = zero_shot_beside(classifier.model, names, templates=self.templates)
         self.adapted, self.zero_shot = classifier, Classifier(zero_shot, classifier.transform)
+        self.examples, self.predictions = examples, predictions or {}
 
     def answer(self, picture: dict[str, Any] | None, classes: str) -> str:
         """What the page shows of an uploaded picture, {"path", "orig_name"}, among classes, a line each: HTML.
@@ -62,12 +89,20 @@ class Demonstration:
             names = self._class_names(classes)
             image = _read(picture)
             scores, pictures = self.compare(image, names), attention_pictures(self.adapted, image)
-            stranger = self.shows_none(image, names)
+            trusted = self.trusted(image, names)
         except ValueError as error:
             return _html(problem=str(error))
         addresses = {title: _address(map) for title, map in pictures.items()}
-        facts = dict(method=f"adapter ({self.method})", count=len(names), sentence=self._sentence())
-        return _html(scores=scores, pictures=addresses, stranger=stranger, **facts)
+        best = scores[0].label
+        facts: dict[str, Any] = dict(method=f"adapter ({self.method})", count=len(names), sentence=self._sentence())
+        facts |= {"trusted": trusted, "wanted": COVERAGE, "calibrated": self.adapted.calibration is not None}
+        if set(names) == set(self.adapted.class_names) and not (trusted and trusted.nearest):
+            facts["predicted"] = self.predictions.get(best)  # of a test among the same classes
+        if self.examples is not None:
+            nearest = self.examples.nearest(image, best)
+            facts["examples"] = [(_address(each.picture, small=True), each.label, each.cosine) for each in nearest]
+            facts["described"] = self.examples.described
+        return _html(scores=scores, pictures=addresses, best=best, **facts)
 
     def compare(self, image: PILImage.Image, class_names: list[str]) -> list[Score]:
         """The adapter's ten most likely classes, most likely first, and zero-shot CLIP's first if it is another one.
@@ -83,13 +118,19 @@ class Demonstration:
             if (label := part["label"]) is not None and (place < SHOWN or label == zero_shot[0]["label"])
         ]
 
-    def shows_none(self, image: PILImage.Image, class_names: list[str]) -> bool:
-        """Whether the picture shows none of the classes, as far as the adapter is calibrated to tell."""
+    def trusted(self, image: PILImage.Image, class_names: list[str]) -> Trusted | None:
+        """What the calibration tells of the picture, None where it is not for these classes.
+
+        Where it has too few pictures for a coverage of 0.9, the coverage is the largest that it has enough for.
+        """
         calibration = self.adapted.calibration_for(class_names)
-        if calibration is None or not calibration.is_for(class_names) or calibration.reject_below is None:
-            return False
-        ((_, answer),) = self.adapted.stream([image], 1, class_names=class_names, reject=True)
-        return answer[0]["label"] is None
+        if calibration is None or not calibration.is_for(class_names):
+            return None
+        coverage = min(COVERAGE, math.floor(100 * calibration.largest_coverage) / 100)
+        reject = calibration.reject_below is not None
+        ((_, answer),) = self.adapted.stream([image], class_names=class_names, coverage=coverage, reject=reject)
+        labels = [part["label"] for part in answer if part["label"] is not None]
+        return Trusted(answer[0].get("nearest"), labels, coverage, calibration.count)
 
     def _class_names(self, classes: str) -> list[str]:
         names = [line.strip() for line in classes.splitlines() if line.strip()]
@@ -192,10 +233,14 @@ def _read(picture: dict[str, Any]) -> PILImage.Image:
         raise ValueError(f"{name} cannot be read as a picture; drop another one.") from error
 
 
-def _address(picture: PILImage.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "png")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def _address(picture: PILImage.Image, small: bool = False) -> str:
+    """A picture, or a small copy of it, as a data URI."""
+    file, kind = io.BytesIO(), "jpeg" if small else "png"
+    if small:
+        picture = picture.copy()
+        picture.thumbnail((_SIDE, _SIDE), PILImage.Resampling.BICUBIC)
+    picture.save(file, kind)
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _html(**facts: Any) -> str:

@@ -93,3 +93,16 @@ def _features(model: AdaptedModel, states: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         states = states.to(encoder.model.device)
         return unit((encoder.leave_image(states) if states.ndim == 3 else states).float()).cpu()
+
+
+@torch.inference_mode()
+def features_of(model: AdaptedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Unit features (b, d) of pixel values (b, 3, s, s), float32 on the CPU, as `encode_splits` gives them.
+
+    Example:
+        >>> from hf_tgpt.methods.zero_shot import zero_shot_beside
+        >>> tuple(features_of(zero_shot_beside(clip, ["cat", "dog"]), torch.zeros(1, 3, 32, 32)).shape)
+        (1, 512)
+    """
+    encoder = encoder_of(model.get_base_model())
+    return _features(model, model.learner.image_states(encoder, pixel_values.to(encoder.model.device)))

@@ -20,11 +20,16 @@ from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, make
 from PIL import Image, ImageDraw
 
 import hf_tgpt
+from hf_tgpt.cli import demo as command
 from hf_tgpt.cli.main import main
-from hf_tgpt.data import ImageTransform
+from hf_tgpt.data import DataWarning, ImageTransform, load_splits
 from hf_tgpt.inference.classifier import Classifier
+from hf_tgpt.inference.confusions import PredictedAs, read_predictions
 from hf_tgpt.inference.demo import Demonstration
+from hf_tgpt.inference.examples import Examples
 from hf_tgpt.inference.explain import attention_pictures
+from hf_tgpt.training.run_folder import write_seen_pictures
+from hf_tgpt.utils.files import write_json
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
 PROCESSOR = ImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
@@ -213,6 +218,98 @@ def test_the_toy_clip_knows_a_red_circle_on_the_page(drop):
     assert name == "red circle"
     assert min(adapted, zero_shot) > 90
     assert max(share for _, *shares in others for share in shares) < 10
+
+
+# What an answer rests on ---------------------------------------------------------------------------------------------
+
+
+def text_of(html):
+    return " ".join(re.sub("<style>.*</style>|<[^>]*>", " ", html, flags=re.DOTALL).split())
+
+
+def test_beside_an_answer_stands_what_such_answers_were_worth_in_the_test(classifier, drop, tmp_path):
+    names = ["cat", "=forest", "red circle"]
+    asked = classifier("coop", names)
+    best = asked(PICTURE, 1)[0]["label"]
+    others = [name for name in names if name != best]
+    rows = [(best, best), (best, best), (others[0], best), (best, others[0]), (others[1], others[0])]
+    cells = [[name.replace("=", "'=") for name in row] for row in rows]  # as spreadsheets need them
+    table = "".join(f"{i}.jpg,{label},{guess},0.5000,true\n" for i, (label, guess) in enumerate(cells))
+    file = tmp_path / "predictions.csv"
+    file.write_text("file,label,prediction,score,correct\n" + table, encoding="utf-8-sig")
+    demonstration = Demonstration(asked, predictions=read_predictions(tmp_path, names))
+    says = f"Of 3 test pictures that were taken for {best}, 2 were {best} (precision 67 %), 1 was {others[0]}."
+    assert says in text_of(demonstration.answer(drop(PICTURE), lines(names)))
+    assert "test picture" not in text_of(demonstration.answer(drop(PICTURE), lines(["cat", "zebra"])))
+    assert read_predictions(tmp_path, names)[others[1]] == PredictedAs(0, 0, [], tested=5)
+
+    for broken in ("file,label\na.jpg,cat\n", "", "label,prediction\ncat,zebra\n"):
+        file.write_text(broken)
+        with pytest.warns(DataWarning, match="is not used"):
+            assert read_predictions(tmp_path, names) == {}
+    file.unlink()
+    assert read_predictions(tmp_path, names) == {}
+
+
+@pytest.mark.parametrize("name", ["gda", "tgpt", "lora", "maple", "mmrl", "mutual_prompt"])
+def test_the_nearest_training_pictures_are_shown_by_class(name, classifier, pictures, drop, tmp_path):
+    asked = classifier(name, ["lime", "ripe tomato"])
+    asked.model.requires_grad_(False)
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    (folder / "train" / "lime" / "1.jpg").write_bytes(b"no picture")
+    with pytest.warns(DataWarning, match="1 picture is passed over: .*1.jpg"):
+        examples = Examples(load_splits(folder)["train"], asked, tmp_path / "features")
+    assert len(examples) == 9
+    image = Image.open(folder / "train" / "lime" / "3.jpg")
+    nearest = examples.nearest(image, "lime")
+    assert [example.label for example in nearest] == ["lime"] * 3 + ["ripe tomato"]
+    assert nearest[0].cosine == pytest.approx(1, abs=1e-5)
+    assert [e.cosine for e in nearest[:3]] == sorted((e.cosine for e in nearest[:3]), reverse=True)
+    (folder / "train" / "lime" / "3.jpg").unlink()  # after the start
+    assert [example.label for example in examples.nearest(image, "lime")] == ["lime"] * 3 + ["ripe tomato"]
+    assert [example.label for example in examples.nearest(image, "zebra")] in (["lime"], ["ripe tomato"])
+
+    html = Demonstration(asked, examples).answer(drop(image, "3.jpg"), lines(["lime", "ripe tomato"]))
+    assert html.count("data:image/jpeg") == 4
+    assert "Nearest training pictures" in html
+    assert ".jpg" not in html  # the names of files may be private
+
+
+def test_of_very_many_pictures_some_of_each_class_are_compared(classifier, pictures, monkeypatch):
+    monkeypatch.setattr("hf_tgpt.inference.examples.MOST", 7)
+    with pytest.warns(DataWarning, match="Of 10 training pictures 3 of each class are compared"):
+        assert len(Examples(load_splits(pictures)["train"], classifier("gda"))) == 6
+
+
+def test_the_command_finds_the_runs_own_training_pictures(pictures, tmp_path, monkeypatch, capsys):
+    base, run, shown = make_clip("plain", tmp_path / "base"), tmp_path / "run", []
+    PROCESSOR.save_pretrained(base)
+    make_classifier("gda", hf_tgpt.load_clip(base), ["lime", "ripe tomato"], **METHODS["gda"].fields).save_pretrained(
+        run
+    )
+    splits = load_splits(pictures)
+    write_seen_pictures(run, {"train": splits["train"].select(range(4)), "test": splits["test"]})
+    monkeypatch.setattr(command, "require_gradio", lambda: None)
+    monkeypatch.setattr(command, "make_page", lambda demonstration, title: shown.append(demonstration))
+    monkeypatch.setattr(command, "serve", lambda page, listener: None)
+
+    def demo(*options):
+        status = main(["demo", str(run), "--port", "0", *options])
+        return status, capsys.readouterr().err
+
+    assert demo("--examples")[1].endswith("does not record its data set; name one: --examples DATASET.\n")
+    write_json(run / "results.json", {"dataset": str(pictures)})
+    assert demo("--examples")[0] == 0
+    assert (len(shown[-1].examples), shown[-1].examples.described) == (4, "training pictures")
+    assert list((run / "features").iterdir())
+    assert demo()[0] == 0
+    assert shown[-1].examples is None
+    other = shutil.copytree(pictures / "test", tmp_path / "other")
+    _, error = demo("--examples", str(other))
+    assert (len(shown[-1].examples), shown[-1].examples.described) == (8, "labelled pictures")
+    assert "so all are examples" in error
+    write_json(run / "results.json", {"dataset": str(tmp_path / "gone")})
+    assert demo("--examples")[1].startswith("hf-tgpt demo: --examples names no data set, and the run's own cannot be")
 
 
 def test_without_gradio_the_command_says_how_to_get_it(monkeypatch, capsys):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import pickle
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -340,18 +341,43 @@ def test_exports_hold_the_temperature_in_their_logits_and_the_thresholds_beside_
     assert torch.allclose(weights["with"] * classifier.calibration.temperature, weights["without"], rtol=1e-4)
 
 
-def test_the_page_says_where_a_picture_shows_none_of_the_classes(folders, tmp_path):
+@pytest.fixture
+def answer(tmp_path):
+    """answer(classifier, class names) -> what the page shows of the first picture."""
     pytest.importorskip("matplotlib")
-    classifier = calibrated(folders["maple"])
     PICTURES[0].save(tmp_path / "0.png")
-    dropped, names = {"path": str(tmp_path / "0.png"), "orig_name": "0.png"}, "\n".join(CLASS_NAMES)
+    dropped = {"path": str(tmp_path / "0.png"), "orig_name": "0.png"}
+
+    def ask(classifier, names=CLASS_NAMES):
+        html = Demonstration(classifier).answer(dropped, "\n".join(names))
+        return " ".join(re.sub("<style>.*</style>|<[^>]*>", "", html, flags=re.DOTALL).split())
+
+    return ask
+
+
+def test_the_page_says_where_a_picture_shows_none_of_the_classes(folders, answer):
+    classifier = calibrated(folders["maple"])
     for below, says in ((1e6, True), (-1e6, False), (None, False)):
         classifier.calibration = replace(classifier.calibration, reject_below=below)
-        page = Demonstration(classifier).answer(dropped, names)
-        assert ("looks like none of these classes" in page) == says
-        assert "cat" in page
+        nearest = classifier(PICTURES[0], 1)[0]["label"]
+        says_so = f"The picture shows none of these classes. The nearest is {nearest}." in answer(classifier)
+        assert says_so == says == ("One of these in" not in answer(classifier))
     classifier.calibration = replace(classifier.calibration, reject_below=1e6)
-    assert "none of these" not in Demonstration(classifier).answer(dropped, "circle\nforest")
+    assert "calibrated with other classes" in answer(classifier, ["circle", "forest"])
+
+
+def test_the_page_names_the_classes_of_a_coverage_that_the_calibration_can_tell(folders, answer):
+    classifier = calibrated(folders["maple"])
+    classifier.calibration = replace(classifier.calibration, reject_below=None)
+    labels = ", ".join(part["label"] for part in classifier(PICTURES[0], coverage=0.9))
+    assert f"One of these in 90 % of cases: {labels}. adapter" in answer(classifier)
+    classifier.calibration = calibrated(folders["maple"], count=5).calibration
+    labels = ", ".join(part["label"] for part in classifier(PICTURES[0], coverage=0.83))
+    few = f"One of these in 83 % of cases: {labels}. The adapter is calibrated with 5 pictures, too few for 90 %."
+    assert few in answer(classifier)
+    classifier.calibration = None
+    assert "One of these in" not in answer(classifier)
+    assert "hf-tgpt calibrate" in answer(classifier)
 
 
 # The command line ----------------------------------------------------------------------------------------------------

@@ -309,7 +309,9 @@ def test_the_command_finds_the_runs_own_training_pictures(pictures, tmp_path, mo
     assert (len(shown[-1].examples), shown[-1].examples.described) == (8, "labelled pictures")
     assert "so all are examples" in error
     write_json(run / "results.json", {"dataset": str(tmp_path / "gone")})
-    assert demo("--examples")[1].startswith("hf-tgpt demo: --examples names no data set, and the run's own cannot be")
+    _, error = demo("--examples")
+    assert error.startswith("hf-tgpt demo: --examples names no data set, and the run's own cannot be read; name it.")
+    assert f"--examples='{tmp_path / 'gone'}' does not exist" in error
 
 
 def test_without_gradio_the_command_says_how_to_get_it(monkeypatch, capsys):

@@ -32,6 +32,7 @@ from .options import (
     fraction,
     port,
     underscored,
+    whole_number,
 )
 from .words import in_options, speak_of
 
@@ -180,6 +181,26 @@ find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
     add_model(predict)
     add_json(predict)
     predict.lead_with("output", "sort_into", "min_score", "top_k", "class_names", "json")
+
+    suggest = command("suggest", "choose which pictures to label next, and take the labels in", """
+hf-tgpt suggest runs/mine unlabelled --count 20
+hf-tgpt suggest runs/mine --answers to-label/answers.csv
+""")  # fmt: skip
+    suggest.add_argument("adapter", help=ADAPTER)
+    suggest.add_argument("images", nargs="*", help="files, or folders of pictures at any depth, without labels")
+    suggest.add_argument("--list", metavar="FILE", help="a text file of more pictures, a path per line; - is stdin")
+    suggest.add_argument("--count", type=at_least_one, default=20, help="pictures to choose (default: %(default)s)")
+    suggest.add_argument("--output", metavar="FOLDER", default="to-label", help="for the page suggest.html, the table "
+                         "answers.csv and links to the pictures, or with --answers for the table labelled.csv; new or "
+                         "of an earlier call (default: %(default)s)")  # fmt: skip
+    suggest.add_argument("--answers", metavar="FILE", help="a table that the page saved or that you filled in: write "
+                         "labelled.csv, which lists its pictures beside those of the run, to train on")  # fmt: skip
+    suggest.add_argument("--cache_dir", help="the folder of stored features (default: in --output)")
+    suggest.add_argument("--num_workers", type=whole_number, default=0, help="processes that decode pictures "
+                         "(default: %(default)s)")  # fmt: skip
+    add_model(suggest)
+    add_json(suggest)
+    suggest.lead_with("count", "output", "answers", "json")
 
     demo = command("demo", "serve a web page that classifies pictures, beside zero-shot CLIP", """
 hf-tgpt demo runs/mine

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import Dataset
 
 from ..data import find_benchmark, load_splits
 from ..data.readers.folders import is_picture, subfolders
 from ..data.readers.tables import find_tables
 from ..encoders.loading import check_device, load_clip
 from ..encoders.precision import read_dtype
+from ..inference.encoded import unlabelled
 from ..utils.names import TOY_CLIP
 from .arguments import base_model_of
 from .output import list_remarks
@@ -53,8 +54,4 @@ def read_splits_or_files(args: argparse.Namespace) -> tuple[dict[str, Dataset], 
     flat = place.is_dir() and not args.splits and not subfolders(place) and not find_tables(place)
     if not flat and not is_picture(place):
         return read_splits(args), True
-    files = [os.path.abspath(file) for file in find_files([args.pictures])]
-    columns = {"image": files, "label": [0] * len(files)}
-    return {
-        "": Dataset.from_dict(columns, features=Features({"image": Image(), "label": ClassLabel(names=[""])}))
-    }, False
+    return unlabelled([os.path.abspath(file) for file in find_files([args.pictures])]), False

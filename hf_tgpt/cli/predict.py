@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("`json` prints JSON, not CSV; leave out `format` or name an `output`.")
     kind = kind_of(args.output, args.format)
     _check_sorting(args)
-    files = find_files([*args.images, *_listed(args.list)])
+    files = find_files([*args.images, *listed(args.list)])
     names = class_names_of(args)
     classifier = classifier_of(args)
     columns = 1 if args.coverage else min(args.top_k, len(names or classifier.class_names))
@@ -125,7 +125,7 @@ def find_files(paths: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _listed(name: str | None) -> list[str]:
+def listed(name: str | None) -> list[str]:
     """The lines of a file, or of standard input."""
     if name is None:
         return []

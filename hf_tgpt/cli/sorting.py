@@ -39,30 +39,39 @@ class Sorter:
     def __call__(self, picture: str, label: str | None, score: float) -> None:
         """Puts one picture there. Raises ValueError if the folder cannot take it."""
         folder = self.folder / (UNSURE if label is None or score < self.min_score else self.folders[label])
-        folder.mkdir(exist_ok=True)
-        source, number = Path(os.path.abspath(picture)), 1
-        place = folder / source.name
-        while os.path.lexists(place):
-            if self._is_there(place, source):
-                return
-            number += 1
-            place = folder / f"{source.stem} ({number}){source.suffix}"
         try:
-            if self.copy:
-                draft = self.folder / f".{os.getpid()}{source.suffix}"
-                shutil.copy2(source, draft)
-                os.replace(draft, place)
-            else:
-                place.symlink_to(source)
+            put_into(folder, picture, self.copy)
         except (OSError, NotImplementedError) as error:
             remedy = "choose another folder" if self.copy else "choose another folder, or set `copy`=True"
             raise ValueError(f"`sort_into`={str(self.folder)!r} cannot take {picture} ({error}); {remedy}.") from error
 
-    def _is_there(self, place: Path, source: Path) -> bool:
-        if not self.copy:
-            return place.is_symlink() and os.readlink(place) == str(source)
-        there, own = place.stat(), source.stat()
-        return not place.is_symlink() and (there.st_size, there.st_mtime_ns) == (own.st_size, own.st_mtime_ns)
+
+def put_into(folder: Path, picture: str, copy: bool = False) -> None:
+    """Puts a link to a picture into a folder, or a copy. One that is there already is not put there again.
+
+    Raises OSError or NotImplementedError if the folder cannot take it.
+    """
+    folder.mkdir(exist_ok=True)
+    source, number = Path(os.path.abspath(picture)), 1
+    place = folder / source.name
+    while os.path.lexists(place):
+        if _is_there(place, source, copy):
+            return
+        number += 1
+        place = folder / f"{source.stem} ({number}){source.suffix}"
+    if copy:
+        draft = folder.parent / f".{os.getpid()}{source.suffix}"
+        shutil.copy2(source, draft)
+        os.replace(draft, place)
+    else:
+        place.symlink_to(source)
+
+
+def _is_there(place: Path, source: Path, copy: bool) -> bool:
+    if not copy:
+        return place.is_symlink() and os.readlink(place) == str(source)
+    there, own = place.stat(), source.stat()
+    return not place.is_symlink() and (there.st_size, there.st_mtime_ns) == (own.st_size, own.st_mtime_ns)
 
 
 def folder_names(class_names: Sequence[str]) -> dict[str, str]:

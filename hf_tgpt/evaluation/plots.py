@@ -219,6 +219,27 @@ def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Ta
     save_figure(figure, path)
 
 
+def plot_curves(
+    path: str | os.PathLike[str], panels: dict[str, dict[str, list[tuple[float, float, float]]]], along: str, up: str
+) -> None:
+    """A picture with a panel for each title, and in it a line for each name: [(place, mean, deviation), ...]."""
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = new_figure(4.5 * columns + 1, 3.5 * lines)
+    for axes, (title, curves) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False):
+        for i, (name, points) in enumerate(curves.items()):
+            places, means, deviations = (np.array(values) for values in zip(*points, strict=True))
+            style = _style(i) | {"linestyle": ("--", "-", ":")[i % 3], "markersize": 4}
+            axes.plot(places, means, label=name, **style)
+            axes.fill_between(places, means - deviations, means + deviations, color=style["color"], alpha=0.15)
+        axes.set(xlabel=along, ylabel=up, title=title)
+        axes.grid(alpha=0.3)
+    for axes in figure.axes[len(panels) :]:
+        axes.remove()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
+    _save(figure, path)
+
+
 def _known(entry: tuple[float, float | None]) -> tuple[float, float]:
     return entry[0], entry[1] or 0.0
 

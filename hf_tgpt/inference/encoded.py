@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 
 from ..adapters.tower_classifier import AdaptedModel
 from ..data.fewshot import read_labels
@@ -25,7 +25,7 @@ class Encoded:
     """Pictures of all splits behind each other: n of them, m of which can be read.
 
     Shapes: `looks` and `splits` n, `labels` (n,), `readable` (m,) the rows that can be read, `features` (m, d) of those
-    in one centre view, float32 at unit length.
+    in one centre view, float32 at unit length, and `states` (m, ...) what the model's `image_states` gave of them.
     """
 
     dataset: Dataset
@@ -34,6 +34,7 @@ class Encoded:
     looks: list[Look]
     readable: np.ndarray
     features: torch.Tensor
+    states: torch.Tensor
 
     def place(self, row: int) -> dict[str, Any]:
         """What a picture is called: its file, and its row in its split."""
@@ -84,7 +85,18 @@ def encode_splits(
         states = encode_pictures(encoder_of(model.get_base_model()), learner, images, 1)
     features = _features(model, states[0])
     of_split = [split for split, data in splits.items() for _ in range(len(data))]
-    return Encoded(dataset, of_split, read_labels(dataset), looks, readable, features)
+    return Encoded(dataset, of_split, read_labels(dataset), looks, readable, features, states[0])
+
+
+def unlabelled(files: Sequence[str]) -> dict[str, Dataset]:
+    """Files as the split "" of `encode_splits`, whose only class has no name. None of them is opened.
+
+    Example:
+        >>> unlabelled(["cat.jpg"])[""].num_rows
+        1
+    """
+    features = Features({"image": Image(), "label": ClassLabel(names=[""])})
+    return {"": Dataset.from_dict({"image": list(files), "label": [0] * len(files)}, features=features)}
 
 
 def _features(model: AdaptedModel, states: torch.Tensor) -> torch.Tensor:

@@ -47,8 +47,8 @@ _SYSTEM_FOLDERS = {
 }  # fmt: skip
 _BY_PRODUCTS = ("thumbs.db", "desktop.ini")
 _INDEX_VERSION = 3
-# Of a training, a check or an evaluation; such a folder is its output.
-_RUN_FILES = ("run.json", "adapter_config.json", "check.json", "evaluation.json")
+# Of a training, a check, an evaluation or a suggestion; such a folder is its output.
+_RUN_FILES = ("run.json", "adapter_config.json", "check.json", "evaluation.json", "suggest.json")
 _FEATURES = Features({"image": Image(), "label": Value("string")})
 _BATCH = 10_000
 # A folder that changes within its file system's clock tick after it was listed has the same time stamp as before; the

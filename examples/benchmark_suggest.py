@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     tidy_output()
     warnings.simplefilter("ignore")
-    curves: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+    curves: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     rows = []
     for source in args.pictures:
         pictures = read(source, args)
@@ -118,7 +118,7 @@ def at_random(features: torch.Tensor, logits: torch.Tensor, count: int, chance: 
 
 def by_model(features: torch.Tensor, logits: torch.Tensor, count: int, chance: torch.Generator) -> torch.Tensor:
     seed = int(torch.randint(2**31, (1,), generator=chance))
-    return torch.tensor(next_to_label(features, logits.softmax(-1), count, seed=seed))
+    return torch.tensor(next_to_label(features, logits.softmax(-1), count, seed=seed), dtype=torch.long)
 
 
 def accuracies(pictures: Pictures, choose: Choose, args: argparse.Namespace, seed: int) -> list[float]:

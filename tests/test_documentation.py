@@ -96,7 +96,8 @@ def newcomer(hub, tmp_path, monkeypatch):
                 for i in range(2):
                     picture = Image.fromarray(noise.integers(0, 256, (40, 40, 3), dtype=np.uint8))
                     picture.save(Path(folder, split, name, f"{i}.jpg"))
-    for name in ("cat.jpg", "newt-1.jpg", "newt-2.jpg"):
+    Path("unlabelled").mkdir()
+    for name in ("cat.jpg", "newt-1.jpg", "newt-2.jpg", "unlabelled/1.jpg"):
         picture.save(name)
     for folder, config in {"my-run": MaPLeConfig, "my-coop-run": CoOpConfig}.items():
         model = get_peft_model(hf_tgpt.load_clip(CLIP), config(class_names=["cat", "dog"])).eval()
@@ -193,7 +194,8 @@ def check(words, monkeypatch):
         check(["python", *module, launch.training_script, *launch.training_script_args], monkeypatch)
     elif (program, arguments[:2]) == ("python", ["-m", "hf_tgpt"]):
         check(["hf-tgpt", *arguments[2:]], monkeypatch)
-    elif program == "hf-tgpt" and arguments[0] in ("convert", "convert-base", "demo", "export"):
+    elif program == "hf-tgpt" and (arguments[0] in ("convert", "convert-base", "demo", "export")
+                                   or "--answers" in arguments):  # fmt: skip
         parse(arguments)
     elif program == "hf-tgpt" and arguments[0] == "describe":
         describe.parser().parse_args(arguments[1:])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .hub.loading import load_trained as load_trained
     from .hub.push import push_folder as push_folder
     from .inference.classifier import Classifier as Classifier
-    from .inference.classifier import load_classifier as load_classifier
+    from .inference.loading import load_classifier as load_classifier
     from .methods import CLAPConfig as CLAPConfig
     from .methods import CLIPAdapterConfig as CLIPAdapterConfig
     from .methods import CoCoOpConfig as CoCoOpConfig
@@ -69,7 +69,8 @@ _NAMES = {
     "hub.convert_base": ["convert_base"],
     "hub.loading": ["load_adapter", "load_base_model", "load_trained"],
     "hub.push": ["push_folder"],
-    "inference.classifier": ["Classifier", "load_classifier"],
+    "inference.classifier": ["Classifier"],
+    "inference.loading": ["load_classifier"],
     "methods": [
         "CLAPConfig",
         "CLIPAdapterConfig",

@@ -194,7 +194,7 @@ def check(words, monkeypatch):
         check(["python", *module, launch.training_script, *launch.training_script_args], monkeypatch)
     elif (program, arguments[:2]) == ("python", ["-m", "hf_tgpt"]):
         check(["hf-tgpt", *arguments[2:]], monkeypatch)
-    elif program == "hf-tgpt" and (arguments[0] in ("convert", "convert-base", "demo", "export")
+    elif program == "hf-tgpt" and (arguments[0] in ("convert", "convert-base", "demo", "export", "serve")
                                    or "--answers" in arguments):  # fmt: skip
         parse(arguments)
     elif program == "hf-tgpt" and arguments[0] == "describe":

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from ..data.images import ImageTransform
 from ..encoders.loading import check_picture_size, load_image_processor
-from ..inference.classifier import load_classifier
 from ..inference.encoded import encode_splits
+from ..inference.loading import load_classifier
 from ..methods.zero_shot import zero_shot_beside
 from ..utils.files import put_in_place
 from .output import make_room_for, tidy_output

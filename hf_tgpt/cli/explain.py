@@ -71,4 +71,4 @@ def in_turns(labels: np.ndarray) -> list[int]:
         [0, 3, 1, 4, 2]
     """
     classes = rows_of_classes(labels, labels.max() + 1)
-    return [row for turn in itertools.zip_longest(*classes) for row in turn if row is not None]
+    return [int(row) for turn in itertools.zip_longest(*classes) for row in turn if row is not None]

@@ -16,7 +16,8 @@ from ..data.fewshot import split_each_class
 from ..data.looks import picture_names
 from ..data.remarks import count, remark
 from ..hub.run import is_cut_off, local_folder, results_of, seen_pictures
-from ..inference.classifier import Classifier, load_classifier
+from ..inference.classifier import Classifier
+from ..inference.loading import load_classifier
 from ..utils.files import read_json
 from .arguments import DataArguments
 from .output import list_remarks

@@ -234,6 +234,29 @@ hf-tgpt explain runs/mine cat.jpg --output cat-attention.svg
     add_json(explain)
     explain.lead_with("output", "count", "device", "json")
 
+    serve = command("serve", "serve adapters over HTTP, for other programs", """
+hf-tgpt serve runs/mine
+hf-tgpt serve cats=runs/mine dogs=runs/my-run --host 0.0.0.0 --port 8080
+""")  # fmt: skip
+    serve.add_argument("adapters", nargs="+", metavar="ADAPTER", help=f"{ADAPTER}; NAME=ADAPTER gives it a name, which "
+                       "is otherwise that of the folder; those of one base model share its memory")  # fmt: skip
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=port, default=8000, help="(default: %(default)s; 0: any free port)")
+    for name, default, help in (
+        ("batch", 32, "pictures that go through the model together"),
+        ("wait_ms", 5, "milliseconds that a picture waits for others while the model is free"),
+        ("queue", 256, "pictures that wait, of all requests; more are answered with 503"),
+        ("pictures", 64, "pictures of a request"),
+        ("body", 32, "MiB of a request"),
+        ("megapixels", 50, "million pixels of a picture"),
+    ):
+        least = whole_number if name == "wait_ms" else at_least_one
+        serve.add_argument(f"--max_{name}", type=least, default=default, help=f"{help} (default: %(default)s)")
+    serve.add_argument("--timeout", type=at_least_one, default=30, help="seconds for a request (default: %(default)s)")
+    add_model(serve)
+    add_json(serve)
+    serve.lead_with("host", "port", "max_batch", "device")
+
     info = command("info", "show what an adapter contains", """
 hf-tgpt info runs/mine
 hf-tgpt info runs/mine --json

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..inference.classifier import Answer
+from ..inference.answers import Answer, labels_of, row_of
 from ..utils.files import parse_json, read_json, write_json
 from .output import make_room_for
 
@@ -109,27 +109,16 @@ def _beside(asked: Mapping[str, Any]) -> list[str]:
     return [column for name, column in (("coverage", "labels"), ("reject", "nearest")) if name in asked]
 
 
-def _row(image: str, answer: Answer | None, error: str, asked: Mapping[str, Any]) -> dict:
-    if answer is None:
-        return {"image": image, "error": error}
-    labels = {"labels": _labels(answer)} if "coverage" in asked else {}
-    return {"image": image, **answer[0], **labels, "top_k": answer}
-
-
-def _labels(answer: Answer | None) -> list[str]:
-    return [guess["label"] for guess in answer or [] if guess["label"] is not None]
-
-
 def list_writer(rows: list[dict], asked: Mapping[str, Any]) -> Writer:
     """Appends to `rows`."""
-    return lambda image, answer, error: rows.append(_row(image, answer, error, asked))
+    return lambda image, answer, error: rows.append(row_of(image, answer, error, asked))
 
 
 def jsonl_writer(file: TextIO, asked: Mapping[str, Any]) -> Writer:
     """Writes a JSON object on each line."""
 
     def write(image: str, answer: Answer | None, error: str) -> None:
-        file.write(json.dumps(_row(image, answer, error, asked), ensure_ascii=False) + "\n")
+        file.write(json.dumps(row_of(image, answer, error, asked), ensure_ascii=False) + "\n")
         file.flush()
 
     return write
@@ -145,7 +134,7 @@ def csv_writer(file: TextIO, columns: int, asked: Mapping[str, Any], begun: bool
     def write(image: str, answer: Answer | None, error: str) -> None:
         cells = [(guess["label"] or "", f"{guess['score']:.4f}") for guess in (answer or [])[:columns]]
         cells += [("", "")] * (columns - len(cells))
-        row = _row(image, answer, error, asked) | {"labels": "; ".join(_labels(answer))}
+        row = row_of(image, answer, error, asked) | {"labels": "; ".join(labels_of(answer))}
         beside = [row.get(name, "") for name in _beside(asked)]
         rows.writerow([image, *(value for pair in cells for value in pair), *beside, error])
         file.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,21 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
     if not folder.is_dir():
         setattr(model.config, REVISION, commit)
     return model
+
+
+def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model that has the same tensors: weights are in memory once, and its modules are its own.
+
+    An adapter that is put on the copy, or a layer that is replaced there, leaves the first as it is. Training the
+    weights themselves changes both.
+
+    Example:
+        >>> other = sharing_weights(clip)
+        >>> other.logit_scale is clip.logit_scale, other.vision_model is clip.vision_model
+        (True, False)
+    """
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def load_image_processor(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Any:

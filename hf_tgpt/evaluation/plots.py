@@ -237,7 +237,7 @@ def plot_curves(
     for axes in figure.axes[len(panels) :]:
         axes.remove()
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _known(entry: tuple[float, float | None]) -> tuple[float, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from typing_extensions import NotRequired
@@ -60,3 +61,23 @@ def answers(logits: torch.Tensor, question: Question) -> list[Answer]:
         parts = zip(labels, values, chosen, strict=True)
         found.append([{"label": names[label], "score": value} for label, value, is_in in parts if is_in])
     return found
+
+
+def row_of(image: str, answer: Answer | None, error: str, asked: Container[str]) -> dict[str, Any]:
+    """A picture's answer as a row for other programs: the likeliest class and its score, and all under "top_k".
+
+    Without an answer, the reason. `asked` holds "coverage" where the answer's classes are to be listed as "labels".
+
+    Example:
+        >>> row_of("cat.jpg", [{"label": "cat", "score": 0.9}], "", ())
+        {'image': 'cat.jpg', 'label': 'cat', 'score': 0.9, 'top_k': [{'label': 'cat', 'score': 0.9}]}
+    """
+    if answer is None:
+        return {"image": image, "error": error}
+    labels = {"labels": labels_of(answer)} if "coverage" in asked else {}
+    return {"image": image, **answer[0], **labels, "top_k": answer}
+
+
+def labels_of(answer: Answer | None) -> list[str]:
+    """The classes of an answer; a stranger's has none."""
+    return [guess["label"] for guess in answer or [] if guess["label"] is not None]

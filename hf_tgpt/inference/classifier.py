@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,12 +17,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..adapters.tower_classifier import AdaptedModel, html_of
 from ..data.images import ImageTransform
 from ..encoders import encoder_of
-from ..encoders.loading import check_device, check_picture_size, load_clip, load_image_processor
-from ..encoders.precision import read_dtype
 from ..evaluation.accuracy import for_classes
-from ..evaluation.calibration import Calibration, read_calibration, settings_of
-from ..hub.loading import load_trained
-from ..hub.run import base_and_revision, local_folder
+from ..evaluation.calibration import Calibration, settings_of
 from ..utils.names import check_class_names
 from .answers import Answer, Question, Scores, answers
 from .pictures import is_one, load_image, rows_of
@@ -36,39 +31,8 @@ _LISTS = 8
 _ITS_CLASSES = "the classes that the adapter was calibrated with, all of them; leave out `class_names`"
 
 
-def load_classifier(
-    name_or_path: str | os.PathLike[str],
-    device: str | torch.device | None = None,
-    *,
-    base_model: str | os.PathLike[str] | None = None,
-    revision: str | None = None,
-    dtype: str | torch.dtype = "fp32",
-) -> Classifier:
-    """A trained adapter with the base model and the image processor that it belongs to, ready to classify.
-
-    `name_or_path` is a folder or an id on the Hub, there at `revision`; `device` is by default the GPU where there is
-    one; `base_model` is another copy of the one that the adapter names. `dtype` is what the towers compute in: "fp32",
-    "bf16", "fp16" or "auto", which is bf16 where this device is faster with it; features, adapter and logits are in
-    float32. Raises ValueError if one of them cannot be loaded. The adapter's calibration, if it has one (`hf-tgpt
-    calibrate`), is used for all answers.
-
-    Example:
-        >>> classifier = hf_tgpt.load_classifier("runs/my-run")
-        >>> classifier("cat.jpg", top_k=2)  # [{"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.1}]
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    folder = local_folder(name_or_path, revision=revision)
-    base, at = (os.fspath(base_model), None) if base_model else base_and_revision(folder)
-    precision = read_dtype(dtype, device)
-    clip = load_clip(base, **({"revision": at} if at else {}), dtype=precision).to(device).eval()
-    transform = ImageTransform.from_processor(load_image_processor(base, at), train=False)
-    check_picture_size(clip, transform.size)
-    return Classifier(load_trained(clip, folder), transform, read_calibration(folder))
-
-
 class Classifier:
-    """A trained model as a function from pictures to the names of their classes; `load_classifier` makes one.
+    """A trained model as a function from pictures to the names of their classes; `hf_tgpt.load_classifier` makes one.
 
     `model` is a PeftModel with an adapter of this package, or a `TowerClassifier` such as LoRA; `transform` makes pixel
     values of an RGB picture; `calibration` is what held-out pictures told of its logits. Any number of threads may ask
@@ -168,19 +132,50 @@ class Classifier:
 
         With `skip`, a picture that cannot be read goes to skip(picture, error) and gets no answer.
         """
+        if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ValueError(f"`batch_size`={batch_size!r}: choose 1 or more.")
+        question = self.question(top_k, class_names=class_names, scores=scores, coverage=coverage, reject=reject)
+        return self._stream(rows_of(images), question, batch_size, skip)
+
+    def question(
+        self,
+        top_k: int | None = 5,
+        *,
+        class_names: Sequence[str] | None = None,
+        scores: Scores = "softmax",
+        coverage: float | None = None,
+        reject: bool = False,
+    ) -> Question:
+        """What a call with these arguments asks about each picture, for `answers_to`. Raises ValueError as the call."""
         check_class_names(self.class_names if class_names is None else class_names)
         names = list(self.class_names if class_names is None else class_names)
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if name == "top_k" and value is None:
-                continue
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}`={value!r}: choose 1 or more.")
+        if top_k is not None and (not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 1):
+            raise ValueError(f"`top_k`={top_k!r}: choose 1 or more.")
         self._check_scores(scores)
-        if self.model.learner.texts_per_image:
-            batch_size = max(1, min(batch_size, _PAIRS // len(names)))
         question = Question(names, top_k, scores, coverage, reject, self.calibration_for(names))
         self._check_question(question)
-        return self._stream(rows_of(images), question, self.among(names), batch_size, skip)
+        self.among(names)
+        return question
+
+    def pixel_values(self, image: Any) -> torch.Tensor:
+        """A picture of any kind that the call takes, as the model sees it, (3, s, s). Raises ValueError as the call."""
+        return self.transform(load_image(image))
+
+    def answers_to(self, questions: Sequence[Question], pixel_values: torch.Tensor) -> list[Answer]:
+        """An answer for each picture, pixel values (b, 3, s, s), to its own question; all are about the same classes.
+
+        Example:
+            >>> classifier = hf_tgpt.load_classifier("runs/my-run")
+            >>> questions = [classifier.question(top_k=1), classifier.question(top_k=2)]
+            >>> pictures = torch.stack([classifier.pixel_values("newt-1.jpg"), classifier.pixel_values("newt-2.jpg")])
+            >>> [len(answer) for answer in classifier.answers_to(questions, pictures)]
+            [1, 2]
+        """
+        classify, most = self.among(questions[0].names), len(questions)
+        if self.model.learner.texts_per_image:
+            most = max(1, min(most, _PAIRS // len(questions[0].names)))
+        parts = [slice(start, start + most) for start in range(0, len(questions), most)]
+        return [answer for part in parts for answer in self._answers(classify, questions[part], pixel_values[part])]
 
     def calibration_for(self, class_names: Sequence[str]) -> Calibration | None:
         """The calibration if its temperature holds for these classes and for the adapter's settings, else None."""
@@ -227,7 +222,6 @@ class Classifier:
         self,
         images: Iterable[Any],
         question: Question,
-        classify: Callable[..., ImageClassifierOutput],
         batch_size: int,
         skip: Callable[[Any, ValueError], None] | None,
     ) -> Iterator[tuple[Any, Answer]]:
@@ -236,14 +230,14 @@ class Classifier:
         while batch := list(itertools.islice(remaining, batch_size)):
             for image in batch:
                 try:
-                    read.append((image, self.transform(load_image(image))))
+                    read.append((image, self.pixel_values(image)))
                 except ValueError as error:
                     if skip is None:
                         raise
                     skip(image, error)
             if read:
                 pixel_values = torch.stack([pixels for _, pixels in read])
-                answers = self._answers(classify, pixel_values, question)
+                answers = self.answers_to([question] * len(read), pixel_values)
                 for (image, _), answer in zip(read, answers, strict=True):
                     yield image, answer
             read.clear()
@@ -251,7 +245,10 @@ class Classifier:
     @answering()
     @torch.inference_mode()
     def _answers(
-        self, classify: Callable[..., ImageClassifierOutput], pixel_values: torch.Tensor, question: Question
+        self,
+        classify: Callable[..., ImageClassifierOutput],
+        questions: Sequence[Question],
+        pixel_values: torch.Tensor,
     ) -> list[Answer]:
         device = next(self.model.parameters()).device
         logits = classify(pixel_values.to(device)).logits.float()
@@ -260,7 +257,12 @@ class Classifier:
                 "Some answers are not numbers, as where float16 overflows or weights are damaged; load the adapter "
                 "with `dtype`='bf16' or 'fp32'."
             )
-        return answers(logits, question)
+        rows = iter(logits.split(1))
+        found: list[Answer] = []
+        for _, alike in itertools.groupby(questions, key=id):
+            asked = list(alike)
+            found += answers(torch.cat(list(itertools.islice(rows, len(asked)))), asked[0])
+        return found
 
     def among(self, class_names: Sequence[str]) -> Callable[..., ImageClassifierOutput]:
         """The model as a classifier of pixel values among these classes; the features of the last few lists are kept.

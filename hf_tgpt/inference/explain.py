@@ -102,6 +102,7 @@ def mean_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tensor
     Raises ValueError as `image_attention` does.
 
     Example:
+        >>> classifier = hf_tgpt.load_classifier("runs/my-run")
         >>> maps = mean_attention(classifier, "cat.jpg")
         >>> attention_figure(classifier, "cat.jpg", maps).savefig("cat-attention.png")
     """

@@ -11,9 +11,9 @@ from PIL import Image
 import hf_tgpt
 from hf_tgpt.encoders import FAMILIES, encoder_of
 from hf_tgpt.encoders.features_only import other_model_class
-from hf_tgpt.inference.classifier import load_classifier
 from hf_tgpt.inference.demo import Demonstration
 from hf_tgpt.inference.explain import image_attention
+from hf_tgpt.inference.loading import load_classifier
 from hf_tgpt.inference.onnx import export_onnx
 from hf_tgpt.inference.plain_transformers import export_transformers
 from hf_tgpt.methods.zero_shot import zero_shot_beside

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, CLIPForImageClassification
 
 import hf_tgpt
 from hf_tgpt.cli.main import main
-from hf_tgpt.inference.classifier import load_classifier
+from hf_tgpt.inference.loading import load_classifier
 
 
 def folder_of(model, folder):

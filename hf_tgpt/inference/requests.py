@@ -1,0 +1,209 @@
+"""What a request to `hf-tgpt serve` holds: pictures, and what is asked about them; limits, and errors that say both."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import io
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi import Request
+from PIL import Image as PILImage
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from ..data.images import reads_heic
+
+# Others that Pillow knows start programs of their own, such as Ghostscript, or are made for printing and medicine.
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "MPO", "PPM")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a server takes: bytes of a request, its pictures, pixels of each; pictures and seconds in all."""
+
+    body: int = 32 * 2**20
+    pictures: int = 64
+    pixels: int = 50_000_000
+    queue: int = 256
+    timeout: float = 30.0
+    class_names: int = 1000
+
+
+class Refused(Exception):
+    """A request that is not answered: its HTTP status, the reason with its remedy, and the field that is to change."""
+
+    def __init__(self, status: int, message: str, field: str | None = None, **more: Any):
+        super().__init__(message)
+        self.status, self.content = status, {"error": message, "field": field} | more
+
+
+class Options(BaseModel):
+    """What is asked about the pictures, as in `Classifier.__call__`; the descriptions are those of the API's page."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str | None = Field(None, description="Name of the adapter; needed where several are served.")
+    top_k: int | None = Field(5, ge=1, description="Classes per picture; null: all.")
+    class_names: list[str] | None = Field(None, description="Other classes, of open methods; else some of its own.")
+    scores: Literal["softmax", "sigmoid"] = Field("softmax", description="sigmoid: of SigLIP, each class by itself.")
+    coverage: float | None = Field(None, gt=0, lt=1, description="Share of answers to hold the right class: 0.9.")
+    reject: bool = Field(False, description="Whether pictures of none of the classes get no label.")
+
+
+@dataclass
+class Picture:
+    """A picture of a request under the name that its errors give it; `data` is None where `problem` says why."""
+
+    name: str
+    data: bytes | None
+    problem: str = ""
+
+
+async def read_request(request: Request, limits: Limits) -> tuple[list[Picture], Options]:
+    """The pictures and options of a request: a form of files, JSON, or one picture as the body.
+
+    Raises Refused for a request that is malformed or too large.
+    """
+    request = Request(request.scope, _limited(request, limits.body))
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        _add(given, name, value)
+    if kind == "multipart/form-data":
+        pictures = await _from_form(request, given, limits)
+    elif kind == "application/json":
+        pictures = _from_json(await request.body(), given)
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        body = await request.body()
+        pictures = [Picture("the body", body)] if body else []
+    else:
+        raise Refused(
+            415, f"`Content-Type` is {kind!r}; send multipart/form-data, application/json or image/*.", "Content-Type"
+        )
+    if not pictures:
+        raise Refused(400, "`images` has no picture; send one or more.", "images")
+    if len(pictures) > limits.pictures:
+        raise Refused(413, f"`images` has {len(pictures)} pictures; send at most {limits.pictures}.", "images")
+    return pictures, _options(given)
+
+
+def check_picture(data: bytes, limits: Limits) -> None:
+    """Raises ValueError for bytes that are no picture of a kind for the web, or one of too many pixels.
+
+    It reads the head of the file alone.
+    """
+    reads_heic()
+    try:
+        with PILImage.open(io.BytesIO(data), formats=[kind for kind in KINDS if kind in _openers()]) as image:
+            width, height = image.size
+    except PILImage.DecompressionBombError:
+        raise ValueError(f"it has more pixels than the {limits.pixels:,} that are taken; make it smaller.") from None
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise ValueError("it is damaged, or no picture of a known kind; send a JPEG, PNG or WebP file.") from error
+    if width * height > limits.pixels:
+        raise ValueError(f"it has {width} x {height} pixels; make it smaller, of at most {limits.pixels:,}.")
+
+
+def _openers() -> set[str]:
+    PILImage.init()
+    return set(PILImage.OPEN)
+
+
+def _limited(request: Request, most: int) -> Any:
+    """The receiver of a request's parts, which stops behind so many bytes."""
+    refused = Refused(413, f"The request is larger than {most:,} bytes; send fewer or smaller pictures.", "body")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise refused
+    parts: AsyncIterator[bytes] = request.stream()
+    read = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read
+        part = await anext(parts, b"")
+        read += len(part)
+        if read > most:
+            raise refused
+        return {"type": "http.request", "body": part, "more_body": bool(part)}
+
+    return receive
+
+
+async def _from_form(request: Request, given: dict[str, Any], limits: Limits) -> list[Picture]:
+    pictures: list[Picture] = []
+    most = limits.class_names + len(Options.model_fields)
+    try:
+        # One more than the limit, so that ours says what to do.
+        async with request.form(max_files=limits.pictures + 1, max_fields=most) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    pictures.append(Picture(value.filename or name, await value.read()))
+                else:
+                    _add(given, name, value)
+    except HTTPException as error:
+        if "Too many files" in str(error.detail):
+            raise Refused(413, f"`images` has too many pictures; send at most {limits.pictures}.", "images") from error
+        raise Refused(400, f"The form cannot be read ({error.detail}); correct it.", "body") from error
+    return pictures
+
+
+def _from_json(body: bytes, given: dict[str, Any]) -> list[Picture]:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"The body is not JSON ({error}); correct it.", "body") from error
+    if not isinstance(content, dict):
+        raise Refused(400, 'The body is JSON but no object; send {"images": [...]}.', "body")
+    images = content.pop("images", [])
+    given.update(content)
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list):
+        raise Refused(422, "`images` is no list; send strings of base64 in one.", "images")
+    return [_from_text(f"images[{place}]", text) for place, text in enumerate(images)]
+
+
+def _from_text(name: str, text: Any) -> Picture:
+    """A picture in base64, with or without the head of a data URI."""
+    if not isinstance(text, str):
+        return Picture(name, None, "it is no string; send base64.")
+    head, comma, rest = text.partition(",") if text[:5].lower() == "data:" else ("", "", text)
+    if comma and not head.lower().endswith(";base64"):
+        return Picture(name, None, "it is a data URI without base64; send data:image/jpeg;base64,...")
+    if _ADDRESS.match(rest):
+        return Picture(name, None, "it is an address, and this server fetches nothing; send the picture itself.")
+    try:
+        return Picture(name, base64.b64decode("".join(rest.split()), validate=True))
+    except (binascii.Error, ValueError):
+        return Picture(name, None, "it is not base64; send the bytes of a picture file in base64.")
+
+
+def _add(given: dict[str, Any], name: str, value: Any) -> None:
+    """Adds an option of a query or form, where a list is a name that is there several times."""
+    if name == "class_names":
+        given.setdefault(name, []).append(value)
+    elif name in given:
+        raise Refused(422, f"`{name}` is there twice; send it once.", name)
+    else:
+        given[name] = value
+
+
+def _options(given: dict[str, Any]) -> Options:
+    try:
+        return Options(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, [*Options.model_fields, "images"], n=1)
+            remedy = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(Options.model_fields)}."
+            raise Refused(422, f"`{name}` is unknown; {remedy}", name) from error
+        what = Options.model_fields[name].description
+        raise Refused(422, f"`{name}`={given[name]!r}: {first['msg'].lower()}. ({what})", name) from error

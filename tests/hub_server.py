@@ -117,8 +117,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/api/validate-yaml":
             errors = metadata_errors(json.loads(body)["content"])
             self.reply(400 if errors else 200, {"errors": [{"message": error} for error in errors], "warnings": []})
-        elif parts[:2] == ["api", "models"] and len(parts) >= 4:
-            self.model(f"{parts[2]}/{parts[3]}", parts[4:], body)
+        elif parts[0] == "api" and parts[1] in ("models", "spaces") and len(parts) >= 4:
+            kind = "spaces/" * (parts[1] == "spaces")
+            self.model(f"{kind}{parts[2]}/{parts[3]}", parts[4:], body)
+        elif parts[0] == "spaces" and len(parts) >= 6 and parts[3] == "resolve":
+            self.resolve("/".join(parts[:3]), parts[4], "/".join(parts[5:]))
         elif len(parts) >= 5 and parts[2] == "resolve":
             self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         else:
@@ -126,18 +129,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self, asked):
         repo_id = f"{asked.get('organization') or self.user}/{asked['name']}"
-        if self.role != "write" or not repo_id.startswith(f"{self.user}/"):
+        if self.role != "write" or not self.owns(repo_id):
             self.reply(403, {"error": "forbidden"}, {"X-Error-Message": "you may not"})
             return
+        repo_id = f"spaces/{repo_id}" if asked.get("type") == "space" else repo_id
         known = repo_id in self.hub.repositories
         if not known:
             self.hub.repositories[repo_id] = Repository(asked.get("private") or asked.get("visibility") == "private")
         self.reply(409 if known else 200, {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id})
 
+    def owns(self, repo_id):
+        return repo_id.removeprefix("spaces/").startswith(f"{self.user}/")
+
     def repository(self, repo_id, revision):
         """The repository and the commit, or an answer that there is none."""
         found = self.hub.repositories.get(repo_id)
-        if found is None or (found.private and not repo_id.startswith(f"{self.user}/")):
+        if found is None or (found.private and not self.owns(repo_id)):
             self.reply(401 if self.user is None else 404, {"error": "no"}, {"X-Error-Code": "RepoNotFound"})
         elif found.resolve(revision) is None:
             self.reply(404, {"error": "no"}, {"X-Error-Code": "RevisionNotFound"})
@@ -152,11 +159,17 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return
         files = found.commits[sha]
-        if self.command == "POST" and (self.role != "write" or not repo_id.startswith(f"{self.user}/")):
+        if self.command == "POST" and (self.role != "write" or not self.owns(repo_id)):
             self.reply(403, {"error": "forbidden"}, {"X-Error-Message": "you may not"})
         elif asks == "revision":
             siblings = [{"rfilename": path} for path in files]
-            about = {"id": repo_id, "sha": sha, "private": found.private, "siblings": siblings, "tags": []}
+            about = {
+                "id": repo_id.removeprefix("spaces/"),
+                "sha": sha,
+                "private": found.private,
+                "siblings": siblings,
+                "tags": [],
+            }
             self.reply(200, about)
         elif asks == "tree":
             self.reply(200, [{"type": "file", "path": p, "size": len(c), "oid": git_oid(c)} for p, c in files.items()])

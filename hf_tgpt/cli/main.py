@@ -281,6 +281,23 @@ hf-tgpt export runs/my-coop-run folder --format transformers
     add_json(export)
     export.lead_with("format", "int8", "class_names", "json")
 
+    push = command("push", "publish an adapter on the Hub, as a model or as a web page (Space)", """
+hf-tgpt push runs/mine me/my-adapter --private
+hf-tgpt push runs/mine me/my-page --space
+""")  # fmt: skip
+    push.add_argument("adapter", help="a folder that training wrote")
+    push.add_argument("repository", metavar="USER/NAME", help="where to publish it; made if there is none")
+    kinds = push.add_mutually_exclusive_group()
+    kinds.add_argument("--space", action="store_true", help="as a Space: the page of `hf-tgpt demo`, with the adapter")
+    kinds.add_argument("--endpoint", action="store_true", help="also handler.py and requirements.txt, by which "
+                       "Inference Endpoints serve it")  # fmt: skip
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", help="the branch (default: main)")
+    push.add_argument("--package", metavar="REQUIREMENT", help="what --space and --endpoint install, such as a wheel's "
+                      "address (default: the released hf-tgpt)")  # fmt: skip
+    add_json(push)
+    push.lead_with("space", "endpoint", "private", "json")
+
     convert = command("convert", "convert a checkpoint of a method's released code to an adapter", """
 hf-tgpt convert model.pth.tar-5 my-adapter --method maple --model openai/clip-vit-base-patch16 \\
     --class_names_file names.txt

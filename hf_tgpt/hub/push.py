@@ -22,6 +22,7 @@ from ..utils.names import TOY_NAME, is_toy_clip, public_name
 from .card import LOCAL, dataset_title, hub_dataset, is_ours, write_card
 from .client import CARD, CONFIG, FILES, NOTED_FILES, RUN_FILES, WEIGHTS, HubError, explained
 from .old_formats import noted_config, read_note
+from .programs import endpoint_files
 
 
 def push_folder(
@@ -35,20 +36,26 @@ def push_folder(
     commit_description: str | None = None,
     create_pr: bool = False,
     tags: list[str] | None = None,
+    endpoint: bool = False,
+    package: str | None = None,
 ) -> CommitInfo:
     """Publishes a saved adapter or a run's folder: weights, config, card, results.json, plot and training log.
 
     Everything is in one commit, so that the repository has either the whole adapter or its previous content, and a
     failed push can be repeated. `private` makes a new repository private, `revision` is the branch, `tags` are added
-    to the card. A card that somebody has written is kept. Local paths are not published.
+    to the card. A card that somebody has written is kept. Local paths are not published. With `endpoint`, the
+    repository also has the files by which Inference Endpoints of the Hub serve it; `package` is what they install in
+    place of the released hf-tgpt, such as a wheel's address.
 
-    Raises ValueError if the folder contains no adapter of this package, HubError if the Hub refuses.
+    Raises ValueError if the folder contains no adapter of this package, or for an `endpoint` one whose base model is
+    not on the Hub, HubError if the Hub refuses.
 
     Example:
         >>> hf_tgpt.push_folder("runs/my-run", "me/my-pictures", private=True)
     """
-    config = _own_config(folder)
-    check_weights_file(os.path.join(folder, WEIGHTS))
+    config = config_to_publish(folder)
+    if endpoint:
+        check_base(config)
     repo_id = check_repository(repo_id, private=private, revision=revision, token=token)
     api = HfApi(token=token)
     with TemporaryDirectory() as staged, explained(repo_id):
@@ -56,7 +63,9 @@ def push_folder(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         branch = _branch(api, repo_id, revision)
         there = api.list_repo_files(repo_id, revision=branch)
-        _stage(Path(folder), Path(staged), config, repo_id, api)
+        stage(Path(folder), Path(staged), config, repo_id, api)
+        for name, text in endpoint_files(package).items() if endpoint else ():
+            (Path(staged) / name).write_text(text, encoding="utf-8")
         if tags:
             card = ModelCard.load(Path(staged) / CARD, ignore_metadata_errors=True)
             card.data.tags = [*dict.fromkeys([*(card.data.tags or []), *tags])]
@@ -80,6 +89,31 @@ def push_folder(
         )
 
 
+def config_to_publish(folder: str | os.PathLike[str]) -> PromptConfig:
+    """The config of the method in a folder, ours or, by its note, PEFT's. Raises ValueError if there is none, or if the
+    folder is damaged.
+    """
+    noted = os.path.isfile(os.path.join(folder, NOTE))
+    config = noted_config(read_note(folder)) if noted else read_config(folder)
+    if not isinstance(config, PromptConfig):
+        raise ValueError(
+            f"{os.fspath(folder)!r} holds PEFT's own {config.peft_type.value} without classes, which hf-tgpt does not "
+            "publish; upload the whole folder with `hf upload USER/NAME FOLDER`."
+        )
+    check_weights_file(os.path.join(folder, WEIGHTS))
+    return config
+
+
+def check_base(config: PromptConfig) -> None:
+    """Raises ValueError if a machine of the Hub could not load the adapter's base model."""
+    base = config.base_model_name_or_path
+    if not public_name(base) and not is_toy_clip(base):
+        raise ValueError(
+            f"The adapter's base model, {base!r}, is no model on the Hub, so nothing there can load it; upload it, and "
+            "name it in `base_model_name_or_path` of adapter_config.json."
+        )
+
+
 def check_repository(
     repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
 ) -> str:
@@ -90,12 +124,7 @@ def check_repository(
     """
     api = HfApi(token=token)
     with explained(repo_id):
-        user = api.whoami()
-        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise HubError(
-                f"The token of {user['name']!r} has only read access; make one with write permission at "
-                "https://huggingface.co/settings/tokens and log in with it (`hf auth login`)."
-            )
+        check_token(api)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise HubError(f"{repo_id!r} exists and is public; make it private in its settings or choose another name.")
@@ -111,6 +140,16 @@ def check_repository(
                 "); choose another name."
             )
     return repo_id
+
+
+def check_token(api: HfApi) -> None:
+    """Raises HubError if the token may only read."""
+    user = api.whoami()
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise HubError(
+            f"The token of {user['name']!r} has only read access; make one with write permission at "
+            "https://huggingface.co/settings/tokens and log in with it (`hf auth login`)."
+        )
 
 
 def push_model(model: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
@@ -139,7 +178,7 @@ def _same_file(a: Path, b: Path) -> bool:
 # What is published ---------------------------------------------------------------------------------------------------
 
 
-def _stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: HfApi) -> None:
+def stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: HfApi) -> None:
     """Copies the files to publish, without local paths."""
     for name in (*FILES, *NOTED_FILES):
         if (folder / name).is_file():
@@ -174,19 +213,6 @@ def _publicly(file: Path, base: str | None, tokenizer: str | None) -> None:
     if fields.get("tokenizer_name_or_path") is not None:
         fields["tokenizer_name_or_path"] = public_name(tokenizer)
     write_json(file, content)
-
-
-def _own_config(folder: str | os.PathLike[str]) -> PromptConfig:
-    """The config of the method in a folder, ours or, by its note, PEFT's. Raises ValueError where there is neither."""
-    if os.path.isfile(os.path.join(folder, NOTE)):
-        return noted_config(read_note(folder))
-    config = read_config(folder)
-    if not isinstance(config, PromptConfig):
-        raise ValueError(
-            f"{os.fspath(folder)!r} holds PEFT's own {config.peft_type.value} without classes, which hf-tgpt does not "
-            "publish; upload the whole folder with `hf upload USER/NAME FOLDER`."
-        )
-    return config
 
 
 def _licence(api: HfApi, name: str | None, kind: type[ModelCard] | type[DatasetCard]) -> str | None:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
-import io
 import json
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import Request
-from PIL import Image as PILImage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from ..data.images import reads_heic
-
-# Others that Pillow knows start programs of their own, such as Ghostscript, or are made for printing and medicine.
-KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "MPO", "PPM")
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
+from .untrusted import PIXELS, from_base64
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class Limits:
 
     body: int = 32 * 2**20
     pictures: int = 64
-    pixels: int = 50_000_000
+    pixels: int = PIXELS
     queue: int = 256
     timeout: float = 30.0
     class_names: int = 1000
@@ -95,28 +86,6 @@ async def read_request(request: Request, limits: Limits) -> tuple[list[Picture],
     return pictures, _options(given)
 
 
-def check_picture(data: bytes, limits: Limits) -> None:
-    """Raises ValueError for bytes that are no picture of a kind for the web, or one of too many pixels.
-
-    It reads the head of the file alone.
-    """
-    reads_heic()
-    try:
-        with PILImage.open(io.BytesIO(data), formats=[kind for kind in KINDS if kind in _openers()]) as image:
-            width, height = image.size
-    except PILImage.DecompressionBombError:
-        raise ValueError(f"it has more pixels than the {limits.pixels:,} that are taken; make it smaller.") from None
-    except Exception as error:  # damaged files make Pillow raise nearly anything
-        raise ValueError("it is damaged, or no picture of a known kind; send a JPEG, PNG or WebP file.") from error
-    if width * height > limits.pixels:
-        raise ValueError(f"it has {width} x {height} pixels; make it smaller, of at most {limits.pixels:,}.")
-
-
-def _openers() -> set[str]:
-    PILImage.init()
-    return set(PILImage.OPEN)
-
-
 def _limited(request: Request, most: int) -> Any:
     """The receiver of a request's parts, which stops behind so many bytes."""
     refused = Refused(413, f"The request is larger than {most:,} bytes; send fewer or smaller pictures.", "body")
@@ -171,18 +140,10 @@ def _from_json(body: bytes, given: dict[str, Any]) -> list[Picture]:
 
 
 def _from_text(name: str, text: Any) -> Picture:
-    """A picture in base64, with or without the head of a data URI."""
-    if not isinstance(text, str):
-        return Picture(name, None, "it is no string; send base64.")
-    head, comma, rest = text.partition(",") if text[:5].lower() == "data:" else ("", "", text)
-    if comma and not head.lower().endswith(";base64"):
-        return Picture(name, None, "it is a data URI without base64; send data:image/jpeg;base64,...")
-    if _ADDRESS.match(rest):
-        return Picture(name, None, "it is an address, and this server fetches nothing; send the picture itself.")
     try:
-        return Picture(name, base64.b64decode("".join(rest.split()), validate=True))
-    except (binascii.Error, ValueError):
-        return Picture(name, None, "it is not base64; send the bytes of a picture file in base64.")
+        return Picture(name, from_base64(text))
+    except ValueError as error:
+        return Picture(name, None, str(error))
 
 
 def _add(given: dict[str, Any], name: str, value: Any) -> None:

@@ -26,7 +26,8 @@ from .answers import Answer, Question, row_of
 from .batching import Batcher
 from .classifier import Classifier
 from .counters import KIND, Counters
-from .requests import Limits, Options, Picture, Refused, check_picture, read_request
+from .requests import Limits, Options, Picture, Refused, read_request
+from .untrusted import check_picture
 
 _TEMPLATE = Path(__file__).with_name("server.html.jinja")
 _PICTURES = {"type": "array", "items": {"type": "string", "format": "binary"}}
@@ -122,7 +123,7 @@ class Service:
         if picture.data is None:
             return None
         try:
-            check_picture(picture.data, self.limits)
+            check_picture(picture.data, self.limits.pixels)
             return self.classifiers[name].pixel_values(picture.data)
         except ValueError as error:
             picture.problem = str(error).removeprefix("cannot read image in memory: ")

@@ -168,7 +168,7 @@ def test_a_bad_picture_among_several_is_named_and_the_others_are_answered(client
     response = ask("/predict", json={"images": given, "model": "closed"})
     assert response.status_code == 422
     assert "`images` has no picture that can be read (images[0]: it is an address" in response.json()["error"]
-    reasons = ["fetches nothing", "fetches nothing", "not base64", "not base64", "no string", "without base64"]
+    reasons = ["nothing is fetched", "nothing is fetched", "not base64", "not base64", "no string", "without base64"]
     for place, (row, reason) in enumerate(zip(response.json()["results"], reasons, strict=True)):
         assert row["image"] == f"images[{place}]"
         assert reason in row["error"]

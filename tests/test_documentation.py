@@ -185,6 +185,12 @@ def check(words, monkeypatch):
         assert arguments[3] == "-e"
     elif re.fullmatch(r"HF_TGPT_\w+=.*", program):
         check(arguments, monkeypatch)
+    elif (program, arguments[:3]) == ("hf", ["jobs", "uv", "run"]):
+        place = arguments.index("examples/train.py")
+        parse_arguments(arguments[place + 1 :])
+        of_the_hub = subprocess.run([sys.executable, "-m", "huggingface_hub.cli.hf", "jobs", "uv", "run", "--help"],
+                                    capture_output=True, text=True).stdout  # fmt: skip
+        assert all(word in of_the_hub for word in arguments[:place] if word.startswith("--"))
     elif program == "pytest":
         assert all((ROOT / word.partition("::")[0]).exists() for word in arguments if word.startswith("tests"))
     elif (program, arguments[:1]) == ("accelerate", ["launch"]):

@@ -7,22 +7,20 @@ import hashlib
 import json
 import os
 import sys
-import time
 from pathlib import Path
-
-from tqdm.auto import tqdm
 
 from ..adapters.folder import CALIBRATION
 from ..data.readers.folders import kinds_left_out, pictures_below
 from ..hub.run import local_folder
+from ..inference.answers import Answer
 from .loaded import class_names_of, classifier_of
 from .output import tidy_output
-from .predict_rows import csv_writer, jsonl_writer, kind_of, list_writer, open_output
+from .predict_processes import Processes, Progress
+from .predict_rows import Output, Writer, csv_writer, jsonl_writer, kind_of, list_writer
 from .sorting import Sorter
 
 SOME_SKIPPED = 3
 URLS = ("http://", "https://")
-_SECONDS = 30  # between two lines of progress where there is no terminal
 
 
 def main(args: argparse.Namespace) -> int:
@@ -32,8 +30,11 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("`json` prints JSON, not CSV; leave out `format` or name an `output`.")
     kind = kind_of(args.output, args.format)
     _check_sorting(args)
-    files = find_files([*args.images, *listed(args.list)])
+    processes = Processes()
+    processes.check(args)
+    files = find_files([*args.images, *listed(args.list)]) if processes.is_main else []
     names = class_names_of(args)
+    args.device = args.device or processes.device
     classifier = classifier_of(args)
     columns = 1 if args.coverage else min(args.top_k, len(names or classifier.class_names))
     asked = {name: value for name, value in (("coverage", args.coverage), ("reject", args.reject)) if value}
@@ -46,35 +47,42 @@ def main(args: argparse.Namespace) -> int:
         | ({"set": args.set} if args.set else {})
         | asked
     )
-    if kind == "parquet":
-        about["columns"] = columns
     if sort is not None:
         about["sort"] = [os.path.abspath(args.sort_into), sort.min_score, sort.copy]
-    rows: list[dict] = []
-    with open_output(args.output, about) as (file, done):
-        remaining = [path for path in files if path not in done]
-        write = csv_writer(file, columns, asked, begun=bool(done)) if kind == "csv" else jsonl_writer(file, asked)
-        if args.json and not args.output:
-            write = list_writer(rows, asked)
-        skipped: list[str] = []
-        progress = _Progress(len(files), len(files) - len(remaining))
 
+    def classify(pictures: list[str], write: Writer, progress: Progress) -> None:
         def skip(image: str, error: ValueError) -> None:
-            skipped.append(str(error))
             write(image, None, str(error))
             progress.update()
 
         options = {"class_names": names, "scores": args.scores, "batch_size": args.batch_size, **asked}
-        answers = classifier.stream(remaining, args.top_k, skip=skip, **options)
-        for image, answer in answers:
+        for image, answer in classifier.stream(pictures, args.top_k, skip=skip, **options):
             if sort is not None and not image.startswith(URLS):  # first, so that a call that continues misses none
                 sort(image, answer[0]["label"], answer[0]["score"])
             write(image, answer, "")
             progress.update()
         progress.close()
+
+    rows: list[dict] = []
+    if args.output:
+        output = Output(args.output, about)
+        skipped = processes.run(output, files, classify, columns, asked)
+        if not processes.is_main:
+            return 0
+    else:
+        write = csv_writer(sys.stdout, columns, asked) if kind == "csv" else jsonl_writer(sys.stdout, asked)
+        keep = list_writer(rows, asked)
+        skipped = []
+
+        def write_or_keep(image: str, answer: Answer | None, error: str) -> None:
+            (keep if args.json else write)(image, answer, error)
+            if error:
+                skipped.append((image, error))
+
+        classify(files, write_or_keep, Progress(len(files), 0))
     if skipped:
         print(f"{len(skipped)} of {len(files)} files could not be read and were skipped:", file=sys.stderr)
-        for error in skipped:
+        for _, error in skipped:
             print(f"  {error}", file=sys.stderr)
     if sort is not None and (urls := sum(image.startswith(URLS) for image in files)):
         print(f"Note: {urls} of {len(files)} pictures have an address instead of a file and are not sorted.",
@@ -82,7 +90,8 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         facts = {"output": args.output, "images": len(files), "skipped": len(skipped)}
         print(json.dumps(facts if args.output else facts | {"rows": rows}, indent=2, ensure_ascii=False))
-    return SOME_SKIPPED if skipped else 0
+    # The launcher of several processes takes any other status for a crash; their manifest tells what was skipped.
+    return SOME_SKIPPED if skipped and processes.count == 1 else 0
 
 
 def _check_sorting(args: argparse.Namespace) -> None:
@@ -141,23 +150,3 @@ def _content(folder: str) -> str:
     files = [file for file in sorted(Path(folder).iterdir())
              if file.suffix == ".safetensors" or "config" in file.name or file.name == CALIBRATION]  # fmt: skip
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:16]
-
-
-class _Progress:
-    """A progress bar on a terminal; elsewhere, such as in a log file, an occasional line."""
-
-    def __init__(self, total: int, done: int):
-        self.total, self.done, self.told = total, done, time.monotonic()
-        self.bar = tqdm(total=total, initial=done, desc="predicting", unit=" images", disable=None)
-        if done:
-            print(f"{done} of {total} pictures are already in the output.", file=sys.stderr)
-
-    def update(self) -> None:
-        self.done += 1
-        self.bar.update()
-        if self.bar.disable and time.monotonic() - self.told > _SECONDS:
-            self.told = time.monotonic()
-            print(f"{self.done} of {self.total} pictures", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        self.bar.close()

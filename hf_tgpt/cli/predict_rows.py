@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from ..inference.answers import Answer, labels_of, row_of
-from ..utils.files import parse_json, read_json, write_json
+from ..utils.files import parse_json, put_in_place, read_json, write_json
 from .output import make_room_for
 
 _KINDS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -42,66 +41,154 @@ def kind_of(output: str | None, format: str | None) -> str:
     return format or _KINDS[suffix]
 
 
-@contextmanager
-def open_output(path: str | None, about: dict) -> Iterator[tuple[TextIO, set[str]]]:
-    """stdout, or a file that gets its name when it is complete; and the pictures that an earlier call has written.
+class Output:
+    """A file that gets its name when all rows are in it, in the order of the pictures.
 
-    `about` is what the rows depend on: rows of a call with other arguments are written again. Parquet is drafted as
-    JSON lines, since a file of it cannot be continued.
+    Until then they are JSON lines beside it, since these can be continued after a kill: in the file with .part behind
+    its name, and while several processes write, in one for each, with .part.0, .part.1 and so on. `about` is what the
+    rows depend on: rows of a call with other arguments are written again.
+
+    Example:
+        >>> output = Output("rows.csv", {"kind": "csv"})
+        >>> pictures = ["cat.jpg", "no.jpg"]
+        >>> output.begin(pictures)
+        ['cat.jpg', 'no.jpg']
+        >>> with output.part() as file:
+        ...     write = jsonl_writer(file, {})
+        ...     write("no.jpg", None, "cannot read no.jpg")
+        ...     write("cat.jpg", [{"label": "cat", "score": 0.9}], "")
+        >>> output.finish(pictures, columns=1, asked={})
+        [('no.jpg', 'cannot read no.jpg')]
+        >>> with open("rows.csv", encoding="utf-8-sig") as file:
+        ...     file.readlines()[1]
+        'cat.jpg,cat,0.9000,\\n'
     """
-    if path is None:
-        yield sys.stdout, set()
-        return
-    draft = Path(path).with_name(Path(path).name + ".part")
-    note = draft.with_name(draft.name + ".json")
-    done: set[str] = set()
+
+    def __init__(self, path: str | os.PathLike[str], about: dict[str, Any]):
+        self.path, self.about = Path(path), about
+        self.draft = self.path.with_name(self.path.name + ".part")
+        self._note = self._beside("json")
+        self.list = self._beside("list")  # of the pictures that several processes share
+
+    def _beside(self, ending: str) -> Path:
+        return self.draft.with_name(f"{self.draft.name}.{ending}")
+
+    def _parts(self) -> list[Path]:
+        """The drafts that there are, the common one first."""
+        others = [file for file in self.path.parent.iterdir()
+                  if file.name.startswith(f"{self.draft.name}.") and file.suffix[1:].isdigit()]  # fmt: skip
+        return [file for file in (self.draft, *sorted(others)) if file.exists()]
+
+    def lock(self) -> FileLock:
+        """Held while a call writes, also by its processes that outlive a killed launcher. Raises ValueError."""
+        lock = FileLock(self._beside("lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"`output`={str(self.path)!r} is being written by another call; wait for its end."
+            ) from None
+        return lock
+
+    def begin(self, pictures: Sequence[str]) -> list[str]:
+        """The pictures that an earlier call has not written; what it has is put into one file."""
+        done: set[str] = set()
+        try:
+            known = read_json(self._note) == self.about
+        except (OSError, ValueError):  # no note, or a damaged one
+            known = False
+        parts = self._parts() if known else []
+        gathered = self._beside("new")
+        with gathered.open("wb") as file:
+            for part in parts:
+                for line in _whole_lines(part):
+                    image = _image_of(line, part)
+                    if image is not None and image not in done:
+                        done.add(image)
+                        file.write(line)
+        put_in_place(gathered, self.draft)
+        for other in self._parts()[1:]:
+            other.unlink()
+        write_json(self._note, self.about)
+        return [picture for picture in pictures if picture not in done]
+
+    def part(self, number: int | None = None) -> TextIO:
+        """The file to append rows to, for `jsonl_writer`; of several processes each has one of its `number`."""
+        return (self.draft if number is None else self._beside(str(number))).open("a", encoding="utf-8", newline="")
+
+    def finish(self, pictures: Iterable[str], columns: int, asked: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Puts the file in place, and returns the pictures that could not be read, each with the reason."""
+        parts, whole, skipped = self._parts(), self._beside("whole"), []
+        places: dict[str, tuple[int, int]] = {}
+        for number, part in enumerate(parts):
+            start = 0
+            for line in _whole_lines(part):
+                if (image := _image_of(line, part)) is not None:
+                    places.setdefault(image, (number, start))
+                start += len(line)
+
+        pictures = list(pictures)
+        if missing := [picture for picture in pictures if picture not in places]:
+            raise ValueError(f"{len(missing)} pictures have no row, such as {missing[0]}; give the same command again.")
+
+        def rows() -> Iterator[dict[str, Any]]:
+            with ExitStack() as stack:
+                files = [stack.enter_context(part.open("rb")) for part in parts]
+                for picture in pictures:
+                    number, start = places[picture]
+                    files[number].seek(start)
+                    row = parse_json(files[number].readline(), str(parts[number]))
+                    if row.get("error"):
+                        skipped.append((picture, row["error"]))
+                    yield row
+
+        if self.about["kind"] == "parquet":
+            _write_parquet(whole, rows(), columns, asked)
+        else:
+            with whole.open("w", encoding="utf-8", newline="") as file:
+                if self.about["kind"] == "csv":
+                    file.write(_BYTE_ORDER_MARK)
+                write = csv_writer(file, columns, asked) if self.about["kind"] == "csv" else jsonl_writer(file, asked)
+                for row in rows():
+                    write(row["image"], row.get("top_k"), row.get("error", ""))
+        put_in_place(whole, self.path)
+        for part in parts:
+            part.unlink()
+        self._note.unlink()
+        return skipped
+
+
+def _whole_lines(part: Path) -> Iterator[bytes]:
+    """The lines of an unfinished file but its last, if that was cut off."""
+    with part.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
+
+
+def _image_of(line: bytes, part: Path) -> str | None:
+    """The picture that a row is about; None for a line that is none, as an earlier version's drafts have."""
     try:
-        if draft.exists() and read_json(note) == about:
-            done = _whole_rows(draft, about["kind"])
-    except (OSError, ValueError):  # no note, or a damaged one
-        done = set()
-    if not done:
-        draft.write_text(_BYTE_ORDER_MARK if about["kind"] == "csv" else "", encoding="utf-8")
-    write_json(note, about)
-    with draft.open("a", encoding="utf-8", newline="") as file:
-        yield file, done
-    if about["kind"] == "parquet":
-        _to_parquet(draft, about["columns"], about)
-    os.replace(draft, path)
-    note.unlink()
+        return parse_json(line, str(part))["image"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
-def _whole_rows(draft: Path, kind: str) -> set[str]:
-    """The pictures in an unfinished file, after removing its incomplete last row."""
-    content = draft.read_bytes()
-    content = content[: content.rfind(b"\n") + 1]
-    text = content.decode("utf-8-sig")
-    if kind == "csv":
-        done = {row[0] for row in list(csv.reader(io.StringIO(text, newline="")))[1:]}
-    else:
-        done = {parse_json(line, str(draft))["image"] for line in text.splitlines()}
-    draft.write_bytes(content)
-    return done
-
-
-def _to_parquet(draft: Path, columns: int, asked: Mapping[str, Any]) -> None:
-    """Makes a table of JSON lines, with the columns of the CSV."""
+def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], columns: int, asked: Mapping[str, Any]) -> None:
+    """Makes a table with the columns of the CSV."""
     names = [("label", "score"), *((f"label_{i}", f"score_{i}") for i in range(2, columns + 1))]
     fields = [field for label, score in names for field in ((label, pa.string()), (score, pa.float64()))]
     fields += [(name, pa.list_(pa.string()) if name == "labels" else pa.string()) for name in _beside(asked)]
     schema = pa.schema([("image", pa.string()), *fields, ("error", pa.string())])
-    table = draft.with_name(draft.name + ".table")
-    with draft.open(encoding="utf-8") as lines, pq.ParquetWriter(table, schema) as writer:
-        while batch := list(islice(lines, _BATCH)):
-            rows: list[dict[str, Any]] = []
-            for line in batch:
-                row = parse_json(line, str(draft))
-                flat = {name: row.get(name) for name in ("image", "error", *_beside(asked))}
+    with pq.ParquetWriter(path, schema) as writer:
+        while batch := list(islice(rows, _BATCH)):
+            flat: list[dict[str, Any]] = []
+            for row in batch:
+                cells = {name: row.get(name) for name in ("image", "error", *_beside(asked))}
                 for (label, score), guess in zip(names, row.get("top_k", []), strict=False):
-                    flat |= {label: guess["label"], score: guess["score"]}
-                rows.append(flat)
-            writer.write_table(pa.Table.from_pylist(rows, schema))
-    os.replace(table, draft)
+                    cells |= {label: guess["label"], score: guess["score"]}
+                flat.append(cells)
+            writer.write_table(pa.Table.from_pylist(flat, schema))
 
 
 def _beside(asked: Mapping[str, Any]) -> list[str]:
@@ -124,12 +211,11 @@ def jsonl_writer(file: TextIO, asked: Mapping[str, Any]) -> Writer:
     return write
 
 
-def csv_writer(file: TextIO, columns: int, asked: Mapping[str, Any], begun: bool) -> Writer:
-    """Writes the best classes beside each other; `begun`: the head is written."""
+def csv_writer(file: TextIO, columns: int, asked: Mapping[str, Any]) -> Writer:
+    """Writes the best classes beside each other, under a head."""
     rows = csv.writer(file, lineterminator="\n")
     others = [f"{name}_{i}" for i in range(2, columns + 1) for name in ("label", "score")]
-    if not begun:
-        rows.writerow(["image", "label", "score", *others, *_beside(asked), "error"])
+    rows.writerow(["image", "label", "score", *others, *_beside(asked), "error"])
 
     def write(image: str, answer: Answer | None, error: str) -> None:
         cells = [(guess["label"] or "", f"{guess['score']:.4f}") for guess in (answer or [])[:columns]]

@@ -226,7 +226,7 @@ class Classifier:
         skip: Callable[[Any, ValueError], None] | None,
     ) -> Iterator[tuple[Any, Answer]]:
         remaining = iter(images)
-        read: list[tuple[Any, torch.Tensor]] = []
+        read: list[tuple[Any, torch.Tensor | ValueError]] = []
         while batch := list(itertools.islice(remaining, batch_size)):
             for image in batch:
                 try:
@@ -234,12 +234,14 @@ class Classifier:
                 except ValueError as error:
                     if skip is None:
                         raise
-                    skip(image, error)
-            if read:
-                pixel_values = torch.stack([pixels for _, pixels in read])
-                answers = self.answers_to([question] * len(read), pixel_values)
-                for (image, _), answer in zip(read, answers, strict=True):
-                    yield image, answer
+                    read.append((image, error))
+            pixels = [values for _, values in read if isinstance(values, torch.Tensor)]
+            answers = iter(self.answers_to([question] * len(pixels), torch.stack(pixels)) if pixels else ())
+            for image, values in read:
+                if isinstance(values, torch.Tensor):
+                    yield image, next(answers)
+                elif skip is not None:
+                    skip(image, values)
             read.clear()
 
     @answering()

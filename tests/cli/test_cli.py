@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from transformers import CLIPModel
 
 import hf_tgpt
 from hf_tgpt.cli.main import main
+from hf_tgpt.cli.predict import find_files
+from hf_tgpt.cli.predict_rows import Output
 
 SIDE = 32
 
@@ -332,3 +335,75 @@ def test_ctrl_c_ends_a_command_without_a_traceback(adapters, monkeypatch, capsys
     monkeypatch.setattr("hf_tgpt.cli.info.main", interrupted)
     assert run("info", adapters["maple"]) == 130
     assert capsys.readouterr().err == ""
+
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+
+def test_several_processes_go_on_where_several_were_killed_and_write_what_one_writes(
+    adapters, pictures, tmp_path, capsys, monkeypatch
+):
+    for number in range(6):
+        Image.new("RGB", (9, 9), (40 * number, 9, 99)).save(pictures / f"n{number}.png")
+    (pictures / "m.png").write_bytes(b"no picture")
+    command, output = ("predict", adapters["maple"], pictures, "--top_k", "2"), tmp_path / "rows.csv"
+    assert run(*command, "--output", tmp_path / "one.csv", "--batch_size", "1") == 3
+    rows = list(csv.DictReader((tmp_path / "one.csv").read_text("utf-8-sig").splitlines()))
+    assert [row["image"] for row in rows] == find_files([str(pictures)])  # the damaged one in its place, too
+
+    def dies(image):
+        if Path(image).name == "n2.png":
+            raise KeyboardInterrupt
+        return load_image(image)
+
+    load_image = hf_tgpt.inference.classifier.load_image
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_tgpt.inference.classifier, "load_image", dies)
+        assert run(*command, "--output", output, "--batch_size", "1") == 130
+    draft = tmp_path / "rows.csv.part"
+    lines = draft.read_bytes().splitlines(keepends=True)  # as two processes leave theirs
+    draft.unlink()
+    draft.with_name("rows.csv.part.0").write_bytes(b"".join(lines[::2]) + b'{"image": "a row that was cu')
+    draft.with_name("rows.csv.part.1").write_bytes(b"".join([*lines[1::2], lines[0]]))
+    capsys.readouterr()
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    words = [*launch, "-m", "hf_tgpt", *map(str, command), "--output", str(output)]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert output.read_bytes() == (tmp_path / "one.csv").read_bytes()
+    assert f"{len(lines)} of {len(rows)} pictures are already in the output." in ended.stderr
+    manifest = json.loads((tmp_path / "rows.csv.manifest.json").read_text())
+    assert (manifest["images"], manifest["answered"], manifest["processes"]) == (len(rows), len(rows) - 1, 2)
+    assert manifest["done_before"] == len(lines)
+    ((skipped,),) = [manifest["skipped"]]
+    assert skipped["image"] == str(pictures / "m.png")
+    assert "no picture of a known kind" in skipped["error"]
+    assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--output is not given, and several processes cannot write to one stdout"),
+        (["--output", "x.csv", "--list", "-"], "is read by one process alone; name a file"),
+        (["--output", "x.csv", "--sort_into", "sorted"], "--sort_into is for one process"),
+    ],
+)
+def test_several_processes_refuse_what_only_one_can_do(arguments, message, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = SimpleNamespace(num_processes=2, process_index=0, device="cpu")
+    monkeypatch.setattr("hf_tgpt.cli.predict_processes.Accelerator", lambda **options: state)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("predict", "nothing", pictures, *arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_two_calls_do_not_write_to_one_file(adapters, pictures, tmp_path, capsys):
+    output = Output(tmp_path / "rows.csv", {})
+    lock = output.lock()
+    assert run("predict", adapters["maple"], pictures, "--output", output.path) == 1
+    assert "is being written by another call; wait for its end" in capsys.readouterr().err
+    lock.release()

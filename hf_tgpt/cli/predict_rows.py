@@ -59,9 +59,8 @@ class Output:
         ...     write("cat.jpg", [{"label": "cat", "score": 0.9}], "")
         >>> output.finish(pictures, columns=1, asked={})
         [('no.jpg', 'cannot read no.jpg')]
-        >>> with open("rows.csv", encoding="utf-8-sig") as file:
-        ...     file.readlines()[1]
-        'cat.jpg,cat,0.9000,\\n'
+        >>> Path("rows.csv").read_text(encoding="utf-8-sig").splitlines()[1]
+        'cat.jpg,cat,0.9000,'
     """
 
     def __init__(self, path: str | os.PathLike[str], about: dict[str, Any]):

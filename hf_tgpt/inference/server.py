@@ -198,11 +198,11 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/docs", include_in_schema=False)
     @app.get("/", include_in_schema=False)
-    async def docs() -> HTMLResponse:
+    async def docs(request: Request) -> HTMLResponse:
         environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
         models = [_facts(name, classifier) for name, classifier in service.classifiers.items()]
-        return HTMLResponse(page.render(api=app.openapi(), models=models))
+        return HTMLResponse(page.render(api=app.openapi(), models=models, address=request.base_url))
 
     @app.exception_handler(Refused)
     async def refuse(request: Request, refused: Refused) -> JSONResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,12 +58,13 @@ class Picture:
     problem: str = ""
 
 
-async def read_request(request: Request, limits: Limits) -> tuple[list[Picture], Options]:
+async def read_request(request: Request, limits: Limits, hold: Callable[[int], None]) -> tuple[list[Picture], Options]:
     """The pictures and options of a request: a form of files, JSON, or one picture as the body.
 
-    Raises Refused for a request that is malformed or too large.
+    `hold` is told how many bytes each part of the body has, and may refuse it. Raises Refused for a request that is
+    malformed or too large.
     """
-    request = Request(request.scope, _limited(request, limits.body))
+    request = Request(request.scope, _limited(request, limits.body, hold))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     given: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
@@ -86,7 +87,7 @@ async def read_request(request: Request, limits: Limits) -> tuple[list[Picture],
     return pictures, _options(given)
 
 
-def _limited(request: Request, most: int) -> Any:
+def _limited(request: Request, most: int, hold: Callable[[int], None]) -> Any:
     """The receiver of a request's parts, which stops behind so many bytes."""
     refused = Refused(413, f"The request is larger than {most:,} bytes; send fewer or smaller pictures.", "body")
     length = request.headers.get("content-length", "")
@@ -101,6 +102,7 @@ def _limited(request: Request, most: int) -> Any:
         read += len(part)
         if read > most:
             raise refused
+        hold(len(part))
         return {"type": "http.request", "body": part, "more_body": bool(part)}
 
     return receive

@@ -8,9 +8,9 @@ import re
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .requests import Limits, Options, Picture, Refused, read_request
 from .untrusted import check_picture
 
 _TEMPLATE = Path(__file__).with_name("server.html.jinja")
+_BODIES_AT_A_TIME = 8  # of the largest size, in memory
 _PICTURES = {"type": "array", "items": {"type": "string", "format": "binary"}}
 _BODIES = {
     "multipart/form-data": {"schema": {"type": "object", "properties": {"images": _PICTURES}}},
@@ -56,6 +57,7 @@ class Service:
         self.batcher = Batcher(self._classify, max_batch, max_wait)
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pictures")
         self._in_use = 0  # of the queue's places
+        self._held = 0  # bytes of bodies that are not decoded yet
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
@@ -76,11 +78,13 @@ class Service:
                 ) from None
 
     async def _answer(self, request: Request) -> dict[str, Any]:
-        pictures, options = await read_request(request, self.limits)
-        with self._places(len(pictures) - 1):
-            name = self._model(options)
-            question = await self._in_thread(self._question, name, options)
-            pixels = await asyncio.gather(*(self._in_thread(self._pixels, name, picture) for picture in pictures))
+        with ExitStack() as places:
+            with self._memory() as hold:
+                pictures, options = await read_request(request, self.limits, hold)
+                places.enter_context(self._places(len(pictures) - 1))
+                name = self._model(options)
+                question = await self._in_thread(self._question, name, options)
+                pixels = await asyncio.gather(*(self._in_thread(self._pixels, name, picture) for picture in pictures))
             readable = [(question, values) for values in pixels if values is not None]
             answers = iter(await self.batcher((name, *question.names), readable) if readable else [])
         asked = {"coverage"} if question.coverage is not None else set()
@@ -128,6 +132,8 @@ class Service:
         except ValueError as error:
             picture.problem = str(error).removeprefix("cannot read image in memory: ")
             return None
+        finally:
+            picture.data = None
 
     def _classify(self, key: Any, items: list[tuple[Question, torch.Tensor]]) -> Sequence[Answer]:
         self.counters.batch.observe(len(items))
@@ -138,7 +144,24 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
     @contextmanager
-    def _places(self, count: int) -> Any:
+    def _memory(self) -> Iterator[Callable[[int], None]]:
+        """A function that counts bytes until the end of the block, and raises Refused where requests have too many."""
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            held += count
+            self._held += count
+            if self._held > _BODIES_AT_A_TIME * self.limits.body:
+                raise Refused(503, "Too many large requests are being read; try again in a second.")
+
+        try:
+            yield hold
+        finally:
+            self._held -= held
+
+    @contextmanager
+    def _places(self, count: int) -> Iterator[None]:
         """Takes places in the queue, one for each picture. Raises Refused while there are too few."""
         if self._in_use + count > self.limits.queue:
             raise Refused(503, "`queue`: too many pictures are waiting; try again in a second.")

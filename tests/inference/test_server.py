@@ -229,6 +229,17 @@ def test_a_full_queue_and_a_slow_answer_say_when_to_come_again(client, classifie
     assert made.post("/predict?model=open", files=files(PICTURES[0])).status_code == 200
 
 
+def test_bodies_of_all_requests_together_are_limited(client):
+    made = client(body=100_000)
+    made.service._held = 8 * 100_000 - len(PICTURES[0])
+    full = made.post("/predict?model=open", files=files(PICTURES[0]))
+    assert (full.status_code, full.headers["Retry-After"]) == (503, "1")
+    assert "large requests" in full.json()["error"]
+    made.service._held = 0
+    assert made.post("/predict?model=open", files=files(PICTURES[0])).status_code == 200
+    assert made.service._held == 0
+
+
 def test_a_fault_is_an_error_in_json_and_the_server_goes_on(client, classifiers, monkeypatch):
     ask = client().post
     with monkeypatch.context() as patch:

@@ -14,6 +14,7 @@ from ..data.readers.folders import kinds_left_out, pictures_below
 from ..hub.run import local_folder
 from ..inference.answers import Answer
 from .loaded import class_names_of, classifier_of
+from .options import DTYPES
 from .output import tidy_output
 from .predict_processes import Processes, Progress
 from .predict_rows import Output, Writer, csv_writer, jsonl_writer, kind_of, list_writer
@@ -45,6 +46,7 @@ def main(args: argparse.Namespace) -> int:
     about |= (
         {"kind": kind, "top_k": args.top_k, "class_names": names, "scores": args.scores}
         | ({"set": args.set} if args.set else {})
+        | ({"dtype": args.dtype} if args.dtype != DTYPES[0] else {})
         | asked
     )
     if sort is not None:

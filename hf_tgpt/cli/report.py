@@ -21,13 +21,14 @@ from ..evaluation.calibration import Calibration
 from ..evaluation.error_analysis import ErrorAnalysis, accuracy_interval
 from ..evaluation.plots import PLOTS_REMEDY, can_plot
 from ..inference.classifier import Classifier
+from ..inference.confusions import PREDICTIONS
 from ..inference.explain import attention_pictures
 from ..utils.files import put_in_place
 from .page import address, thumbnail, write_page
 from .spreadsheet import write_table
 from .words import in_options
 
-REPORT, TABLE = "report.html", "predictions.csv"
+REPORT = "report.html"
 # What the page shows at most; the table has all pictures.
 _CLASSES = 100  # rows of the table of classes
 _MATRIX = 20  # classes of the confusion matrix
@@ -65,11 +66,11 @@ def write_report(folder: Path, tested: Tested) -> None:
     temperature = 1.0 if tested.calibration is None else tested.calibration.temperature
     errors = ErrorAnalysis(tested.logits / temperature, tested.labels, tested.class_names)
     names = picture_names(tested.pictures)
-    draft = folder / f"{TABLE}.tmp"
+    draft = folder / f"{PREDICTIONS}.tmp"
     write_table(draft, ("file", "label", "prediction", "score", "correct"), _rows(errors, names))
-    put_in_place(draft, folder / TABLE)
+    put_in_place(draft, folder / PREDICTIONS)
     draft = folder / f"{REPORT}.tmp"
-    write_page(draft, "report.html.jinja", **_facts(tested, errors, names), table=TABLE)
+    write_page(draft, "report.html.jinja", **_facts(tested, errors, names), table=PREDICTIONS)
     put_in_place(draft, folder / REPORT)
 
 

@@ -43,7 +43,9 @@ def main(args: argparse.Namespace) -> int:
         with list_remarks():
             for place in adapters.values():
                 remark_on_cut_off(local_folder(place, revision=args.revision))
-        classifiers = load_classifiers(adapters, args.device, base_model=args.model, revision=args.revision)
+        classifiers = load_classifiers(
+            adapters, args.device, base_model=args.model, revision=args.revision, dtype=args.dtype
+        )
         for classifier in classifiers.values() if args.set else ():
             change_config(classifier.model, fields_of(args.set))
         warm_up(classifiers)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from .check_page import _address as thumbnail
+from .page import thumbnail
 
 _TEMPLATE = Path(__file__).with_name("suggest.html.jinja")
 

@@ -11,8 +11,8 @@ from hf_tgpt.cli import completion
 from hf_tgpt.cli.main import main
 
 COMMANDS = [
-    "train", "evaluate", "calibrate", "compare", "describe", "check", "embed", "predict", "suggest", "demo",
-    "explain", "info", "export", "convert", "convert-base",
+    "train", "evaluate", "calibrate", "compare", "describe", "check", "embed", "predict", "suggest", "demo", "explain",
+    "serve", "info", "export", "push", "convert", "convert-base",
 ]  # fmt: skip
 
 

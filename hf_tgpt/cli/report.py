@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
-from ..data.damage import of_each_record
 from ..data.looks import picture_names
 from ..encoders import encoder_of
 from ..evaluation.accuracy import measure
@@ -94,7 +94,8 @@ def _facts(tested: Tested, errors: ErrorAnalysis, names: list[str]) -> dict[str,
         row["zero_shot_recall"] = tested.zero_shot["per_class_accuracy"][row["class"]]
     folder = _common_folder(names)
     names = [os.path.relpath(name, folder) for name in names] if folder else names
-    attention, no_attention = _attention(tested, errors, names)
+    undecoded = tested.pictures.select_columns("image").cast_column("image", Image(decode=False))
+    attention, no_attention = _attention(tested, errors, names, undecoded)
     return {
         "title": tested.title,
         "results": tested.results,
@@ -110,7 +111,7 @@ def _facts(tested: Tested, errors: ErrorAnalysis, names: list[str]) -> dict[str,
         "by_class": by_class[:_CLASSES],
         "tested_classes": len(by_class),
         "confusion": errors.confusion(_MATRIX),
-        "pairs": _with_pictures(pairs[:_PAIRS], tested.pictures, errors, names),
+        "pairs": _with_pictures(pairs[:_PAIRS], errors, names, undecoded),
         "all_pairs": len(pairs),
         "reliability": errors.reliability(),
         "calibration": _calibration(tested),
@@ -132,11 +133,12 @@ def _with_interval(metrics: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def _with_pictures(
-    pairs: list[dict[str, Any]], pictures: Dataset, errors: ErrorAnalysis, names: list[str]
+    pairs: list[dict[str, Any]], errors: ErrorAnalysis, names: list[str], undecoded: Dataset
 ) -> list[dict[str, Any]]:
-    """The pairs with small copies of their first pictures, all of which are read at once."""
+    """The pairs with small copies of their first pictures; several are made at a time."""
     shown = [row for pair in pairs for row in pair["rows"][:_OF_A_PAIR]]
-    addresses = dict(zip(shown, of_each_record(pictures.select(shown), _small), strict=True)) if shown else {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        addresses = dict(zip(shown, pool.map(_small, (undecoded[row]["image"] for row in shown)), strict=True))
     return [
         pair
         | {
@@ -176,7 +178,9 @@ def _calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     return measure({"logits": logits, "labels": labels})["expected_calibration_error"]
 
 
-def _attention(tested: Tested, errors: ErrorAnalysis, names: list[str]) -> tuple[list[dict[str, Any]], str | None]:
+def _attention(
+    tested: Tested, errors: ErrorAnalysis, names: list[str], undecoded: Dataset
+) -> tuple[list[dict[str, Any]], str | None]:
     """What the model looks at in a few wrong and right answers of high score; or why this is left out."""
     model, order = tested.classifier.model, errors.worst_first().tolist()
     wrong = int((~errors.right).sum())
@@ -187,7 +191,6 @@ def _attention(tested: Tested, errors: ErrorAnalysis, names: list[str]) -> tuple
         return [], f"it needs matplotlib ({PLOTS_REMEDY})"
     if model.learner.texts_per_image and len(rows) * len(tested.class_names) > _TEXTS:
         return [], "this method reads all class texts anew for each picture, which takes long for so many classes"
-    undecoded = tested.pictures.select_columns("image").cast_column("image", Image(decode=False))
     found = []
     for row in rows:
         try:

@@ -30,7 +30,7 @@ def picture_names(dataset: Dataset) -> list[str]:
         ['row 0', 'row 1']
     """
     undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
-    paths = undecoded.flatten().select_columns("image.path").with_format(None)["image.path"][:]
+    paths = undecoded.flatten()["image.path"][:]
     return [path or f"row {row}" for row, path in enumerate(paths)]
 
 

@@ -105,6 +105,15 @@ def test_the_table_lists_all_pictures_the_most_confident_wrong_answers_first(run
     assert (wrong, right) == (sorted(wrong, reverse=True), sorted(right))
 
 
+def test_predictions_and_scores_are_those_of_predict(run, pictures, tmp_path):
+    assert main(["predict", str(run), str(pictures / "test"), "--output", str(tmp_path / "rows.csv")]) == 0
+    with (tmp_path / "rows.csv").open(encoding="utf-8-sig", newline="") as file:
+        predicted = {row["image"]: row for row in csv.DictReader(file)}
+    for row in rows_of(run):
+        assert row["prediction"] == predicted[row["file"]]["label"]
+        assert float(row["score"]) == pytest.approx(float(predicted[row["file"]]["score"]), abs=2e-4)
+
+
 def test_an_evaluation_writes_its_report_into_its_own_folder_and_never_over_a_run(run, pictures, tmp_path, capsys):
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     out = tmp_path / "out"

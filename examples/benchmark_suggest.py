@@ -15,6 +15,7 @@ import argparse
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -26,7 +27,7 @@ from hf_tgpt.cli.output import markdown_table, tidy_output
 from hf_tgpt.data import DataWarning, ImageTransform, class_names, load_splits
 from hf_tgpt.encoders import DualEncoder, encoder_of
 from hf_tgpt.encoders.loading import load_image_processor
-from hf_tgpt.evaluation.acquisition import next_to_label
+from hf_tgpt.evaluation.acquisition import SHARE, next_to_label
 from hf_tgpt.evaluation.calibration import fit_temperature
 from hf_tgpt.evaluation.plots import plot_curves
 from hf_tgpt.inference.encoded import encode_splits
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=int, default=0, help="labels per class at first (default: %(default)s)")
     parser.add_argument("--count", type=int, default=10, help="labels per round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--share", type=float, default=SHARE, help="of the pool, the more uncertain ones, to choose "
+                        "from (default: %(default)s)")  # fmt: skip
     parser.add_argument("--imbalance", type=float, default=1.0, help="of the pool (default: as it is)")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--plot", help="a picture of all curves")
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         labels = [start + args.count * number for number in range(args.rounds + 1)]
         found = {
             way: torch.tensor([accuracies(pictures, choose, args, seed) for seed in range(args.seeds)]) * 100
-            for way, choose in {"random": at_random, "suggest": by_model}.items()
+            for way, choose in {"random": at_random, "suggest": partial(by_model, share=args.share)}.items()
         }
         curves[source] = {way: list(zip(labels, values.mean(0).tolist(), spread(values).tolist(), strict=True))
                           for way, values in found.items()}  # fmt: skip
@@ -116,9 +119,11 @@ def at_random(features: torch.Tensor, logits: torch.Tensor, count: int, chance: 
     return torch.randperm(len(features), generator=chance)[:count]
 
 
-def by_model(features: torch.Tensor, logits: torch.Tensor, count: int, chance: torch.Generator) -> torch.Tensor:
+def by_model(
+    features: torch.Tensor, logits: torch.Tensor, count: int, chance: torch.Generator, share: float
+) -> torch.Tensor:
     seed = int(torch.randint(2**31, (1,), generator=chance))
-    return torch.tensor(next_to_label(features, logits.softmax(-1), count, seed=seed), dtype=torch.long)
+    return torch.tensor(next_to_label(features, logits.softmax(-1), count, share=share, seed=seed), dtype=torch.long)
 
 
 def accuracies(pictures: Pictures, choose: Choose, args: argparse.Namespace, seed: int) -> list[float]:

@@ -20,6 +20,7 @@ from ..utils.version import __version__
 from .options import (
     ADAPTER,
     EXIT,
+    TO_LABEL,
     CommandParser,
     WrongArguments,
     add_base_model,
@@ -190,7 +191,7 @@ hf-tgpt suggest runs/mine --answers to-label/answers.csv
     suggest.add_argument("images", nargs="*", help="files, or folders of pictures at any depth, without labels")
     suggest.add_argument("--list", metavar="FILE", help="a text file of more pictures, a path per line; - is stdin")
     suggest.add_argument("--count", type=at_least_one, default=20, help="pictures to choose (default: %(default)s)")
-    suggest.add_argument("--output", metavar="FOLDER", default="to-label", help="for the page suggest.html, the table "
+    suggest.add_argument("--output", metavar="FOLDER", default=TO_LABEL, help="for the page suggest.html, the table "
                          "answers.csv and links to the pictures, or with --answers for the table labelled.csv; new or "
                          "of an earlier call (default: %(default)s)")  # fmt: skip
     suggest.add_argument("--answers", metavar="FILE", help="a table that the page saved or that you filled in: write "

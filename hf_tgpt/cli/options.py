@@ -105,6 +105,7 @@ ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
 # Those of `encoders.precision`, the default first.
 DTYPES = ("fp32", "bf16", "fp16", "auto")
 DTYPE = "what the base model computes in; auto: bf16 where this device is faster with it"
+TO_LABEL = "to-label"  # the folder of suggestions
 JSON = "print the results, or the error, as a JSON object and nothing else on stdout"
 
 

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -19,8 +20,9 @@ from ..hub.run import local_folder, seen_pictures
 from ..inference.suggest import suggest_pictures
 from ..training.run_folder import check_output_dir
 from ..utils.files import write_json
-from .answers import LABELLED, take_in
+from .answers import LABELLED, RECIPE, take_in
 from .loaded import classifier_of
+from .options import TO_LABEL
 from .output import tidy_output
 from .predict import SOME_SKIPPED, URLS, find_files, listed
 from .sorting import put_into
@@ -35,12 +37,13 @@ def main(args: argparse.Namespace) -> int:
     tidy_output()
     start = time.perf_counter()
     output = Path(args.output)
+    _check_folder(output)
     if args.answers:
         return take_in(args, output)
     files = [os.path.abspath(file) for file in find_files([*args.images, *listed(args.list)]) if not _is_url(file)]
     run = local_folder(args.adapter, revision=args.revision)
     known = {*seen_pictures(run), *_taken_in(output)}
-    _check_output(output, known)
+    _check_answers(output, known)
     classifier = classifier_of(args)
     classifier.model.requires_grad_(False)  # so that its features can be stored
     output.mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,11 @@ def main(args: argparse.Namespace) -> int:
     )
     places = {"page": str(output / "suggest.html"), "csv": str(output / ANSWERS), "links": str(output / LINKS)}
     facts = {"adapter": args.adapter, "output": str(output), **places} | facts
-    _write_table(output / ANSWERS, facts["suggestions"])
+    facts["command"] = shlex.join(["hf-tgpt", "suggest", args.adapter, "--answers", places["csv"],
+                                   *(["--output", str(output)] if args.output != TO_LABEL else [])])  # fmt: skip
+    (output / ANSWERS).unlink(missing_ok=True)
+    if facts["suggestions"]:
+        _write_table(output / ANSWERS, facts["suggestions"])
     facts["links"] = _link(output / LINKS, facts["suggestions"])
     Path(places["page"]).write_text(page(facts, classifier.class_names), encoding="utf-8", errors="backslashreplace")
     facts["seconds"] = round(time.perf_counter() - start, 1)
@@ -79,14 +86,17 @@ def _taken_in(output: Path) -> set[str]:
     return set(read_delimited(table)["file"]) if table.is_file() else set()
 
 
-def _check_output(output: Path, known: set[str]) -> None:
-    """Raises ValueError for an unsuitable path, and where answers would be lost. Earlier suggestions are replaced."""
+def _check_folder(output: Path) -> None:
+    """Raises ValueError for an unsuitable path. What an earlier call wrote is replaced."""
     if not output.is_dir() or not any(output.iterdir()):
         check_output_dir(output, resume=False)
-        return
-    if not any((output / name).is_file() for name in (NOTE, LABELLED)):
+    elif not any((output / name).is_file() for name in (NOTE, RECIPE)):
         raise ValueError(f"`output`={str(output)!r} holds other files; choose a new folder, or that of earlier "
                          "suggestions.")  # fmt: skip
+
+
+def _check_answers(output: Path, known: set[str]) -> None:
+    """Raises ValueError where answers would be lost."""
     if not (output / ANSWERS).is_file():
         return
     rows = read_delimited(output / ANSWERS)
@@ -136,6 +146,4 @@ def _in_words(facts: dict[str, Any]) -> str:
     lines.append(
         f"{facts['seconds']:.0f} s; label them in {facts['page']}, or in a spreadsheet in {facts['csv']}, then"
     )
-    return "\n".join(
-        [*lines, f"  hf-tgpt suggest {facts['adapter']} --answers {facts['csv']} --output {facts['output']}"]
-    )
+    return "\n".join([*lines, f"  {facts['command']}"])

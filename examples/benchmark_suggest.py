@@ -37,6 +37,8 @@ from hf_tgpt.training.config import TrainingConfig, steps_of
 
 STEPS = steps_of(TrainingConfig())
 SHOWN = 3  # numbers of labels in the table
+# Features (n, d), logits (n, c) and a number k -> the rows (k,) to label.
+Choose = Callable[[torch.Tensor, torch.Tensor, int, torch.Generator], torch.Tensor]
 
 
 @dataclass
@@ -73,9 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pictures = read(source, args)
         start = args.start * len(pictures.names)
         labels = [start + args.count * number for number in range(args.rounds + 1)]
+        ways: dict[str, Choose] = {"random": at_random, "suggest": partial(by_model, share=args.share)}
         found = {
             way: torch.tensor([accuracies(pictures, choose, args, seed) for seed in range(args.seeds)]) * 100
-            for way, choose in {"random": at_random, "suggest": partial(by_model, share=args.share)}.items()
+            for way, choose in ways.items()
         }
         curves[source] = {way: list(zip(labels, values.mean(0).tolist(), spread(values).tolist(), strict=True))
                           for way, values in found.items()}  # fmt: skip
@@ -110,9 +113,6 @@ def read(source: str, args: argparse.Namespace) -> Pictures:
     features = encoded.features
     names = class_names(splits["test"])
     return Pictures(encoder_of(clip), names, features[~tested], labels[~tested], features[tested], labels[tested])
-
-
-Choose = Callable[[torch.Tensor, torch.Tensor, int, torch.Generator], torch.Tensor]
 
 
 def at_random(features: torch.Tensor, logits: torch.Tensor, count: int, chance: torch.Generator) -> torch.Tensor:

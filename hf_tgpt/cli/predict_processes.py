@@ -116,7 +116,6 @@ class Processes:
             return []
         skipped = output.finish(pictures, columns, asked)
         if self._state is not None:
-            output.list.unlink()
             self._write_manifest(output, pictures, skipped, done, time.monotonic() - start)
         return skipped
 

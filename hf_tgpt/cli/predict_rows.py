@@ -102,7 +102,7 @@ class Output:
             for part in parts:
                 for line in _whole_lines(part):
                     image = _image_of(line, part)
-                    if image is not None and image not in done:
+                    if image is not None:
                         done.add(image)
                         file.write(line)
         put_in_place(gathered, self.draft)
@@ -154,6 +154,7 @@ class Output:
         for part in parts:
             part.unlink()
         self._note.unlink()
+        self.list.unlink(missing_ok=True)
         return skipped
 
 

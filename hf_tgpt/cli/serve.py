@@ -15,7 +15,7 @@ from ..inference.loading import load_classifiers
 from .loaded import fields_of, remark_on_cut_off
 from .output import list_remarks, tidy_output
 
-_NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+_NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -364,6 +364,7 @@ def test_several_processes_go_on_where_several_were_killed_and_write_what_one_wr
     lines = draft.read_bytes().splitlines(keepends=True)  # as two processes leave theirs
     draft.unlink()
     draft.with_name("rows.csv.part.0").write_bytes(b"".join(lines[::2]) + b'{"image": "a row that was cu')
+    draft.with_name("rows.csv.part.list").write_text("[]")
     draft.with_name("rows.csv.part.1").write_bytes(b"".join([*lines[1::2], lines[0]]))
     capsys.readouterr()
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

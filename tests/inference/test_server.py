@@ -290,6 +290,29 @@ def test_a_batch_that_fails_or_is_given_up_takes_no_other_with_it():
     assert done == [("a", [1, 0]), ("b", [1, 2]), ("b", [4])]
 
 
+def test_an_item_waits_for_others_until_the_batch_is_full_or_its_time_is_over():
+    sizes = []
+
+    def work(key, items):
+        sizes.append(len(items))
+        return items
+
+    async def later(batcher):
+        await asyncio.sleep(0.05)
+        return await batcher("a", [2])
+
+    async def waits():
+        async with Batcher(work, max_batch=2, max_wait=60) as batcher:
+            await asyncio.gather(batcher("a", [1]), later(batcher))
+        async with Batcher(work, max_batch=2, max_wait=0.05) as batcher:
+            await batcher("a", [1])
+
+    start = time.monotonic()
+    asyncio.run(waits())
+    assert sizes == [2, 1]
+    assert time.monotonic() - start < 30
+
+
 # Several adapters ----------------------------------------------------------------------------------------------------
 
 

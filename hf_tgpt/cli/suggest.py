@@ -26,7 +26,7 @@ from .options import TO_LABEL
 from .output import tidy_output
 from .predict import SOME_SKIPPED, URLS, find_files, listed
 from .sorting import put_into
-from .suggest_page import page
+from .suggest_page import write_suggest_page
 
 ANSWERS, NOTE, LINKS = "answers.csv", "suggest.json", "pictures"
 _COLUMNS = ("file", "suggested", "score", "label")
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     if facts["suggestions"]:
         _write_table(output / ANSWERS, facts["suggestions"])
     facts["links"] = _link(output / LINKS, facts["suggestions"])
-    Path(places["page"]).write_text(page(facts, classifier.class_names), encoding="utf-8", errors="backslashreplace")
+    write_suggest_page(Path(places["page"]), facts, classifier.class_names)
     facts["seconds"] = round(time.perf_counter() - start, 1)
     write_json(output / NOTE, facts)
     if facts["unreadable"]:

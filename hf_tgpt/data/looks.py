@@ -29,7 +29,8 @@ def picture_names(dataset: Dataset) -> list[str]:
         >>> picture_names(load_splits("toyworld:codes")["test"])[:2]
         ['row 0', 'row 1']
     """
-    undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
+    plain = dataset.with_format(None).select_columns("image")  # a format's columns would outlive `flatten`
+    undecoded = plain.cast_column("image", Image(decode=False))
     paths = undecoded.flatten()["image.path"][:]
     return [path or f"row {row}" for row, path in enumerate(paths)]
 

@@ -111,6 +111,8 @@ def _probabilities(classifier: Classifier, encoded: Encoded, chosen: np.ndarray,
 def _answers(classifier: Classifier, encoded: Encoded, chosen: np.ndarray, num_workers: int) -> Iterator[torch.Tensor]:
     """Logits (b, c), from the image states where they are the adapter's own, else from the pictures."""
     model, size = classifier.model, _BATCH
+    if not len(chosen):
+        return
     device = next(model.parameters()).device
     if model.learner.texts_per_image:
         size = max(1, min(size, _PAIRS // len(classifier.class_names)))

@@ -178,6 +178,14 @@ def test_answers_that_were_not_taken_in_are_not_replaced(work, capsys):
     assert facts["known"] == 1
 
 
+def test_where_all_have_labels_nothing_is_suggested_now_and_later(work, capsys):
+    for _ in range(2):
+        facts, _ = suggest(capsys, "run", "pictures")
+        assert (facts["known"], facts["suggestions"]) == (15, [])
+    assert main(["suggest", "run", "pictures"]) == 0
+    assert "There is nothing left to label." in capsys.readouterr().out
+
+
 def test_a_run_that_does_not_record_its_pictures_leaves_the_answers_alone(work, capsys):
     (work / "run" / "seen_pictures.txt").unlink()
     (work / "answers.csv").write_text("file,label\nnew/lime 0.jpg,lime\nnew/plum 0.jpg,plum\n")

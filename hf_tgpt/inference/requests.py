@@ -117,6 +117,8 @@ async def _from_form(request: Request, given: dict[str, Any], limits: Limits) ->
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
                     pictures.append(Picture(value.filename or name, await value.read()))
+                elif name == "images":
+                    pictures.append(_from_text(f"images[{len(pictures)}]", value))
                 else:
                     _add(given, name, value)
     except HTTPException as error:
@@ -165,7 +167,7 @@ def _options(given: dict[str, Any]) -> Options:
         first = error.errors()[0]
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, [*Options.model_fields, "images"], n=1)
+            near = difflib.get_close_matches(name, {*Options.model_fields, "images"} - {name}, n=1)
             remedy = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(Options.model_fields)}."
             raise Refused(422, f"`{name}` is unknown; {remedy}", name) from error
         what = Options.model_fields[name].description

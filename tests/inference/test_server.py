@@ -122,6 +122,8 @@ def test_every_form_of_request_has_the_answers_of_the_classifier(name, options, 
     assert top(ask("/predict", files=files(*PICTURES[:2]), params=asked)) == expected
     assert top(ask("/predict", files=files(*PICTURES[:2]), data=asked)) == expected
     assert top(ask("/predict", json={"images": text} | asked)) == expected
+    both = ask("/predict", data=asked | {"images": text[1]}, files=files(PICTURES[0]))
+    assert top(both) == expected[::-1]
     body = ask("/predict", content=PICTURES[0], headers={"Content-Type": "image/png"}, params=asked)
     assert top(body) == expected[:1]
     row = body.json()["results"][0]
@@ -190,6 +192,7 @@ def test_a_bad_picture_among_several_is_named_and_the_others_are_answered(client
         ({"json": {"images": ["x"], "model": "dogs"}}, 422, "model", "'dogs' is not served; name one of open, closed"),
         ({"json": {"images": ["x"]}}, 422, "model", "is not given and several are served"),
         ({"params": {"topk": 3}}, 422, "topk", "did you mean `top_k`?"),
+        ({"params": {"images": "x"}}, 422, "images", "`images` is unknown; known are model, top_k"),
         ({"params": {"top_k": 0}}, 422, "top_k", "`top_k`='0': input should be greater than or equal to 1"),
         ({"params": {"top_k": [1, 2]}}, 422, "top_k", "is there twice"),
         ({"params": {"model": "open", "coverage": 0.9}}, 422, "coverage", "needs a calibrated adapter"),

@@ -1,6 +1,6 @@
 """One file for each method and its paper; importing it registers it with PEFT.
 
-A package of somebody else's adds a method by an entry point of the group "hf_tgpt.methods" that names its module.
+Another package adds a method through an entry point of the group "hf_tgpt.methods" that names its module.
 """
 
 import warnings
@@ -42,7 +42,7 @@ def available_methods() -> dict[str, type[PromptConfig]]:
 
 
 def method_name(method: str) -> str:
-    """A method's own name for "MaPLe", "zero-shot" and the like. Raises ValueError for an unknown one."""
+    """A method's registered name for "MaPLe", "zero-shot" and the like. Raises ValueError for an unknown one."""
     names = {plain_name(name): name for name in available_methods()}
     if not isinstance(method, str) or plain_name(method) not in names:
         raise ValueError(f"`method`={method!r} is unknown; choose one of {', '.join(available_methods())}.")
@@ -58,11 +58,11 @@ def config_class(method: str) -> type[PromptConfig]:
     return available_methods()[method_name(method)]
 
 
-# At last, so that such a module may import what is above.
+# Last, so that such a module can import what is above.
 for _entry_point in entry_points(group="hf_tgpt.methods"):
     try:
         _entry_point.load()
-    except Exception as error:  # whatever is wrong with it, the other methods work
+    except Exception as error:  # the other methods must work whatever is wrong with it
         warnings.warn(
             f"The method {_entry_point.name!r} of the package {getattr(_entry_point.dist, 'name', '?')!r} cannot be "
             f"used ({type(error).__name__}: {error}); update or uninstall that package.",

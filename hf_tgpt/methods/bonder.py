@@ -1,4 +1,4 @@
-"""The Bonder of TGP-T: queries that look at themselves and at an image's tokens, and become prompts.
+"""The Bonder of TGP-T: queries attend to themselves and to an image's tokens, and become prompts.
 
 Source: Tan, Li, Zhou, Wan, Lei, Zhang: Compound Text-Guided Prompt Tuning via Image-Adaptive Cues, AAAI 2024,
 arXiv 2312.06401, section 3.2, figure 3.
@@ -18,7 +18,7 @@ NUM_HEADS = 8
 class Bonder(nn.Module):
     """Q + self-attention, + cross-attention to the image tokens, + MLP.
 
-    Raises ValueError for a width that the heads do not share evenly.
+    Raises ValueError for a width that is not a multiple of the number of heads.
     """
 
     # The release's names of its parts -> ours.
@@ -66,7 +66,7 @@ class Bonder(nn.Module):
         return (self.cross_scale() * self.cross_query(self.norm_query(queries)) @ keys.transpose(1, 2)).softmax(-1)
 
     def cross_scale(self) -> float:
-        """The release's: of a head's width, though the cross-attention has one head alone."""
+        """The release's: by the width of one of eight heads, though the cross-attention has a single head."""
         return (self.cross_query.in_features // NUM_HEADS) ** -0.5
 
     def self_attention(self, queries: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""ZS-LP and CLAP: a linear probe that starts from the class texts, and one that is held near them by as much as each
-class's texts deserve.
+"""ZS-LP and CLAP: a linear probe that starts from the class texts, and one that is kept near each class's texts, the
+more closely the better they classify.
 
 Source: Silva-Rodriguez, Hajimiri, Ben Ayed, Dolz: A Closer Look at the Few-Shot Adaptation of Large Vision-Language
 Models, CVPR 2024, arXiv 2312.12730, sections 4.1 and 4.2.
@@ -31,7 +31,7 @@ class ZSLPConfig(FeatureHeadConfig):
 
 
 class ZSLP(FeatureHead):
-    """The weight W (c, d), whose rows start as the class texts t and count by their directions."""
+    """The weight W (c, d), whose rows start as the class texts t; only their directions matter."""
 
     config: ZSLPConfig
     citation = """@inproceedings{silva2024closer,
@@ -44,7 +44,7 @@ class ZSLP(FeatureHead):
 
     def __init__(self, config: ZSLPConfig, encoder: DualEncoder):
         super().__init__(config, encoder)
-        if config.inference_mode:  # what is loaded into it needs no texts
+        if config.inference_mode:  # loaded weights replace it, so it needs no texts
             shape = len(config.class_names), encoder.shape()["projection_width"]
             self.weight = nn.Parameter(torch.zeros(shape, device=encoder.model.device))
         else:
@@ -76,7 +76,7 @@ class CLAPConfig(ZSLPConfig):
 
 
 class CLAP(ZSLP):
-    """ZS-LP with a penalty on each row's distance from its class text, by how well the text does on the pictures."""
+    """ZS-LP with a penalty on each row's distance from its class text, weighted by how well the text classifies."""
 
     config: CLAPConfig
     _trust: torch.Tensor  # lambda (c,), while it is fitted

@@ -30,9 +30,11 @@ class CLIPAdapterConfig(FeatureHeadConfig):
     """
 
     residual_ratio: float = documented(
-        0.2, "Weight of the adapted features against the image tower's own. Default: as released.", between(0, 1)
+        0.2, "Weight of the adapted features; the image tower's own have the rest. Default: as released.", between(0, 1)
     )
-    reduction: int = documented(4, "Factor by which the hidden layer is narrower. Default: as released.", at_least(1))
+    reduction: int = documented(
+        4, "Factor by which the hidden layer is narrower than the features. Default: as released.", at_least(1)
+    )
 
     @property
     def takes_new_classes(self) -> bool:
@@ -42,7 +44,7 @@ class CLIPAdapterConfig(FeatureHeadConfig):
 class CLIPAdapter(FeatureHead, ZeroShot):
     """Two layers without biases: down (d / 4, d), up (d, d / 4)."""
 
-    config: CLIPAdapterConfig  # which has the fields that zero-shot reads
+    config: CLIPAdapterConfig  # it has the fields that zero-shot reads
     citation = """@article{gao2023clip,
   title = {{CLIP}-Adapter: Better Vision-Language Models with Feature Adapters},
   author = {Gao, Peng and Geng, Shijie and Zhang, Renrui and Ma, Teli and Fang, Rongyao and Zhang, Yongfeng and
@@ -57,14 +59,16 @@ class CLIPAdapter(FeatureHead, ZeroShot):
     def __init__(self, config: CLIPAdapterConfig, encoder: DualEncoder):
         super().__init__(config, encoder)
         width, device = encoder.shape()["projection_width"], encoder.model.device
-        config.require("reduction", config.reduction <= width, f"the features have {width} numbers; choose less.")
+        config.require(
+            "reduction", config.reduction <= width, f"the features have width {width}; choose {width} or less."
+        )
         self.down = nn.Linear(width, width // config.reduction, bias=False, device=device)
         self.up = nn.Linear(width // config.reduction, width, bias=False, device=device)
 
     def start(self, encoder: DualEncoder, data: Features) -> None:
-        generator = torch.Generator().manual_seed(0)  # each fold and the whole begin alike
+        generator = torch.Generator().manual_seed(0)  # each fold and the final fit start from the same weights
         for layer in (self.down, self.up):
-            bound = layer.weight.shape[1] ** -0.5  # nn.Linear's own start
+            bound = layer.weight.shape[1] ** -0.5  # nn.Linear's own initialisation
             values = torch.empty(layer.weight.shape).uniform_(-bound, bound, generator=generator)
             layer.weight.data.copy_(values)
 

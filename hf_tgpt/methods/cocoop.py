@@ -34,13 +34,13 @@ class CoCoOpConfig(TextPromptConfig):
     )
     reduction: int = documented(
         16,
-        "Ratio of the image feature's width d to that of the bottleneck. Default: the paper's.",
+        "Ratio of the image feature's width d to the bottleneck's. Default: the paper's.",
         at_least(1),
     )
 
 
 class CoCoOp(ImageConditionedLearner):
-    """The tokens v (n, d_t) and h, from the image feature to a shift of all of them."""
+    """The tokens v (n, d_t) and h, which maps the image feature to a shift of all of them."""
 
     config: CoCoOpConfig
     citation = """@inproceedings{zhou2022conditional,

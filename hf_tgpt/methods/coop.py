@@ -34,7 +34,7 @@ class CoOpConfig(TextPromptConfig):
 
     initial_text: str | None = documented(
         None,
-        "The class sentence is '{initial_text} {name}.', or this text where it holds {} for the name; "
+        "The class sentence is '{initial_text} {name}.', or this text if it contains {} for the name; "
         "its words before the name initialise the learned tokens (CTX_INIT of the release). None, the paper's main "
         "setting: as many 'X' as learned tokens, initialised at random.",
     )
@@ -57,8 +57,8 @@ class CoOpConfig(TextPromptConfig):
 
     anchor_weight: float = documented(
         0.0,
-        "Factor of a term that holds the class features near the base model's own of `anchor_templates`, as KgCoOp has "
-        "it. Default: none, as in CoOp.",
+        "Weight of a term that keeps the class features near the base model's own for `anchor_templates`, as in "
+        "KgCoOp. Default: none, as in CoOp.",
         at_least(0, "choose 0 (without this term) or more."),
     )
     anchor_templates: list[str] = documented(
@@ -67,9 +67,9 @@ class CoOpConfig(TextPromptConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        says_where = "{}" in (self.initial_text or "")
-        remedy = "`initial_text` says by {} where the class name stands; leave this out, or take {} out of the text."
-        self.require("class_position", self.class_position == "end" or not says_where, remedy)
+        has_place = "{}" in (self.initial_text or "")
+        remedy = "`initial_text` already places the class name by {}; leave this out, or remove {} from the text."
+        self.require("class_position", self.class_position == "end" or not has_place, remedy)
 
     @property
     def takes_new_classes(self) -> bool:
@@ -77,7 +77,7 @@ class CoOpConfig(TextPromptConfig):
 
 
 class CoOp(OpenPromptLearner):
-    """The text prompts, (n, d_t), or (c, n, d_t) where they are class-specific."""
+    """The text prompts, (n, d_t), or (c, n, d_t) if they are class-specific."""
 
     config: CoOpConfig
     citation = """@article{zhou2022learning,
@@ -87,14 +87,14 @@ class CoOp(OpenPromptLearner):
   year = {2022}
 }"""
     vision_is_frozen = True
-    # The release saves its prompt learner alone, so in its files the name has no prefix.
+    # The release saves only its prompt learner, so in its files the name has no prefix.
     original_names: ClassVar = {"ctx": "text_prompts", "prompt_learner.ctx": "text_prompts"}
 
     def __init__(self, config: CoOpConfig, encoder: DualEncoder):
         super().__init__(config, encoder)
         tokenizer = self.tokenizer(encoder)
-        self.full_stop = (*full_stop(tokenizer), -1)[0]  # -1, which no token is, where there is none
-        # Departs from the release: with initial text, it ignores that prompts are to be class-specific.
+        self.full_stop = (*full_stop(tokenizer), -1)[0]  # -1, which is no token's id, if there is none
+        # Departs from the release, which ignores the request for class-specific prompts if there is initial text.
         sets = [
             initial_prompts(tokenizer, encoder, config.initial_text, config.prompt_length)
             for _ in (config.class_names if config.class_specific else [None])
@@ -111,7 +111,7 @@ class CoOp(OpenPromptLearner):
         return sizes
 
     def texts_for(self, encoder: DualEncoder, class_names: Sequence[str]) -> ClassTexts:
-        """Raises ValueError also where the prompts belong to the classes that they were trained on."""
+        """Also raises ValueError for other classes if the prompts are class-specific."""
         if not self.takes_new_classes and list(class_names) != self.config.class_names:
             raise ValueError(f"`class_specific`=True: {self._closed()}")
         return super().texts_for(encoder, class_names)
@@ -132,7 +132,7 @@ class CoOp(OpenPromptLearner):
     ) -> torch.Tensor:
         """Class sentences "{initial_text} {name}.", ids (s, t), ends (s,) -> (s, d), not normalised.
 
-        `prompts` are those of the sentences' classes; the shared ones unless given.
+        `prompts` are the prompts of the sentences' classes, by default the shared ones.
         """
         prompts = self.text_prompts if prompts is None else prompts
         packing = packing or self.pack(encoder, input_ids, ends)
@@ -146,7 +146,7 @@ class CoOp(OpenPromptLearner):
     def shared_length(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> int:
         order = self.order(encoder, input_ids, ends)  # (s, t)
         learned = (order >= encoder.prefix) & (order < encoder.prefix + self.config.prompt_length)
-        # Prompts go by their number, which no word has; where each class has its own, nothing but BOS is shared.
+        # Negative numbers stand for the prompts; if each class has its own, only BOS is shared.
         common = input_ids.take_along_dim(order, dim=1).where(~learned, -1 - order)  # (s, t)
         length = common_length(common, ends)
         return min(encoder.prefix, length) if self.config.class_specific else length
@@ -162,7 +162,7 @@ class CoOp(OpenPromptLearner):
     def order(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """The token that belongs at each place: ids (s, t), ends (s,) -> (s, t).
 
-        The name is what stands between the learned tokens and the full stop, or EOS where there is none.
+        The name is what stands between the learned tokens and the full stop, or EOS if there is none.
         """
         n = self.config.prompt_length
         before = {"end": n, "middle": n // 2, "front": 0}[self.config.class_position]  # prompts before the name

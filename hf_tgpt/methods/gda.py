@@ -1,4 +1,4 @@
-"""GDA: Gaussian discriminant analysis on frozen image features, beside zero-shot classification. Nothing is trained.
+"""GDA: Gaussian discriminant analysis on frozen image features, added to zero-shot classification; no training.
 
 Source: Wang, Liang, Sheng, He, Wang, Tan: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation, ICLR 2024,
 arXiv 2402.04087, section 3.2.
@@ -18,7 +18,7 @@ from ..encoders.walk import unit
 from ..texts.class_texts import ClassTexts
 from ..utils.fields import at_least, checked, documented
 
-_NOTHING = 1e-24  # of the squared length of a unit feature: what rounding leaves of a difference
+_NOTHING = 1e-24  # share of a unit feature's squared length: a difference below it is rounding
 
 
 @checked
@@ -30,14 +30,14 @@ class GDAConfig(FeatureHeadConfig):
     """
 
     alpha: float = documented(
-        1.0, "Weight of the Gaussian classifier's logits, added to those of zero-shot.", at_least(0)
+        1.0, "Weight of the Gaussian classifier's logits, which are added to zero-shot's.", at_least(0)
     )
 
 
 class GDA(FeatureHead):
-    """Classes as Gaussians of one covariance: weight (c, d), bias (c,); precision (d, d) for classes that come later.
+    """Classes as Gaussians with one covariance: weight (c, d), bias (c,); precision (d, d) for classes added later.
 
-    All in float64: the difference of nearly equal features is lost in float32.
+    All in float64, since float32 would lose the differences of nearly equal features.
     """
 
     config: GDAConfig
@@ -69,16 +69,16 @@ class GDA(FeatureHead):
             scatter += centred.T @ centred
         count = views * len(labels)
         if scatter.trace() <= _NOTHING * count:
-            # Departs from the release, which divides by nothing there: all directions count alike.
+            # Departs from the release, which divides by zero here: all directions count equally.
             scatter, spread = torch.eye(width).to(scatter) * (count - 1) / width, 1.0
             self.say(
-                "GDA has one feature for each class, which shows nothing of the variance in a class, so it reduces to "
+                "GDA has one feature for each class and so no variance within a class, so it reduces to "
                 "the nearest class mean; give several pictures of a class, or several views of each."
             )
         else:
             spread = float(scatter.trace()) / (count - 1)  # tr(S)
         precision = width * torch.linalg.inv(scatter + spread * torch.eye(width).to(scatter))
-        self.precision = nn.Buffer(((precision + precision.T) / 2).contiguous())  # older safetensors ask for that
+        self.precision = nn.Buffer(((precision + precision.T) / 2).contiguous())  # older safetensors require it
         self.weight = nn.Buffer(means @ self.precision)
         self.bias = nn.Buffer(-(self.weight * means).sum(-1) / 2 - math.log(classes))
         self.note(classes=classes)
@@ -107,10 +107,10 @@ class GDA(FeatureHead):
 
     @torch.no_grad()
     def add_class(self, encoder: DualEncoder, pictures: Features) -> None:
-        """By the covariance that is known already and the mean of the new pictures."""
+        """With the covariance of the earlier fit and the mean of the new pictures."""
         mean = self._sums(pictures).mean(0) / len(pictures.states)  # (d,)
         weight = self.precision @ mean
-        classes = self.noted("classes", len(self.weight))  # as the others have it
+        classes = self.noted("classes", len(self.weight))  # the prior that the other classes have
         self.weight = nn.Buffer(torch.cat([self.weight, weight[None]]))
         self.bias = nn.Buffer(torch.cat([self.bias, (-(weight @ mean) / 2 - math.log(classes))[None]]))
 

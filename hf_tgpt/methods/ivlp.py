@@ -34,7 +34,7 @@ class IVLPConfig(TextPromptConfig):
     text_prompt_length: int = documented(
         2,
         "Learned tokens in the text tower (N_CTX_TEXT of the release). Default: as released. 0: none, only the class "
-        "sentences; initial_text None then means 'a photo of a'.",
+        "sentences; initial_text=None then means 'a photo of a'.",
         at_least(0, _NONE),
     )
     vision_prompt_length: int = documented(
@@ -70,12 +70,12 @@ class IVLPConfig(TextPromptConfig):
 
     @property
     def prompt_length(self) -> int:
-        """Learned tokens of a class sentence, by the name that the other methods use."""
+        """Learned tokens in a class sentence, under the name that the other methods use."""
         return self.text_prompt_length
 
 
 class IVLP(OpenPromptLearner):
-    """Text prompts, each (n, d_t), and vision prompts, each (n, d_v), one per depth; none in a tower that is off."""
+    """Text prompts, each (n, d_t), and vision prompts, each (n, d_v), one per layer; none in a tower that is off."""
 
     config: IVLPConfig
     citation = """@inproceedings{khattak2023maple,
@@ -144,7 +144,7 @@ class IVLP(OpenPromptLearner):
 
 
 def random_prompts(config: IVLPConfig, encoder: DualEncoder, tower: str) -> nn.ParameterList:
-    """N(0, 0.02) for every layer of the "text" or "vision" tower that gets prompts."""
+    """N(0, 0.02) for every layer of the "text" or "vision" tower with prompts."""
     size = getattr(config, f"{tower}_prompt_length"), encoder.shape()[f"{tower}_width"]
     device = encoder.model.device
     return nn.ParameterList(torch.empty(size, device=device).normal_(std=0.02) for _ in range(config.depth(tower)))

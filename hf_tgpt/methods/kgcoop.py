@@ -1,4 +1,4 @@
-"""KgCoOp: CoOp whose class texts are held near those of a template, so that they go on fitting other classes.
+"""KgCoOp: CoOp with class texts kept near a template's, so that the prompts still suit other classes.
 
 Source: Yao, Zhang, Xu: Visual-Language Prompt Tuning with Knowledge-guided Context Optimization, CVPR 2023,
 arXiv 2303.13283, section 3.2. The term itself is CoOp's `anchor_weight`.
@@ -21,7 +21,7 @@ class KgCoOpConfig(CoOpConfig):
 
     initial_text: str | None = documented(
         "a photo of a",
-        "The class sentence is '{initial_text} {name}.', or this text where it holds {} for the name; its words before "
+        "The class sentence is '{initial_text} {name}.', or this text if it contains {} for the name; its words before "
         "the name initialise the learned tokens. None: as many 'X' as learned tokens, initialised at random. Default: "
         "as released.",
     )
@@ -29,7 +29,7 @@ class KgCoOpConfig(CoOpConfig):
         4, "Learned tokens in a class sentence. Default: paper.", at_least(1, "learn at least 1 token.")
     )
     anchor_weight: float = documented(
-        8.0, "Factor of the distance to the anchors (lambda). Default: paper.", at_least(0, "choose 0 or more.")
+        8.0, "Weight of the distance to the anchors (lambda). Default: paper.", at_least(0, "choose 0 or more.")
     )
 
 

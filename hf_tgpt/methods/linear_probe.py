@@ -1,8 +1,8 @@
 """A linear probe: one linear layer on the frozen image tower's unit features.
 
-Source: Radford et al.: Learning Transferable Visual Models From Natural Language Supervision, ICML 2021,
-arXiv 2103.00020, section 3.2, there from random weights and fitted by L-BFGS, here from the class texts and trained
-like the other methods.
+Source: Radford et al.: Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, arXiv
+2103.00020, section 3.2. There the probe starts from random weights and is fitted with L-BFGS; here it starts from the
+class texts and is trained like the other methods.
 """
 
 from typing import Any, ClassVar, Literal
@@ -64,7 +64,7 @@ class LinearProbe(PromptLearner):
         self.head = nn.Linear(encoder.shape()["projection_width"], len(config.class_names), device=device)
         if (
             config.initial_weights == "class_texts" and not config.inference_mode
-        ):  # then what is loaded takes their place
+        ):  # otherwise the loaded weights replace them
             with torch.no_grad():
                 texts = zero_shot_head(encoder, config.class_names, config.templates, self.tokenizer(encoder))
                 self.head.weight.copy_(texts)
@@ -83,7 +83,7 @@ class LinearProbe(PromptLearner):
             assert pixel_values is not None  # PromptedModel sees to it that there is one of the two
             image_states = self.image_states(encoder, pixel_values, **kwargs)
         features = unit(image_states).to(self.head.weight.dtype)  # (b, d)
-        # The model's own scale, for unit features are too short to learn from at the rates that prompts are trained at.
+        # The model's own scale, since unit features alone learn too slowly at the learning rates of prompts.
         logits = self.head(encoder.logit_scale().to(features.dtype) * features)  # (b, c)
         return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)
 

@@ -22,7 +22,7 @@ _LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules")  # f
 
 
 def read_peft_config(value: str | dict[str, Any]) -> dict[str, Any]:
-    """PEFT's config as a dict, from JSON or a .json file. Raises ValueError if it is not of an adapter in layers."""
+    """PEFT's config as a dict, from JSON or a .json file. Raises ValueError unless it is for an adapter in layers."""
     if isinstance(value, str):
         value = read_json(value) if value.endswith(".json") else parse_json(value, "`peft_config`")
     if not isinstance(value, dict) or str(value.get("peft_type")).upper() not in kinds_of_peft():
@@ -34,7 +34,7 @@ def read_peft_config(value: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def check_peft_config(value: Any) -> None:
-    """Raises ValueError unless it is None or what `read_peft_config` reads."""
+    """Raises ValueError unless it is None or `read_peft_config` accepts it."""
     if value is not None:
         read_peft_config(value)
 
@@ -60,14 +60,14 @@ class LoRAConfig(ZeroShotConfig):
     lora_alpha: int = documented(1, "The updates are scaled by lora_alpha / r, as in LoRA's paper.")
     use_rslora: bool = documented(False, "Scale the updates by lora_alpha / sqrt(r), as CLIP-LoRA does.")
     lora_dropout: float = documented(0.25, "Dropout on the input of the updates, in training. Default: CLIP-LoRA's.")
-    target_modules: list[str] | None = documented(  # type: ignore[assignment,misc]  # a field here, as LoRA chooses it
-        None, "Linear layers of the towers to adapt. Default: those of queries, keys and values, as in CLIP-LoRA."
+    target_modules: list[str] | None = documented(  # type: ignore[assignment,misc]  # a field here, since LoRA's user chooses it
+        None, "Linear layers of the towers to adapt. Default: queries, keys and values, as in CLIP-LoRA."
     )
 
     peft_config: str | dict[str, Any] | None = documented(
         None,
-        'Another of PEFT\'s adapters in place of LoRA: its config as JSON, such as {"peft_type": "LN_TUNING"}, or a '
-        ".json file. Without target_modules it adapts the layers that LoRA does; LN_TUNING all layer norms.",
+        'Another PEFT adapter instead of LoRA: its config as JSON, such as {"peft_type": "LN_TUNING"}, or a '
+        ".json file. Without target_modules it adapts the same layers as LoRA; LN_TUNING all layer norms.",
         check_peft_config,
     )
 
@@ -93,7 +93,9 @@ class LoRAConfig(ZeroShotConfig):
         changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         for name in _LORA:
             self.require(
-                name, self.peft_config is None or name not in changed, "`peft_config` sets such fields itself."
+                name,
+                self.peft_config is None or name not in changed,
+                "`peft_config` replaces LoRA's fields; set it there, or leave it out.",
             )
 
     def build(self, model: PreTrainedModel) -> PeftTowers:

@@ -1,4 +1,4 @@
-"""LP++: a linear probe blended with the class texts, with step sizes that the features give.
+"""LP++: a linear probe blended with the class texts, with step sizes computed from the features.
 
 Source: Huang, Shakeri, Dolz, Boudiaf, Bahig, Ben Ayed: LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP,
 CVPR 2024, arXiv 2404.02285, section 3.
@@ -19,7 +19,7 @@ from ..texts.class_texts import ClassTexts
 from ..utils.fields import above, checked, documented
 
 _BLEND_EVERY = 10  # epochs between steps of the blend
-_START = 250.0  # of the blend, for each unit of the mean cosine
+_START = 250.0  # initial blend per unit of the mean cosine
 
 
 @checked
@@ -31,7 +31,7 @@ class LPPlusPlusConfig(FeatureHeadConfig):
     """
 
     logit_scale: float | None = documented(
-        None, "Factor on the logits of a fitted head. Default: none, since LP++ learns their scale.", above(0)
+        None, "Factor of a fitted head's logits. Default: none, since LP++ learns their scale.", above(0)
     )
 
 

@@ -1,4 +1,4 @@
-"""MMRL: tokens from one shared space in the upper layers of both towers, and a second image feature that reads them.
+"""MMRL: tokens from one shared space in the upper layers of both towers, and a second image feature made from them.
 
 Source: Guo, Gu: MMRL: Multi-Modal Representation Learning for Vision-Language Models, CVPR 2025, arXiv 2503.08497,
 section 3.
@@ -50,22 +50,22 @@ class MMRLConfig(PromptConfig):
     token_width: int = documented(512, "Width of the shared space. Default: paper.", at_least(1))
     layers: list[int] | None = documented(
         None,
-        "The layers that get tokens, counted from 1, the same in both towers. Default: of each tower the upper part, "
-        "in proportion as the paper's 6 to 12 of twelve.",
+        "The layers that get tokens, counted from 1, the same in both towers. Default: the upper part of each tower, "
+        "in proportion to the paper's 6 to 12 of 12.",
         check_layers,
     )
     alpha: float = documented(
-        0.7, "Share of the class token's answer beside the inserted tokens'. Default: paper.", between(0, 1)
+        0.7, "Share of the class token's logits; the inserted tokens' have the rest. Default: paper.", between(0, 1)
     )
     regularization_weight: float = documented(
         0.5,
-        "Factor of the distances to CLIP's own features (lambda). Default: the paper's for ImageNet; it takes 0.01 to "
+        "Weight of the distances to CLIP's own features (lambda). Default: the paper's for ImageNet; it uses 0.01 to "
         "7, tuned on each data set.",
         at_least(0, "choose 0 (without these terms) or more."),
     )
     templates: list[str] = documented(
         ["a photo of a {}."],
-        "The class sentences, with {} for the class name, averaged after encoding. The release takes each data set's.",
+        "The class sentences, with {} for the class name, averaged after encoding. The release uses each data set's.",
         check_templates,
     )
     tokenizer_name_or_path: str | None = documented(
@@ -75,18 +75,18 @@ class MMRLConfig(PromptConfig):
         None, "Factor from cosines to logits; the release fixes 100. Default: the base model's own.", above(0)
     )
     text_chunk_size: int | None = documented(
-        None, "Class sentences whose activations are held at a time; see the other methods.", at_least(1)
+        None, "Class sentences whose activations are kept at a time; see the other methods.", at_least(1)
     )
     trained_class_names: list[str] | None = documented(
-        None, "Filled in where other classes are made its own: those that it was trained on."
+        None, "Filled in when `set_class_names` gives it other classes: those that it was trained on."
     )
 
 
 class MMRL(OpenPromptLearner):
-    """The tokens R (K, r), a linear layer to each layer with tokens in each tower, and P_r (d_v, d).
+    """The tokens R (K, r), a linear map for each layer with tokens in each tower, and P_r (d_v, d).
 
-    Classes that were trained are answered by both image features, all others by the class token's alone; the class
-    names decide which is which. The model's own call, which has no class names, is answered by the class token alone.
+    Trained classes are scored with both image features, all others with the class token's only; the class names decide
+    which is which. The model's own call, which has no class names, uses only the class token's.
     """
 
     config: MMRLConfig
@@ -180,13 +180,13 @@ class MMRL(OpenPromptLearner):
         return unit(encoder.leave_image(own)), unit(pooled @ self.token_projection.to(pooled.dtype))
 
     def image_features(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """The class token's alone, at unit length: (b, 3, h, w) -> (b, d)."""
+        """Only the class token's feature, at unit length: (b, 3, h, w) -> (b, d)."""
         return self.unit_image_features(encoder, pixel_values, **kwargs)[0]
 
     # Answers ----------------------------------------------------------------------------------------------------------
 
     def scaled(self, encoder: DualEncoder, cosines: torch.Tensor) -> torch.Tensor:
-        """Logits of cosines (b, c): by the config's factor, or as the base model makes them."""
+        """Logits from cosines (b, c): by the config's factor, or as the base model computes them."""
         own = self.config.logit_scale
         return encoder.scale(cosines) if own is None else own * cosines
 
@@ -198,7 +198,7 @@ class MMRL(OpenPromptLearner):
         return self.scaled(encoder, computed.image_features @ computed.class_features.T)
 
     def by_tokens(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
-        """Logits (b, c) by the inserted tokens' feature."""
+        """Logits (b, c) from the inserted tokens' feature."""
         assert computed.second_image_features is not None  # `unit_image_features` gives it
         return self.scaled(encoder, computed.second_image_features @ computed.class_features.T)
 

@@ -3,13 +3,12 @@
 Source: Long, Zhao, Yuan, Tan, Liu, Feng, Wang, Wang: Mutual Prompt Leaning for Vision Language Models, IJCV 2024, doi
 10.1007/s11263-024-02243-z, and its forerunner at ICCV 2023, arXiv 2303.17169.
 
-A RECONSTRUCTION. No code was ever released, and what is known to us are the two abstracts. They say: CoCoOp puts the
+A RECONSTRUCTION. No code was ever released, and only the two abstracts were available to us. They say: CoCoOp puts the
 same image feature into every text token, while FTP "decomposes the single global image feature into several
 finer-grained semantics and incorporates them into corresponding text prompt tokens"; texts contain "redundant and
 negative category semantics", so TVP "reorganizes the text descriptions of the current image to construct the visual
 prompt, guiding the image branch to attend to class-related representations"; a contrastive loss aligns both. All else
-below is our choice, and each choice is a field of the config. What each idea brings on the toy world is measured in
-the README, "What the ideas of mutual prompt learning bring".
+below is our choice, and each choice is a field of the config.
 """
 
 from typing import Any, ClassVar
@@ -48,7 +47,8 @@ class MutualPromptConfig(TextPromptConfig):
     )
     reduction: int = documented(
         16,
-        "Ratio of d to the width of the bottlenecks where FTP 'decomposes' the image and TVP makes prompts. CoCoOp's.",
+        "Ratio of d to the width of the bottlenecks where FTP 'decomposes' the image and TVP makes prompts. Default: "
+        "CoCoOp's.",
         at_least(1),
     )
     vision_prompt_length: int = documented(
@@ -68,7 +68,7 @@ class MutualPromptConfig(TextPromptConfig):
         above(0),
     )
     relevance_weighting: bool = documented(
-        True, "Off: all classes have the same weight, also 'redundant and negative' ones. Ignored without TVP."
+        True, "Weight classes by relevance. Off: equally, even 'redundant and negative' ones. Ignored without TVP."
     )
     conditioned_texts: bool = documented(
         True,
@@ -78,7 +78,7 @@ class MutualPromptConfig(TextPromptConfig):
     shortlist: int | None = documented(
         None,
         "K', an APPROXIMATION: only the K' classes nearest to the image get image-conditioned texts, the others keep "
-        "the unconditioned one. None: all of them, exact.",
+        "their unconditioned one. None: all classes, exact.",
         at_least(1, "choose 1 or more, or None."),
     )
     changeable: ClassVar = ("top_k", "temperature", "relevance_weighting", "conditioned_texts", "shortlist")
@@ -126,7 +126,7 @@ class MutualPrompt(ImageConditionedLearner):
         return prompts + self.decompose(image_features).unflatten(-1, (-1, prompts.shape[-1]))  # (b, n or 1, d_t)
 
     def describe(self, encoder: DualEncoder, image_features: torch.Tensor, sentences: Sentences) -> torch.Tensor:
-        # Of how many classes an image gets texts of its own; None: of all.
+        # For how many classes an image gets its own texts; None: for all.
         shortlist, classes = 0 if self.config.text_heads == "none" else self.config.shortlist, len(sentences[0])
         if shortlist is None or shortlist >= classes:
             return super().describe(encoder, image_features, sentences)
@@ -154,7 +154,7 @@ class MutualPrompt(ImageConditionedLearner):
         """TVP: f(x) = V(x; Q(x)), unit, (b, d)."""
         if not self.config.vision_prompt_length:
             return image_features
-        assert pixel_values is not None  # since the vision tower has prompts, nothing can replace the pictures
+        assert pixel_values is not None  # the vision tower has prompts, so nothing can replace the pictures
         if not self.config.conditioned_texts:
             plain = unit(encode_words(encoder, *sentences, chunk=self.config.text_chunk_size))
             text_features = plain.expand(len(image_features), -1, -1)
@@ -171,14 +171,14 @@ class MutualPrompt(ImageConditionedLearner):
         return not self.config.vision_prompt_length
 
     def relevance(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """a: the softmax over the K most relevant classes; classes of negative relevance get nothing. -> (b, s)."""
+        """a: the softmax over the K most relevant classes; classes of negative relevance get 0. -> (b, s)."""
         cosines = torch.einsum("bd,bsd->bs", image_features, text_features)
         if not self.config.relevance_weighting:
             return torch.full_like(cosines, 1 / cosines.shape[1])
         top = cosines.topk(min(self.config.top_k, cosines.shape[1])).indices
         chosen = torch.zeros_like(cosines, dtype=torch.bool).scatter(1, top, True) & (cosines > 0)
         scores = (cosines / self.config.temperature).masked_fill(~chosen, float("-inf"))
-        # An image to which no class is relevant is described by nothing.
+        # An image to which no class is relevant has a description of zeros.
         return torch.where(chosen.any(1, keepdim=True), scores, 0.0).softmax(-1) * chosen
 
     def class_shares(self, encoder: DualEncoder, pixel_values: torch.Tensor) -> torch.Tensor | None:
@@ -197,7 +197,7 @@ class MutualPrompt(ImageConditionedLearner):
             value = getattr(self.config, field)
             if value != exportable:
                 raise ValueError(
-                    f"`{field}`={value!r}: these texts are laid out in Python, which ONNX cannot represent; "
+                    f"`{field}`={value!r}: these texts are computed by Python code that ONNX cannot represent; "
                     f"change it to {exportable!r} before the export."
                 )
         return super().standalone(encoder, class_texts)

@@ -1,4 +1,4 @@
-"""ProKeR: kernel ridge regression on frozen image features of what zero-shot classification leaves unexplained.
+"""ProKeR: kernel ridge regression, on frozen image features, of what zero-shot classification leaves unexplained.
 
 Source: Bendou, Ouasfi, Gripon, Boukhayma: ProKeR: A Kernel Perspective on Few-Shot Adaptation of Large Vision-Language
 Models, CVPR 2025, arXiv 2501.11175, section 4.
@@ -28,12 +28,14 @@ class ProKeRConfig(FeatureHeadConfig):
 
     beta: float = documented(5.0, "How fast the kernel decreases with the distance between two pictures.", at_least(0))
     regularization: float = documented(
-        1.0, "Lambda: how closely the training pictures are fitted; small values stay close to zero-shot.", above(0)
+        1.0,
+        "Lambda: how closely the training pictures are fitted; with small values, logits stay close to zero-shot.",
+        above(0),
     )
 
 
 class ProKeR(FeatureHead):
-    """The training pictures' unit features, keys (n, d), and the coefficients Z of each for each class (n, c)."""
+    """The training pictures' unit features, keys (n, d), and their coefficients Z for each class (n, c)."""
 
     config: ProKeRConfig
     citation = """@inproceedings{bendou2025proker,
@@ -53,7 +55,7 @@ class ProKeR(FeatureHead):
         count = self.noted("keys", 0)
         self.keys = nn.Buffer(torch.zeros(count, width, device=device))
         self.coefficients = nn.Buffer(torch.zeros(count, len(config.class_names), device=device))
-        self._unexplained: torch.Tensor | None = None  # while it is fitted, (n, c)
+        self._unexplained: torch.Tensor | None = None  # during the fit, (n, c)
 
     def make_room(self, shapes: dict[str, tuple[int, ...]]) -> None:
         if len(shape := shapes.get("keys", ())) == 2 and shape[0] != len(self.keys):
@@ -78,13 +80,13 @@ class ProKeR(FeatureHead):
         self.coefficients = nn.Buffer(torch.cholesky_solve(self._unexplained, factor).to(self.keys).contiguous())
 
     def _kernel(self, features: torch.Tensor) -> torch.Tensor:
-        """Unit features (b, d) -> their nearness to the training pictures (b, n)."""
+        """Unit features (b, d) -> their kernel with the training pictures (b, n)."""
         return (features @ self.keys.T.to(features)).sub_(1).mul_(self.config.beta).exp_()
 
     def classify(self, encoder: DualEncoder, states: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         features = unit(states)  # (b, d)
         cosines = features @ texts.T.to(features) + self._kernel(features) @ self.coefficients.to(features)
-        # Scaled as a whole, so that scores are probabilities; the paper, which takes the largest, has no factor here.
+        # Scaled as a whole, so that the softmax gives probabilities; the paper takes the largest, without a factor.
         return self.scaled(encoder, cosines)
 
 

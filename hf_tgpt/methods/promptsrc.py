@@ -1,4 +1,4 @@
-"""PromptSRC: independent prompts in both towers, held to what CLIP itself answers, and averaged over the epochs.
+"""PromptSRC: independent prompts in both towers, kept close to CLIP's own answers and averaged over the epochs.
 
 Source: Khattak, Wasim, Naseer, Khan, Yang, Khan: Self-regulating Prompts: Foundational Model Adaptation without
 Forgetting, ICCV 2023, arXiv 2307.06948, sections 3.2 (the terms against CLIP) and 3.3 (the average).
@@ -23,7 +23,7 @@ _WEIGHT = at_least(0, "choose 0 (without this term) or more.")
 
 @checked
 class PromptSRCConfig(IVLPConfig):
-    """Configuration of PromptSRC: IVLP's fields, and those of its terms and of its average.
+    """Configuration of PromptSRC: IVLP's fields, and fields for its loss terms and its average.
 
     Example:
         >>> config = PromptSRCConfig(class_names=["cat", "dog"], teacher_templates=["a photo of a {}.", "the {}."])
@@ -34,39 +34,41 @@ class PromptSRCConfig(IVLPConfig):
         4, "Learned tokens in the vision tower. Default: paper. 0: none.", at_least(0)
     )
     text_loss_weight: float = documented(
-        25.0, "Factor of the mean distance to CLIP's own class features (lambda_1). Default: paper.", _WEIGHT
+        25.0, "Weight of the mean distance to CLIP's own class features (lambda_1). Default: paper.", _WEIGHT
     )
     image_loss_weight: float = documented(
-        10.0, "Factor of the mean distance to CLIP's own image features (lambda_2). Default: paper.", _WEIGHT
+        10.0, "Weight of the mean distance to CLIP's own image features (lambda_2). Default: paper.", _WEIGHT
     )
     logit_loss_weight: float = documented(
-        1.0, "Factor of the divergence from CLIP's own answers, per image and class. Default: paper.", _WEIGHT
+        1.0, "Weight of the divergence from CLIP's own answers, per image and class. Default: paper.", _WEIGHT
     )
     teacher_templates: list[str] = documented(
         ["a photo of a {}."],
-        "Sentences with {} for the class name, averaged after encoding: CLIP's own class features. The release takes "
+        "Sentences with {} for the class name, averaged after encoding: CLIP's own class features. The release uses "
         "60 of CLIP's templates for ImageNet on every data set.",
         check_templates,
     )
     averaging_mean: float = documented(
         15.0,
         "The epoch, counted from 1, whose weights count most in the average of all epochs (mu). Default: the release's "
-        "for base to new, of 20 epochs; it takes 30 or 45 of 50 in few-shot, 6 of 20 across data sets.",
+        "for base to new, with 20 epochs; it uses 30 or 45 of 50 for few-shot, 6 of 20 across data sets.",
         above(0),
     )
     averaging_std: float = documented(
-        1.0, "The average's spread in epochs (sigma); the release's others are 30, 5 and 10.", above(0)
+        1.0,
+        "Standard deviation of the average's weights, in epochs (sigma); the release also uses 30, 5 and 10.",
+        above(0),
     )
     ended_with: dict[str, Any] | None = documented(
         None,
         "Filled in by training: whether the weights are the average of the epochs or the last epoch's, and the "
-        "accuracy of both on the validation pictures, where there are some.",
+        "accuracy of both on the validation pictures, if there are any.",
     )
 
 
 @dataclass
 class PromptSRCOutput(ImageClassifierOutput):
-    """ImageClassifierOutput with the four terms of the loss, each with its factor."""
+    """ImageClassifierOutput with the four terms of the loss, each with its weight."""
 
     loss_classification: torch.Tensor | None = None
     loss_text: torch.Tensor | None = None
@@ -75,7 +77,7 @@ class PromptSRCOutput(ImageClassifierOutput):
 
 
 class PromptSRC(IVLP):
-    """IVLP's prompts. A training ends with their average over the epochs, which is held in float32."""
+    """IVLP's prompts. Training ends with their average over the epochs, which is kept in float32."""
 
     config: PromptSRCConfig
     output_class: ClassVar = PromptSRCOutput

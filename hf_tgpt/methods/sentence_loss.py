@@ -1,4 +1,4 @@
-"""How well prompts spell a sentence: cross entropy over a vocabulary, without ever holding all scores."""
+"""How well prompts spell a sentence: cross entropy over a vocabulary, without ever storing all scores."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-# Rows and words that are scored at once: 25 MB in float32, which a CPU's cache can hold for the most. The words are all
-# of CLIP's; MetaCLIP 2 has 18 times as many.
+# Rows and words that are scored at once: 25 MB in float32, most of which fits in a CPU's cache. That is CLIP's whole
+# vocabulary; MetaCLIP 2's is 18 times as large.
 ROWS, WORDS = 128, 49_408
 
 
@@ -24,9 +24,9 @@ def sentence_loss(
 ) -> torch.Tensor:
     """How well prompts (b, n, d) spell sentences ids (b, t) that end at `ends` (b,), in words (v, d) -> a scalar.
 
-    Prompt i is to be token i of its sentence behind the `prefix`, BOS. EOS is a target, padding is not; a sentence
-    longer than the prompt is cut. The mean is over tokens. Where these are a part of a batch, the mean of all parts'
-    losses is that of the whole batch if each receives how many `tokens_per_image` there are in the whole
+    Prompt i is trained to be token i of its sentence after the `prefix`, BOS. EOS is a target, padding is not; a
+    sentence longer than the prompt is cut. The mean is over tokens. If these are a part of a batch, the mean of all
+    parts' losses equals the whole batch's loss if each part receives the whole batch's `tokens_per_image`
     (`target_tokens`).
     """
     length = min(prompts.shape[1], ids.shape[1] - prefix)
@@ -37,18 +37,16 @@ def sentence_loss(
 
 
 def target_tokens(ends: torch.Tensor, prompt_length: int, prefix: int = 1) -> torch.Tensor:
-    """How many tokens prompts of a length are to spell, of sentences that end at `ends` (b,): the mean, a scalar."""
+    """The mean number of target tokens for prompts of a length, from sentences that end at `ends` (b,): a scalar."""
     return (ends + 1 - prefix).clamp(max=prompt_length).float().mean()
 
 
 def check_captions(ids: torch.Tensor, ends: torch.Tensor, eos: torch.Tensor, count: int) -> None:
-    """Raises ValueError unless ids (b, t) hold `count` sentences that have the token `eos` at `ends` (b,)."""
+    """Raises ValueError unless ids (b, t) are `count` sentences with the token `eos` at `ends` (b,)."""
     if len(ids) != count:
-        raise ValueError(f"`caption_ids` holds {len(ids)} sentences for {count} pictures; pass one each.")
+        raise ValueError(f"`caption_ids` has {len(ids)} sentences for {count} pictures; pass one for each.")
     if int((ids.gather(1, ends[:, None]) == eos).logical_not().sum()):
-        raise ValueError(
-            "`caption_ids` holds a sentence without EOS; tokenise with special tokens and truncation=True."
-        )
+        raise ValueError("`caption_ids` has a sentence without EOS; tokenise with special tokens and truncation=True.")
 
 
 def word_loss(
@@ -56,8 +54,8 @@ def word_loss(
 ) -> torch.Tensor:
     """`F.cross_entropy(prompts @ vocabulary.T, targets, label_smoothing=...)`: (m, d), (m,), (v, d) -> a scalar.
 
-    Exact, in another order: with scores s, target t and smoothing e the loss of a row is
-    logsumexp(s) - (1 - e) s_t - e mean(s), and of a linear map's scores the last two are the scores of one row each.
+    Exact, in another order: with scores s, target t and smoothing e the loss of a row is logsumexp(s) - (1 - e) s_t - e
+    mean(s), and since scores are linear, s_t and mean(s) are each the score of a single row.
     """
     spread = _log_sum_exp(prompts, vocabulary)  # (m,)
     wanted = torch.lerp(vocabulary[targets].to(prompts), vocabulary.mean(0).to(prompts), label_smoothing)  # (m, d)
@@ -72,9 +70,9 @@ def _log_sum_exp(prompts: torch.Tensor, vocabulary: torch.Tensor) -> torch.Tenso
 
 
 class _LogSumExp(torch.autograd.Function):
-    """The gradient, softmax(scores) @ vocabulary, is taken while the scores are at hand.
+    """The gradient, softmax(scores) @ vocabulary, is computed while the scores are available.
 
-    Over a vocabulary of several blocks what was summed up is scaled down whenever a block has a higher score.
+    With a vocabulary of several blocks, the sums so far are scaled down whenever a block has a higher score.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ class TaskResConfig(FeatureHeadConfig):
         >>> config = TaskResConfig(class_names=["cat", "dog"], residual_scale=1.0)
     """
 
-    residual_scale: float = documented(0.5, "Share of the residual. Default: as released, where Flowers102 has 1.")
+    residual_scale: float = documented(
+        0.5, "Factor of the residual. Default: as released; the release uses 1 for Flowers102."
+    )
 
 
 class TaskRes(FeatureHead):

@@ -44,7 +44,7 @@ class TGPTConfig(TextPromptConfig):
 
     initial_text: str | None = documented(
         "a photo of a",
-        "The category sentence is '{initial_text} {name}.', or this text where it holds {} for the name; the first "
+        "The category sentence is '{initial_text} {name}.', or this text if it contains {} for the name; the first "
         "category queries start from its words before the name. None: the first of templates, initialised at random. "
         "Default: as released.",
     )
@@ -89,8 +89,8 @@ class TGPTConfig(TextPromptConfig):
 class TGPTOutput(ImageClassifierOutput):
     """ImageClassifierOutput with TGP-T's parts.
 
-    `head_logits` and `zero_shot_logits` (b, c) are those of the trained and of the zero-shot head alone, on the same
-    features. WiSE-FT at any share a is (1 - a) * head_logits + a * zero_shot_logits; `logits` have a = `wise_ft`.
+    `head_logits` and `zero_shot_logits` (b, c) are the logits of the trained and the zero-shot head alone, on the same
+    features. WiSE-FT with any share a is (1 - a) * head_logits + a * zero_shot_logits; `logits` have a = `wise_ft`.
     """
 
     loss_classification: torch.Tensor | None = None
@@ -100,7 +100,7 @@ class TGPTOutput(ImageClassifierOutput):
     zero_shot_logits: torch.Tensor | None = None
 
     def other_logits(self) -> dict[str, torch.Tensor]:
-        """Other answers that this one holds: {"wise_ft": those at equal shares of both heads}."""
+        """Other logits beside the answer: {"wise_ft": with equal shares of both heads}."""
         if self.head_logits is None or self.zero_shot_logits is None:
             return {}
         return {"wise_ft": (self.head_logits + self.zero_shot_logits) / 2}
@@ -149,7 +149,7 @@ class TGPT(PromptLearner):
         category = (nn.Buffer(part, persistent=False) for part in sentences(start))
         self.category_ids, self.category_ends = category  # (c, t), (c,)
         self.default_caption_ids = nn.Buffer(sentences(templates[0])[0], persistent=False)  # (c, t)
-        # What stands around a prompt: BOS | full stop, EOS and padding, each where the tokenizer has it, (1, 3 or so).
+        # What stands around a prompt: BOS | full stop, EOS and padding, each if the tokenizer has it, (1, about 3).
         (row,), (end,) = tokenize(tokenizer, [f"{PLACEHOLDER}."], encoder)
         self.end_token, stops = tokenizer.eos_token_id, len(full_stop(tokenizer))
         frame = torch.cat([row[: encoder.prefix], row[end - stops :]])
@@ -168,7 +168,7 @@ class TGPT(PromptLearner):
         self.content_queries = nn.Parameter(queries(config.num_content_queries))  # (1, 64, d_t)
         self.category_bonder = Bonder(text_width)
         self.content_bonder = Bonder(text_width)
-        # Departs from the release, which takes both widths to be the same: where they differ, a trained map brings the
+        # Departs from the release, which assumes that both widths are the same: if they differ, a trained map takes the
         # image tokens to the text width. It starts as the transpose of CLIP's own text projection.
         self.image_to_text: nn.Module = nn.Identity()
         if shape["projection_width"] != text_width:
@@ -199,8 +199,8 @@ class TGPT(PromptLearner):
     ) -> TGPTOutput:
         """pixel_values (b, 3, h, w), labels (b,), caption_ids (b, t): one tokenised description per picture.
 
-        `loss` is that of classification and, in training or with caption_ids, of the sentences, added up. Raises
-        ValueError for a description without EOS.
+        `loss` is the classification loss plus, in training or with caption_ids, the sentence losses. Raises ValueError
+        for a description without EOS.
         """
         if image_states is None:
             assert pixel_values is not None  # PromptedModel sees to it that there is one of the two
@@ -214,7 +214,7 @@ class TGPT(PromptLearner):
         features = unit(torch.cat([image_features, text_features], dim=-1))  # (b, 2d)
         zero_shot_logits = LOGIT_SCALE * features @ self.zero_shot_head.to(features.dtype).T  # (b, c)
         logits = head_logits = LOGIT_SCALE * features @ self.head.to(features.dtype).T  # (b, c)
-        if not self.training:  # linear in the weights, so mixing logits is mixing heads
+        if not self.training:  # linear in the weights, so mixing logits mixes the heads
             logits = torch.lerp(logits, zero_shot_logits, self.config.wise_ft)
         losses = {} if labels is None else {"classification": classification_loss(logits, labels)}
         if labels is not None and (self.training or caption_ids is not None):
@@ -242,7 +242,7 @@ class TGPT(PromptLearner):
     def target_sentences(
         self, encoder: DualEncoder, labels: torch.Tensor, captions: torch.Tensor | None
     ) -> dict[str, Sentences]:
-        """The sentence that each of the prompts for pictures is to spell."""
+        """The sentences that the pictures' prompts are trained to spell, by prompt."""
         targets = {"content": self.descriptions(encoder, captions, labels)} if self.uses_captions else {}
         targets["category"] = self.category_ids[labels], self.category_ends[labels]
         return {name: targets[name] for name in SUPERVISION[self.config.supervision]}
@@ -252,13 +252,13 @@ class TGPT(PromptLearner):
         return image_tokens(encoder, pixel_values, **kwargs)
 
     def bonder_tokens(self, encoder: DualEncoder, image_states: torch.Tensor) -> torch.Tensor:
-        """What the Bonders read of a picture: image states (b, p, d_v) -> X at the text width (b, p, d_t)."""
+        """The Bonders' input: image states (b, p, d_v) -> X at the text width (b, p, d_t)."""
         return self.image_to_text(encoder.project_tokens(image_states).to(self.head.dtype))
 
     def encode_prompts(self, encoder: DualEncoder, prompts: torch.Tensor) -> torch.Tensor:
         """T of "[BOS] P . [EOS]", n + 3 tokens: prompts (b, n, d_t) -> (b, d), not normalised.
 
-        A tower that reads padding gets as much of it as the context has room for.
+        For a tower that reads padding, the context is filled up with it.
         """
         count, length, _ = prompts.shape
         frame = encoder.words()[self.frame_ids[0]].to(prompts.dtype).expand(count, -1, -1)  # (b, 3, d_t)
@@ -267,9 +267,9 @@ class TGPT(PromptLearner):
         embeddings = torch.cat([before, prompts, after[:, :room]], dim=1)  # (b, n + 3, d_t)
         return encode_text(encoder, embeddings, torch.full((count,), length + self.frame_end, device=prompts.device))
 
-    @torch.compiler.disable  # it looks at values
+    @torch.compiler.disable  # it reads values of tensors
     def descriptions(self, encoder: DualEncoder, ids: torch.Tensor | None, labels: torch.Tensor) -> Sentences:
-        """One sentence for each picture, ids (b, t) and ends (b,); None means the template's."""
+        """One sentence for each picture, ids (b, t) and ends (b,); `ids` None: the template with the class name."""
         if ids is None:
             if not self._warned:
                 self._warned = True
@@ -286,7 +286,7 @@ class TGPT(PromptLearner):
     def word_scores(
         self, encoder: DualEncoder, class_names: Sequence[str], pixel_values: torch.Tensor | None = None
     ) -> tuple[dict[str, torch.Tensor], bool]:
-        """The scores that the sentence losses train, of the prompts for one picture."""
+        """The scores that the sentence losses train, for one picture's prompts."""
         if pixel_values is None:
             raise ValueError("`image`=None: this method's attention depends on the picture; pass one.")
         tokens = self.bonder_tokens(encoder, self.image_states(encoder, pixel_values))

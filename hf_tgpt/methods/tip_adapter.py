@@ -1,5 +1,5 @@
-"""Tip-Adapter: a cache of the training pictures' features, whose nearness votes beside zero-shot classification, and
-Tip-Adapter-F, which then trains the cached keys.
+"""Tip-Adapter: a cache of the training pictures' features, whose votes by nearness are added to zero-shot
+classification, and Tip-Adapter-F, which also trains the cached keys.
 
 Source: Zhang, Fang, Zhang, Gao, Li, Dai, Qiao, Li: Tip-Adapter: Training-free Adaption of CLIP for Few-shot
 Classification, ECCV 2022, arXiv 2207.09519, sections 3.2 and 3.3.
@@ -28,7 +28,7 @@ class TipAdapterConfig(FeatureHeadConfig):
         >>> config = TipAdapterConfig(class_names=["cat", "dog"], train_keys=True)
     """
 
-    alpha: float = documented(1.0, "Weight of the cache's logits, added to those of zero-shot.", at_least(0))
+    alpha: float = documented(1.0, "Weight of the cache's logits, which are added to zero-shot's.", at_least(0))
     beta: float = documented(5.5, "How fast a cached picture's vote decreases with its distance.", at_least(0))
     train_keys: bool = documented(False, "Train the cached features, as Tip-Adapter-F does.")
 

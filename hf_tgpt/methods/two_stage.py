@@ -21,9 +21,9 @@ from .zero_shot import ZeroShot, ZeroShotConfig
 
 
 class TwoStage(ZeroShot):
-    """Zero-shot classification with the tuned towers, where a class that was trained has a row of the head instead.
+    """Zero-shot classification with the tuned towers, with a row of the head for each trained class.
 
-    `head` (c, d) has the classes that it was trained on; `head_is_set` once the second stage has begun.
+    `head` (c, d) has a row for each trained class; `head_is_set` is true once the second stage has begun.
     """
 
     config: "TwoStageConfig"
@@ -45,7 +45,7 @@ class TwoStage(ZeroShot):
         return []
 
     def class_features(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> torch.Tensor:
-        """(c, d): of a trained class its row of the head, once that is set, of others the tuned text tower's."""
+        """(c, d): for trained classes the rows of the head, once set; for others the tuned text tower's features."""
         features = super().class_features(encoder, class_texts)
         if not self.head_is_set:
             return features
@@ -92,7 +92,7 @@ class TwoStageConfig(ZeroShotConfig):
         below(1),
     )
     trained_class_names: list[str] | None = documented(
-        None, "Filled in where other classes are made its own: those that it was trained on."
+        None, "Filled in when `set_class_names` gives it other classes: those that it was trained on."
     )
 
     def build(self, model: PreTrainedModel) -> PeftTowers:

@@ -24,12 +24,12 @@ from ..utils.names import check_class_names, check_templates
 
 
 def check_sentences(templates: Any) -> None:
-    """Raises ValueError unless these are templates, or sentences by class."""
+    """Raises ValueError unless these are templates, or {class: [sentences]}."""
     if not isinstance(templates, dict):
         check_templates(templates)
     elif not all(isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)
                  for texts in templates.values()):  # fmt: skip
-        raise ValueError("`templates`: give every class a list of sentences.")
+        raise ValueError("`templates`: give each class a list of sentences.")
 
 
 @checked
@@ -81,7 +81,7 @@ class ZeroShot(OpenPromptLearner):
     def text_features(
         self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, packing: Packing | None = None
     ) -> torch.Tensor:
-        """The model's own: it has no prompts."""
+        """The model's own, without prompts."""
         return encode_words(encoder, input_ids, ends)
 
 
@@ -89,12 +89,12 @@ register("ZERO_SHOT", ZeroShotConfig, ZeroShot)
 
 
 def zero_shot_beside(model: Any, class_names: Sequence[str], **fields: Any) -> TowerClassifier:
-    """Zero-shot classification with a base model, or with the one under an adapted model, which stays as it is.
+    """Zero-shot classification with a base model, or with an adapted model's base model; the model does not change.
 
-    `fields` are those of `ZeroShotConfig`. Other threads may ask the adapted model meanwhile.
+    `fields` are fields of `ZeroShotConfig`. Other threads may use the adapted model at the same time.
     """
     encoder = model.untuned_encoder() if hasattr(model, "untuned_encoder") else encoder_of(model)
     config = ZeroShotConfig(class_names=list(class_names), **fields)
     classifier = TowerClassifier(encoder.model, ZeroShot(config, encoder).eval())
-    classifier.training = False  # not eval(), which would reach the model that may be in training
+    classifier.training = False  # not eval(), which would also switch the model, which may be in training
     return classifier

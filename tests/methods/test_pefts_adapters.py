@@ -72,7 +72,7 @@ def test_a_peft_config_that_cannot_be_used_is_refused(value, message, load_clip)
 
 
 def test_fields_of_lora_do_not_go_with_another_adapter():
-    with pytest.raises(ValueError, match="`r`=4: `peft_config` sets"):
+    with pytest.raises(ValueError, match="`r`=4: `peft_config` replaces"):
         LoRAConfig(class_names=CLASS_NAMES, r=4, peft_config={"peft_type": "IA3"})
     assert {"LORA", "IA3", "VERA", "LN_TUNING"} <= kinds_of_peft().keys()
 

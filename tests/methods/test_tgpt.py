@@ -108,7 +108,7 @@ def test_padding_of_descriptions_is_no_target(model):
 
 
 def test_a_description_without_end_is_refused(model):
-    with pytest.raises(ValueError, match="`caption_ids` holds a sentence without EOS"):
+    with pytest.raises(ValueError, match="`caption_ids` has a sentence without EOS"):
         model(pixels(model), LABELS, caption_ids=token_ids(model, CAPTIONS)[:, :3])
 
 

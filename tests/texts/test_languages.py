@@ -73,7 +73,9 @@ def test_learned_tokens_start_from_the_words_before_the_name_and_never_take_its_
 
 def test_a_text_says_where_the_name_stands_or_coops_position_does():
     coop = config_class("coop")
-    with pytest.raises(ValueError, match=r"`class_position`='front': `initial_text` says by \{\} where"):
+    with pytest.raises(
+        ValueError, match=r"`class_position`='front': `initial_text` already places the class name by \{\}"
+    ):
         coop(class_names=["猫"], initial_text="一张{}。", prompt_length=1, class_position="front")
     coop(class_names=["猫"], initial_text="一张", prompt_length=1, class_position="front")
 

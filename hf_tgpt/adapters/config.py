@@ -17,15 +17,15 @@ from ..utils.version import __version__
 from .folder import check_weights_file
 
 PEFT_FIELDS = {field.name for field in dataclasses.fields(PeftConfig)}
-# The class of a model with an adapter is named this and the name of the model's own class.
+# A model with an adapter has a class with this prefix before the name of the model's own class.
 PROMPTED = "Prompted"
 
 
 class PromptMethod(str):
     """A PEFT type beside PEFT's own enum.
 
-    Equal to its bare name, so it is found in PEFT's mappings however it was read back, and otherwise like a member of
-    PEFT's enum: `.value` is the name, and in text it stands behind the enum's name, which PEFT cuts off.
+    Equal to its bare name, so PEFT's mappings find it however it was read back, and otherwise like a member of PEFT's
+    enum: `.value` is the name, and in text the enum's name precedes it, which PEFT cuts off.
     """
 
     @property
@@ -45,7 +45,7 @@ class PromptConfig(PeftConfig):
     # Set by `register`: PEFT's name of the method, and the module that does the work, a `PromptLearner`.
     method: ClassVar[str]
     learner_class: ClassVar[Any]
-    # The call that the card's example loads it by, and the tag that it is published under.
+    # The call that loads it in the card's example, and the tag that it is published under.
     loader: ClassVar[str] = "hf_tgpt.load_adapter"
     kind: ClassVar[str] = "prompt-learning"
     # Whether it is trained by gradient steps; a method that is not may still be fitted.
@@ -54,16 +54,14 @@ class PromptConfig(PeftConfig):
     learns_prompts: ClassVar[bool] = True
     # Whether it uses each data set's own templates, as zero-shot does.
     follows_data: ClassVar[bool] = False
-    # Fields that are read in every forward, so that they may change on a trained adapter.
+    # Fields that are read in every forward, so they may change on a trained adapter.
     changeable: ClassVar[tuple[str, ...]] = ()
     # PEFT attaches tuners to named modules; ours is the slot that `PromptTuner` adds to the model.
     target_modules: ClassVar[tuple[str, ...]] = ("prompts",)
     # Where it was last read from or written to. A ClassVar only so that it is not a field, which would be saved.
     folder: ClassVar[str | None] = None
 
-    class_names: list[str] = documented(
-        None, "The names of the classes in the order of their labels. Required.", check_class_names
-    )
+    class_names: list[str] = documented(None, "Class names in the order of their labels. Required.", check_class_names)
     base_model_dimensions: dict[str, int] | None = documented(
         None, "Filled in when the adapter is attached: the dimensions of the base model. Checked on loading."
     )
@@ -104,7 +102,7 @@ class PromptConfig(PeftConfig):
             raise ValueError(f"`{name}`={getattr(self, name)!r}: {remedy}")
 
     def build(self, model: PreTrainedModel) -> Any:
-        """The method on a base model, to be trained."""
+        """The method on a base model, ready for training."""
         return get_peft_model(model, self)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -150,14 +148,14 @@ class TextPromptConfig(PromptConfig):
     )
     initial_text: str | None = documented(
         "a photo of a",
-        "The class sentence is '{initial_text} {name}.', or this text where it holds {} for the name; "
+        "The class sentence is '{initial_text} {name}.', or this text if it contains {} for the name; "
         "its words before the name initialise the learned tokens (CTX_INIT of the releases). None: as many 'X' as "
         "learned tokens, initialised at random. Default: as released.",
     )
     text_chunk_size: int | None = documented(
         None,
         "Number of class sentences whose activations are kept at a time. More are computed in chunks, and again in the "
-        "backward pass of training: the same results with less memory. The number of classes is fastest. Default: "
+        "backward pass: the same results with less memory. The number of classes is fastest. Default: "
         "sentences with 1,024 tokens of their own, about 250; on a GPU as many as fit into an eighth of its memory.",
         at_least(1, "choose 1 or more."),
     )
@@ -166,9 +164,8 @@ class TextPromptConfig(PromptConfig):
 def change_config(model: PeftModel, fields: dict[str, str]) -> dict[str, str]:
     """Sets fields of the active adapter's config, written as JSON or as bare words, such as {"wise_ft": "0.5"}.
 
-    Returns the previous values, written the same way. Raises ValueError for a model without such a config, a field that
-    may not change and an invalid value; then nothing is changed. Other models that were made with the same config do
-    not change.
+    Returns the previous values in the same form. Raises ValueError for a model without such a config, a field that may
+    not change, or an invalid value; then nothing is changed. Other models made with the same config do not change.
     """
     if not isinstance(model, PeftModel) or getattr(model, "learner", None) is None:
         raise ValueError("`fields`: only an active adapter of a prompt method has a config to change.")

@@ -51,8 +51,8 @@ class FeatureHeadConfig(PromptConfig):
     )
     search: bool = documented(
         True,
-        "Search the values that the method leaves open on validation pictures or, without any, by cross-validation on "
-        "the training pictures. Off: the values given are used.",
+        "Search the method's hyperparameters on validation pictures or, without any, by cross-validation on the "
+        "training pictures. Off: the given values are used.",
     )
 
     @property
@@ -65,11 +65,11 @@ class FeatureHead(PromptLearner):
 
     config: Any
     vision_is_frozen = True
-    # The fields of the config that are searched, with the values to try. Empty: the number of epochs is.
+    # The fields of the config that are searched, with the values to try. Empty: the number of epochs is searched.
     grid: ClassVar[dict[str, Sequence[float]]] = {}
-    # Whether these values change how its weights are trained, so that it is trained again for each choice.
+    # Whether these values affect the training of its weights, so that it is trained again for each choice.
     grid_is_trained_with: ClassVar[bool] = False
-    # Whether it reads the class texts as unit vectors w0, or as they are, t.
+    # Whether it uses the class texts as unit vectors w0, or unnormalised, t.
     unit_texts: ClassVar[bool] = True
 
     def __init__(self, config: FeatureHeadConfig, encoder: DualEncoder):
@@ -78,7 +78,7 @@ class FeatureHead(PromptLearner):
         if not config.inference_mode:  # bad names and templates raise here
             for template in config.templates:
                 template_tokens(encoder, config.class_names, template, self.tokenizer(encoder))
-        self._trying = False  # whether it is fitted to a part of the pictures, to compare values
+        self._trying = False  # whether it is being fitted to a part of the pictures, to compare values
 
     # What a method gives ----------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class FeatureHead(PromptLearner):
         return after[1]
 
     def scaled(self, encoder: DualEncoder, cosines: torch.Tensor) -> torch.Tensor:
-        """Logits of cosines (b, c): by the config's factor, or as in the base model."""
+        """Logits from cosines (b, c): by the config's factor, or as in the base model."""
         own = self.config.logit_scale
         return encoder.scale(cosines) if own is None else own * cosines
 
@@ -215,7 +215,7 @@ class FeatureHead(PromptLearner):
         given: dict[str, float],
         last: int | None = None,
     ) -> list[dict[str, float]]:
-        """Fits with values of the searched fields; training uses `given` if the search comes after it. `last` is
+        """Fits with these values of the searched fields; training uses `given` if the search comes after it. `last` is
         the last epoch.
         """
         for name, value in (values if self.grid_is_trained_with else given).items():
@@ -228,7 +228,7 @@ class FeatureHead(PromptLearner):
 
     @torch.no_grad()
     def score(self, encoder: DualEncoder, tried: Features) -> tuple[float, float]:
-        """The number of correct pictures, in which each view counts as a part, and the sum of their losses."""
+        """The number of correct pictures, each view counting as a fraction, and the sum of their losses."""
         (states, labels), texts = tried.every_view(), self.texts(encoder)
         hits = loss = 0.0
         for part, truth in zip(states.split(_ROWS), labels.split(_ROWS), strict=True):
@@ -255,18 +255,18 @@ class FeatureHead(PromptLearner):
         self.config.fitted = (self.config.fitted or {}) | facts
 
     def noted(self, name: str, default: Any) -> Any:
-        """A fact of the fit, which gives the sizes of tensors that depend on the pictures when they are loaded."""
+        """A fact about the fit; on loading it gives the sizes of tensors that depend on the training pictures."""
         return (self.config.fitted or {}).get(name, default)
 
     def say(self, note: str) -> None:
-        """Records a note on the fit, for the results and the card, and warns of it."""
+        """Records a note on the fit for the results and the card, and issues it as a warning."""
         if not self._trying:
             self.note(note=note)
             warnings.warn(note, stacklevel=2)
 
 
 class _FrozenTexts(nn.Module):
-    """A head that is not a linear layer, with fixed texts of its classes."""
+    """A head that is not a linear layer, with fixed class texts."""
 
     def __init__(self, learner: FeatureHead, encoder: DualEncoder, texts: torch.Tensor):
         super().__init__()
@@ -279,7 +279,7 @@ class _FrozenTexts(nn.Module):
 
 
 def _full(states: torch.Tensor) -> torch.Tensor:
-    """In at least float32, whatever the base model's precision."""
+    """Computes in float32 at least, whatever the base model's precision."""
     return states if states.dtype == torch.float64 else states.float()
 
 

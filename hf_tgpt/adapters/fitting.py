@@ -1,4 +1,4 @@
-"""What a method is fitted with: features of the training images, and the steps that the training's config asks for.
+"""What a method is fitted with: features of the training images, and the steps that the training config defines.
 
 Letters as in `encoders/base.py`, and v views of each of n pictures, c classes.
 """
@@ -19,10 +19,10 @@ _FOLDS = 4
 
 @dataclass(frozen=True)
 class Features:
-    """Pictures as the frozen image tower gives them, not normalised.
+    """Pictures as the frozen image tower encodes them, not normalised.
 
-    Shapes: `states` (v, n, ...), what `PromptLearner.image_states` gives of each view, image features (v, n, d) with
-    most methods; `labels` (n,).
+    Shapes: `states` (v, n, ...), the output of `PromptLearner.image_states` for each view, with most methods image
+    features (v, n, d); `labels` (n,).
     """
 
     states: torch.Tensor
@@ -43,7 +43,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Steps:
-    """How weights are trained: `rate(step, steps, steps_per_epoch)` is the share of the optimizer's own rate."""
+    """How weights are trained: `rate(step, steps, steps_per_epoch)` is a share of the optimizer's learning rate."""
 
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     rate: Callable[[int, int, int], float]
@@ -62,7 +62,7 @@ def by_steps(
 ) -> Iterator[dict[str, float]]:
     """Trains weights on batches of features (b, ...) and labels (b,), and yields a row of the history after each epoch.
 
-    Epoch e shows view e of every picture, and after the last view the first again. As in training on pictures, an
+    Epoch e uses view e of every picture, and starts again with the first after the last. As in training on pictures, an
     incomplete last batch is left out. Raises FloatingPointError for a loss that is not finite.
     """
     count, views = len(data.labels), len(data.states)
@@ -98,7 +98,7 @@ def by_steps(
 
 
 def held_out(data: Features, seed: int) -> list[tuple[Features, Features]]:
-    """Cross-validation: the pictures to fit to and those to try it on, for each fold; none where all classes have one.
+    """Cross-validation: the pictures to fit and to test on, for each fold; no folds if every class has one picture.
 
     All views of a picture stay together.
     """
@@ -106,9 +106,9 @@ def held_out(data: Features, seed: int) -> list[tuple[Features, Features]]:
 
 
 def folds(labels: torch.Tensor, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The rows to fit to and those to try it on, for each fold of labels (n,); none where all classes have one row.
+    """The rows to fit and to test on, for each fold of labels (n,); no folds if every class has one row.
 
-    A class's rows are dealt out to the folds, and a class with one row keeps it, so every class is always fitted to.
+    A class's rows are distributed over the folds. A single row is never held out, so every fit has every class.
     """
     generator = torch.Generator().manual_seed(seed)
     fold = torch.full((len(labels),), -1)

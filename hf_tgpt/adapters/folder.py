@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..utils.files import read_json
 from ..utils.version import __version__
 
-# What held-out pictures told of the adapter (`evaluation.calibration`).
+# Calibration on held-out pictures (`evaluation.calibration`).
 CALIBRATION = "calibration.json"
 
 
@@ -28,8 +28,8 @@ def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
         raise ValueError(f"{path!r} is damaged ({error!r}); save or download the adapter again.") from error
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(
-            f"{os.fspath(folder)!r} holds an adapter of the method {method!r}, which neither hf_tgpt {__version__} nor "
-            "another package that is installed here has; update hf_tgpt, or install the package that it comes from."
+            f"{os.fspath(folder)!r} has an adapter of the method {method!r}, which neither hf_tgpt {__version__} nor "
+            "another installed package provides; update hf_tgpt, or install the package that it comes from."
         )
     try:
         return PeftConfig.from_pretrained(os.fspath(folder))
@@ -44,7 +44,7 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = os.path.join(folder, "results.json")
     results = read_json(path) if os.path.isfile(path) else {}
     if not isinstance(results, dict):
-        raise ValueError(f"{path!r} is not a JSON object; train again, or remove it.")
+        raise ValueError(f"{path!r} is not a JSON object; train again, or remove the file.")
     return results
 
 
@@ -53,13 +53,13 @@ def check_weights_file(path: str) -> None:
     folder = os.path.dirname(path)
     if not os.path.isfile(path) and os.path.isfile(os.path.join(folder, WEIGHTS_NAME)):
         raise ValueError(
-            f"The adapter folder {folder!r} holds its weights as {WEIGHTS_NAME}, a pickle, which may run code when it "
-            f"is read; ask for {os.path.basename(path)}, which is what save_pretrained writes."
+            f"The adapter folder {folder!r} has its weights as {WEIGHTS_NAME}, a pickle, which may run code when it "
+            f"is read; get {os.path.basename(path)} instead, which save_pretrained writes."
         )
     if not os.path.isfile(path):
         raise ValueError(
             f"The adapter folder {folder!r} has no {os.path.basename(path)}: it was not written to the end; save the "
-            "adapter again. (PeftConfig.from_pretrained reads a config that is alone on purpose.)"
+            "adapter again. (To read only the config, use PeftConfig.from_pretrained.)"
         )
     try:
         with safe_open(path, framework="pt") as weights:

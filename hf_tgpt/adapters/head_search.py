@@ -1,4 +1,4 @@
-"""A head on frozen features tried on pictures that it is not fitted to: to search its open values, and its logits."""
+"""A head on frozen features tried on pictures that it is not fitted to: its search, and its logits."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Score = tuple[float, float]  # hits, and the sum of losses
 def search(
     head: Any, encoder: DualEncoder, data: Features, validation: Features | None, steps: Steps
 ) -> tuple[dict[str, float], int | None, dict[str, Any]]:
-    """The best values of the `grid` of a `FeatureHead`, or for an empty one the epoch to end with (None: the last), and
-    what is to be told of it.
+    """The best values of the `grid` of a `FeatureHead`, or for an empty grid the epoch to end with (None: the last),
+    and facts about the search.
 
-    They are tried on the validation pictures, without any by cross-validation on the training pictures, and where each
-    class has one picture not at all. Few pictures tell little: the values given stay unless others are right more often
+    They are tried on the validation pictures; without any, by cross-validation on the training pictures; and not at all
+    if each class has one picture. Few pictures say little, so the given values stay unless others are right more often
     by more than half a standard error.
     """
     given: Choice = tuple(getattr(head.config, name) for name in head.grid) or (steps.epochs,)
@@ -65,7 +65,7 @@ def _rank(score: Score) -> tuple[float, float]:
 
 
 def _choices(head: Any, leading: Choice, field: int | None) -> list[Choice]:
-    """All values of all fields with each other; with `field` all of that one, beside the others' leading values."""
+    """All combinations of values; with `field` all values of that field, with the other fields' leading values."""
     values = list(head.grid.values())
     if field is None:
         return list(itertools.product(*values))
@@ -81,7 +81,7 @@ def _trials(
     given: Choice,
     choices: Sequence[Choice],
 ) -> Iterator[tuple[Choice, Score]]:
-    """Fits to some pictures, and yields the score on others of each choice, the given one among them."""
+    """Fits to some pictures, and yields each choice's score on others, including the given choice's."""
     if not head.grid:
         every = max(1, steps.epochs // _MILESTONES)
         head.start(encoder, train)
@@ -105,9 +105,9 @@ def out_of_fold_logits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (m, c) of training pictures by heads that were fitted to the others, and their labels (m,).
 
-    `head`, a fitted `FeatureHead`, stays as it is, and its copies take over the values that its search has found.
-    `data` are the views (v, n, d) that it was fitted to, `as_is` the pictures' features without augmentation (n, d).
-    Pictures of classes with a single one are left out. Raises ValueError if there are no others.
+    `head`, a fitted `FeatureHead`, does not change; its copies use the values that its search found. `data` are the
+    views (v, n, d) that it was fitted to, `as_is` the pictures' features without augmentation (n, d). Classes with a
+    single picture are left out. Raises ValueError if there are no others.
     """
     count = len(data.states)
     both = Features(torch.cat([data.states, as_is[None].to(data.states)]), data.labels)

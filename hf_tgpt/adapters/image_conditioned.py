@@ -23,14 +23,14 @@ from .open_learner import Forward, OpenPromptLearner
 
 
 class ImageConditionedLearner(OpenPromptLearner):
-    """A learner whose text prompts depend on the image. A method gives `prompts`, and may give `adapt_image`."""
+    """A learner whose text prompts depend on the image. A method defines `prompts`, and may define `adapt_image`."""
 
     @property
     def texts_per_image(self) -> bool:
         return True
 
     def prompts(self, image_features: torch.Tensor) -> torch.Tensor:
-        """x0 (b, d), unit features of the plain image tower -> text prompts (b, n, d_t)."""
+        """x0 (b, d), the plain image tower's unit features -> text prompts (b, n, d_t)."""
         raise NotImplementedError
 
     def adapt_image(
@@ -44,7 +44,7 @@ class ImageConditionedLearner(OpenPromptLearner):
     ) -> torch.Tensor:
         """f(x): x0 (b, d) and the image's class texts (b, s, d) -> the image features to compare, (b, d), unit.
 
-        `sentences` are those of the class texts, ids (s, t) and ends (s,).
+        `sentences` are the class texts' ids (s, t) and ends (s,).
         """
         return image_features
 
@@ -137,7 +137,7 @@ class ImageConditionedLearner(OpenPromptLearner):
         self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, packing: Packing | None = None
     ) -> torch.Tensor:
         raise ValueError(
-            f"{self.config.method} has no text features apart from an image, on which its prompts depend; call "
+            f"{self.config.method} has no text features without an image, on which its prompts depend; call "
             "model(input_ids=..., pixel_values=...)."
         )
 
@@ -147,7 +147,7 @@ class ImageConditionedLearner(OpenPromptLearner):
 
 
 class _Unpacked(nn.Module):
-    """Class texts for every image: a learner's own forward, but without packing, which is worked out in Python."""
+    """Class texts for every image: like a learner's own forward, but without packing, which Python code computes."""
 
     def __init__(self, learner: ImageConditionedLearner, encoder: DualEncoder, class_texts: ClassTexts):
         super().__init__()

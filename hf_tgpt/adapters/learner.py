@@ -34,8 +34,8 @@ from .standalone import LinearClassifier, WholeModel
 class Stage:
     """A part of a training, with its own weights, optimizer and schedule.
 
-    `share` is its part of the steps, `trains` whether it trains the learner's weight of a name (None: all), and
-    `changes` are other values for fields of the training's config, such as {"learning_rate": 1e-3}.
+    `share` is its share of the steps, `trains` tells by name whether it trains a weight of the learner (None: all), and
+    `changes` are other values for fields of the training config, such as {"learning_rate": 1e-3}.
     """
 
     share: float = 1.0
@@ -51,7 +51,7 @@ class PromptLearner(nn.Module):
 
     # The paper, as BibTeX; printed on the model card.
     citation: ClassVar[str]
-    # Whether training profits from one description per picture (`caption_ids`).
+    # Whether training uses one description per picture (`caption_ids`).
     uses_captions: bool = False
     # A description of `image_states`; methods with the same one share stored states.
     states_are: ClassVar[str] = "image features"
@@ -59,7 +59,7 @@ class PromptLearner(nn.Module):
     counts_tokens: ClassVar[bool] = False
     # Whether the last epoch is the result, such as an average of all, and not the one with the best validation.
     last_epoch_is_result: ClassVar[bool] = False
-    # The release's tensor names -> ours. Names that are missing here are left out on conversion.
+    # The release's tensor names -> ours. Conversion skips names that are missing here.
     original_names: ClassVar[dict[str, str]] = {}
     # The output of `forward`. Its entries beside loss and logits are not predictions.
     output_class: ClassVar[type[ModelOutput]] = ImageClassifierOutput
@@ -135,9 +135,9 @@ class PromptLearner(nn.Module):
     # Training ---------------------------------------------------------------------------------------------------------
 
     def image_states(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """The image tower's output, independent of this adapter: (b, 3, h, w) -> (b, d).
+        """The image tower's output, which does not depend on this adapter: (b, 3, h, w) -> (b, d).
 
-        If the tower has no learned prompts it never changes, so `training.features` can store it, and
+        If the tower has no learned prompts, its output never changes, so `training.features` can store it, and
         `model(image_states=...)` takes it instead of the pictures. A method may need more than the image features.
         """
         return self.image_features(encoder, pixel_values, **kwargs)
@@ -153,7 +153,8 @@ class PromptLearner(nn.Module):
     def tokens_per_image(
         self, encoder: DualEncoder, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """What `forward` needs from the whole batch, labels (b,), if it receives a part of it; usually nothing.
+        """What `forward` needs to know about the whole batch, labels (b,), if it receives a part of it; usually
+        nothing.
 
         With it, the mean of the losses of equal parts is the loss of the whole batch, even if the loss is a mean over
         tokens. The value for several batches together is the mean of their values.
@@ -168,10 +169,10 @@ class PromptLearner(nn.Module):
     def fit(
         self, encoder: DualEncoder, data: Features, validation: Features | None, steps: Steps
     ) -> list[dict[str, float]]:
-        """A hook before the first step: the features of all training images and, if there are any, of those that are
-        held out. Returns rows of the history if the method is trained here and not by the training loop.
+        """A hook before the first step, with the features of all training images and of any held-out images. Returns
+        rows of the history if the method is trained here and not by the training loop.
 
-        Called if a method overrides it, which requires `vision_is_frozen`; in every process with the same images.
+        Only called if a method overrides it, which requires `vision_is_frozen`; in every process with the same images.
         """
         return []
 
@@ -195,8 +196,8 @@ class PromptLearner(nn.Module):
         return {}
 
     def results(self) -> dict[str, dict[str, torch.Tensor]]:
-        """What a training may end with: weights of this learner by their names, the first unless validation pictures
-        prefer another one. Empty: the weights as they are.
+        """What training may end with: weights of this learner by name; the first, unless another is better on
+        validation pictures. Empty: the weights as they are.
         """
         return {}
 
@@ -207,7 +208,7 @@ class PromptLearner(nn.Module):
 
     @property
     def texts_per_image(self) -> bool:
-        """Whether each picture has its own class texts, so that memory grows with pictures times classes."""
+        """Whether each picture has its own class texts, so memory grows with pictures times classes."""
         return False
 
     def linear_head(
@@ -242,16 +243,16 @@ class PromptLearner(nn.Module):
         return {"text": torch.cdist(prompts, vocabulary)}, False
 
     def query_attention(self, encoder: DualEncoder, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The attention of queries to the picture, {queries: (b, n, p)}; empty for a method without queries."""
+        """The queries' attention to the picture, {queries: (b, n, p)}; empty for a method without queries."""
         return {}
 
     def class_shares(self, encoder: DualEncoder, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """The weights of classes in a picture's visual prompt, (b, c); None if it is not made of class texts."""
+        """The weights of classes in a picture's visual prompt, (b, c); None if it is not made from class texts."""
         return None
 
     @classmethod
     def fields_of_weights(cls, weights: dict[str, torch.Tensor], class_names: Sequence[str]) -> dict[str, Any]:
-        """The fields of a config that follow from a release's weights, under this learner's names.
+        """The config's fields that follow from a release's weights, given under this learner's names.
 
         Raises ValueError if the weights have another number of classes.
         """
@@ -277,7 +278,7 @@ class PromptLearner(nn.Module):
     def _closed(self) -> str:
         return (
             f"{self.config.method} has its {len(self.config.class_names)} classes baked into its trained weights: it "
-            "answers model(pixel_values) only, takes no texts and no other class names. Train a new adapter for other "
+            "supports only model(pixel_values), and takes no texts or other class names. Train a new adapter for other "
             "classes, use an open method such as MAPLE, or call CLIP itself inside `with model.disable_adapter():`."
         )
 
@@ -287,7 +288,7 @@ def check_rows(weight: torch.Tensor, class_names: Sequence[str]) -> None:
     if len(weight) != len(class_names):
         raise ValueError(
             f"`class_names` has {len(class_names)} names but the checkpoint was trained on {len(weight)} classes; give "
-            "them all, in the order of its labels."
+            "all of their names, in the order of its labels."
         )
 
 
@@ -297,7 +298,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> to
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of logits (b, c) and labels (b,). Raises ValueError for an unknown label."""
+    """The loss from logits (b, c) and labels (b,). Raises ValueError for an unknown label."""
     # On a GPU this check would stall every step; the training loop has already checked the data set's labels.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = labels[(labels < 0) | (labels >= logits.shape[1])]

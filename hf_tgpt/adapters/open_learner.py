@@ -29,9 +29,9 @@ from .learner import PromptLearner, cross_entropy
 class Forward:
     """What a forward pass has computed.
 
-    Shapes: unit features `image_features` (b, d) and `class_features` (c, d), or (b, c, d) where the texts depend on
-    the image; `second_image_features` (b, d) of a method that reads two features of a picture; `logits` (b, c);
-    `pixel_values` (b, 3, h, w), None where image states stood in their place.
+    Shapes: unit features `image_features` (b, d) and `class_features` (c, d), or (b, c, d) if the texts depend on
+    the image; `second_image_features` (b, d) of a method with two features per picture; `logits` (b, c);
+    `pixel_values` (b, 3, h, w), None if image states were given instead.
     """
 
     class_texts: ClassTexts
@@ -44,7 +44,7 @@ class Forward:
 
 
 class OpenPromptLearner(PromptLearner):
-    """A method gives `text_features`, and `image_features` where it has visual prompts."""
+    """A method defines `text_features` and, if it has visual prompts, `image_features`."""
 
     def __init__(self, config: PromptConfig, encoder: DualEncoder):
         super().__init__(config, encoder)
@@ -60,7 +60,7 @@ class OpenPromptLearner(PromptLearner):
 
     @property
     def trained_names(self) -> list[str]:
-        """The classes that it was trained on, which need not be its own any more."""
+        """The classes that it was trained on; `set_class_names` may have given it others."""
         return getattr(self.config, "trained_class_names", None) or self.config.class_names
 
     def texts_for(self, encoder: DualEncoder, class_names: Sequence[str]) -> ClassTexts:
@@ -73,8 +73,8 @@ class OpenPromptLearner(PromptLearner):
         remembers = hasattr(self.config, "trained_class_names")
         if type(self).classify_new is not OpenPromptLearner.classify_new and not remembers:
             raise ValueError(
-                f"{self.config.method} classifies the classes that it was trained on in a way of their own, so they "
-                "stay its own; ask about other classes in a call, as `hf_tgpt.load_classifier` does."
+                f"{self.config.method} classifies the classes that it was trained on in a special way, so they cannot "
+                "be replaced; pass other classes in a call, as `hf_tgpt.load_classifier` does."
             )
         texts = self.texts_for(encoder, class_names)
         self.config = copy.copy(self.config)  # which may serve another adapter too
@@ -83,14 +83,14 @@ class OpenPromptLearner(PromptLearner):
         self.config.class_names = list(class_names)
         self.class_texts = ClassTexts(class_names, texts.ids, texts.ends, trained=self.trained_names)
 
-    @torch.compiler.disable  # keeping reads version counters, which a compiled graph has none of
+    @torch.compiler.disable  # caching reads version counters, which a compiled graph does not have
     def class_features(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> torch.Tensor:
-        """The classes' unit features (c, d), computed once and kept until something that they depend on changes.
+        """The classes' unit features (c, d), computed once and kept until something they depend on changes.
 
-        That is in evaluation, and in training too where only vision prompts are trained.
+        They are kept in evaluation, and in training if only vision prompts are trained.
 
-        Every change that torch records is noticed: training, loading, casts, moves, another adapter. A write through
-        `.data` is not counted; call train() or eval() after one.
+        Every change that torch records is detected: training, loading, casts, moves, another adapter. A write through
+        `.data` is not recorded; call train() or eval() after one.
         """
         texts = self.class_texts if class_texts is None else class_texts
         rests_on = [*self.text_weights(), *encoder.text_parameters()]
@@ -134,17 +134,17 @@ class OpenPromptLearner(PromptLearner):
         return unit(in_chunks(lambda part: self.encode_part(encoder, class_texts, *part), plan, weights))
 
     def text_weights(self) -> Iterable[nn.Parameter]:
-        """The weights that class features depend on. Overridden where some belong to the images alone."""
+        """The weights that class features depend on. Overridden if some only affect images."""
         return self.parameters()
 
     def encode_part(
         self, encoder: DualEncoder, class_texts: ClassTexts, part: slice, packing: Packing | None
     ) -> torch.Tensor:
-        """T of a slice of the classes, (part, d), not normalised. Overridden where prompts differ by class."""
+        """T of a slice of the classes, (part, d), not normalised. Overridden if prompts differ by class."""
         return self.text_features(encoder, class_texts.ids[part], class_texts.ends[part], packing)
 
     def pack(self, encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor) -> Packing | None:
-        """Sentences, ids (s, t), ends (s,) -> how they share rows; None if they do not even begin alike."""
+        """Sentences, ids (s, t), ends (s,) -> how they share rows; None if they have no common beginning."""
         shared = self.shared_length(encoder, input_ids, ends) if encoder.causal else 0
         return pack(ends, shared, encoder.shape()["context_length"]) if shared else None
 
@@ -189,8 +189,8 @@ class OpenPromptLearner(PromptLearner):
         return self.output_class(loss=sum(terms.values()), logits=computed.logits, **told)
 
     def own_loss(self, encoder: DualEncoder, computed: Forward, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of the answer itself."""
-        assert computed.logits is not None  # `answer` has made them
+        """The classification loss."""
+        assert computed.logits is not None  # `answer` has computed them
         return cross_entropy(computed.logits, labels)
 
     def classify(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
@@ -198,11 +198,11 @@ class OpenPromptLearner(PromptLearner):
         return encoder.scale(computed.image_features @ computed.class_features.T)
 
     def classify_new(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
-        """Logits (b, c) of all other classes; in the same way where a method has no way of its own for them."""
+        """Logits (b, c) of all other classes; by default computed in the same way."""
         return self.classify(encoder, computed)
 
     def logits(self, encoder: DualEncoder, computed: Forward) -> torch.Tensor:
-        """Logits (b, c): each class as `classify` has it if it was trained, else as `classify_new`."""
+        """Logits (b, c): from `classify` for each class that was trained, else from `classify_new`."""
         if computed.class_texts.all_trained or type(self).classify_new is OpenPromptLearner.classify_new:
             return self.classify(encoder, computed)
         trained = computed.class_texts.trained_labels >= 0  # (c,)
@@ -219,7 +219,7 @@ class OpenPromptLearner(PromptLearner):
     def unit_image_features(
         self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Unit image features (b, d), and a second one of each picture for a method that reads two."""
+        """Unit image features (b, d), and a second one of each picture for a method with two."""
         return unit(self.image_features(encoder, pixel_values, **kwargs)), None
 
     def trained_sentence(self) -> str | None:
@@ -231,7 +231,7 @@ class OpenPromptLearner(PromptLearner):
         return templates[0] if templates and list(self.parameters()) else None
 
     def _remark_on_sentences(self, encoder: DualEncoder, input_ids: torch.Tensor) -> None:
-        """Warns of texts (s, t) that are the sentence of transformers' pipeline where another one was trained."""
+        """Warns if texts (s, t) are the sentence of transformers' pipeline but another one was trained."""
         trained = self.trained_sentence()
         if trained is None or words_before(trained) == words_before(PIPELINE_SENTENCE):
             return
@@ -267,7 +267,7 @@ class OpenPromptLearner(PromptLearner):
     ) -> ModelOutput:
         """The model's own call with the prompts in place: input_ids (s, t), pixel_values (b, 3, h, w).
 
-        The texts are to be class sentences: their tokens after BOS are where the prompts go.
+        The texts must be class sentences; the prompts go after BOS, usually in place of the first tokens.
         """
         text_features = self.text_features(encoder, *self.read_texts(encoder, input_ids))  # (s, d)
         image_features = self.image_features(encoder, pixel_values, **kwargs)  # (b, d)
@@ -300,7 +300,7 @@ class OpenPromptLearner(PromptLearner):
 
 
 class _FrozenTexts(nn.Module):
-    """A learner with a way of its own to classify, and the features of its classes, which stay."""
+    """A learner that classifies in its own way, with fixed features of its classes."""
 
     def __init__(self, learner: OpenPromptLearner, encoder: DualEncoder, class_texts: ClassTexts):
         super().__init__()
@@ -316,5 +316,5 @@ class _FrozenTexts(nn.Module):
 
 
 def prompts_in(weights: dict[str, torch.Tensor], name: str) -> int:
-    """How many tokens a release's prompts (..., n, d) have, 0 where there are none of that name."""
+    """The number of tokens in a release's prompts (..., n, d); 0 if there are none of that name."""
     return weights[name].shape[-2] if name in weights else 0

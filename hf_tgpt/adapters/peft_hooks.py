@@ -25,8 +25,8 @@ _write_card: list[WriteCard] = []
 
 
 def install(push: Callable[..., Any], write_card: WriteCard) -> None:
-    """Has PEFT publish adapters of this package by `push(model, repo_id, ...)`, and `write_card(folder, config)` write
-    the model card of each that is saved. Adapters of PEFT's own are saved and published as before.
+    """Makes PEFT publish this package's adapters with `push(model, repo_id, ...)`, and write the model card of each
+    saved one with `write_card(folder, config)`. PEFT's own adapters are saved and published as before.
     """
     if _write_card:
         return
@@ -45,14 +45,14 @@ def install(push: Callable[..., Any], write_card: WriteCard) -> None:
     def save_pretrained(self: PeftModel, save_directory: str, *args: Any, **kwargs: Any) -> None:
         ours = isinstance(self.peft_config.get(self.active_adapter), PromptConfig)
         if ours and len(args) < 3:
-            # Otherwise PEFT asks the Hub about the base model's vocabulary, which prompts never change.
+            # Otherwise PEFT contacts the Hub about the base model's vocabulary, which prompts never change.
             kwargs.setdefault("save_embedding_layers", False)
         for config in self.peft_config.values():
             if isinstance(config, PromptConfig):  # before anything is written
                 check_class_names(config.class_names)
                 if not (args[0] if args else kwargs.get("safe_serialization", True)):
                     raise ValueError(
-                        "`safe_serialization`=False would write a pickle, which is not loaded here; leave it out."
+                        "`safe_serialization`=False would write a pickle, which is never loaded here; leave it out."
                     )
         peft_save(self, save_directory, *args, **kwargs)
         for name, config in self.peft_config.items():
@@ -106,6 +106,6 @@ def _keep_states() -> None:
 
 
 def saved(folder: str | os.PathLike[str], config: PromptConfig) -> None:
-    """To be called when an adapter has been saved in a folder."""
+    """Call it after an adapter has been saved in a folder."""
     for write_card in _write_card:
         write_card(folder, config)

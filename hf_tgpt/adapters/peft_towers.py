@@ -27,7 +27,7 @@ from .learner import PromptLearner
 from .peft_hooks import saved
 from .tower_classifier import TowerClassifier
 
-# Beside PEFT's own files: the method, its classes and fields; and the weights of the learner, if it has any.
+# Beside PEFT's own files: the method, its classes and fields, and the learner's weights, if it has any.
 NOTE, HEAD_WEIGHTS = "reference.json", "head.safetensors"
 _PER_LAYER_NORM = "LN_TUNING"
 
@@ -52,7 +52,7 @@ class PeftTowers(TowerClassifier):
         return self.model.get_base_model()
 
     def untuned_encoder(self) -> DualEncoder:
-        """Of a copy: PEFT's switch for an adapter would change the answers of all who ask this model meanwhile."""
+        """From a copy: PEFT's switch for an adapter would affect all other threads that use this model."""
         return encoder_of(copy.deepcopy(self.model).unload())
 
     def merged_encoder(self) -> DualEncoder:
@@ -63,7 +63,7 @@ class PeftTowers(TowerClassifier):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """PEFT's own files, which PeftModel.from_pretrained reads, and beside them the classes and the learner."""
-        self.model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the Hub about the vocabulary
+        self.model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT contacts the Hub about the vocabulary
         config = self.learner.config
         content = {
             "method": config.method.lower(),
@@ -78,7 +78,7 @@ class PeftTowers(TowerClassifier):
         saved(folder, config)
 
     def load_weights(self, folder: str | os.PathLike[str]) -> None:
-        """Those that `save_pretrained` wrote. Raises ValueError if a file is missing or damaged."""
+        """Loads what `save_pretrained` wrote. Raises ValueError if a file is missing or damaged."""
         check_weights_file(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME))  # PEFT would take a pickle in its place
         self.model.load_adapter(folder, "default", torch_device=str(self.model.device))
         if self.learner.state_dict():
@@ -98,7 +98,7 @@ def own_fields(config: PromptConfig) -> dict[str, Any]:
 
 
 def kinds_of_peft() -> dict[str, type[PeftConfig]]:
-    """The adapters of PEFT's own that go into layers: {"LORA": LoraConfig, ...}."""
+    """PEFT's own adapters that go into layers: {"LORA": LoraConfig, ...}."""
     known = {getattr(name, "value", name): kind for name, kind in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     return {
         name: kind for name, kind in sorted(known.items()) if not issubclass(kind, PromptLearningConfig | PromptConfig)
@@ -106,8 +106,8 @@ def kinds_of_peft() -> dict[str, type[PeftConfig]]:
 
 
 def peft_config_of(fields: Mapping[str, Any], encoder: DualEncoder) -> PeftConfig:
-    """PEFT's config of these fields. Without `target_modules` it adapts the layers of queries, keys and values of both
-    towers; "LN_TUNING" all layer norms.
+    """PEFT's config with these fields. Without `target_modules` it adapts the layers for queries, keys and values in
+    both towers; "LN_TUNING" all layer norms.
 
     `peft_type` is one of `kinds_of_peft`. Raises ValueError for what PEFT refuses.
     """
@@ -119,7 +119,7 @@ def peft_config_of(fields: Mapping[str, Any], encoder: DualEncoder) -> PeftConfi
     if "target_modules" in known and given.get("target_modules") is None:
         norms = [key for key, module in encoder.model.named_modules() if isinstance(module, torch.nn.LayerNorm)]
         given["target_modules"] = norms if name == _PER_LAYER_NORM else list(encoder.attention_inputs)
-    if "feedforward_modules" in known:  # IA3's, which has to know which of them are in MLPs
+    if "feedforward_modules" in known:  # IA3 needs to know which of them are in MLPs
         given.setdefault("feedforward_modules", [])
     try:
         return kinds[name](**given)

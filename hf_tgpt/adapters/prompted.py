@@ -1,11 +1,12 @@
 """A transformers model with one more child, a slot for adapters; the active one takes over the model's forward.
 
-Nothing of the model is wrapped or replaced, so without an active adapter the forward is the model's own, bit for bit,
-and unloading is taking the child away. The model changes its class alone. (torch's `fully_shard` swaps classes so.)
+Nothing in the model is wrapped or replaced, so without an active adapter the forward is the model's own, bit for bit,
+and unloading just removes the child. Only the model's class changes. (torch's `fully_shard` swaps classes in the same
+way.)
 
-What one caller asks changes nothing for another: any number of threads may ask one model about different classes.
-What they share are PEFT's switches: `set_adapter`, `disable_adapter` and `enable_adapter_layers` act on the model, so
-they change the answers of all threads that ask it meanwhile.
+Calls do not affect each other: any number of threads may use one model with different classes. They share PEFT's
+switches: `set_adapter`, `disable_adapter` and `enable_adapter_layers` act on the model, and so change the answers in
+all threads that use it at the time.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ _FOLLOWING = ("id2label", "label2id", "keys_to_ignore_at_inference")
 
 
 class PromptSlot(nn.Module, BaseTunerLayer):
-    """The adapters of one model by name, of which at most one is active."""
+    """The adapters of one model by name; at most one is active."""
 
     adapter_layer_names = ("learners",)
-    # What BaseTunerLayer gives; here because nn.Module would otherwise promise tensors of these names.
+    # BaseTunerLayer's; declared here because nn.Module would otherwise promise tensors of these names.
     active_adapters: list[str]
     disable_adapters: bool
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.learners = nn.ModuleDict({})
-        self.place = nn.Buffer(torch.empty(0, device=model.device), persistent=False)  # tells where the model is
+        self.place = nn.Buffer(torch.empty(0, device=model.device), persistent=False)  # its device is the model's
         # What it found: the weights that were trained, and the config's fields that follow the active adapter.
         self.trained_before = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.model_config: PretrainedConfig = model.config
@@ -53,7 +54,9 @@ class PromptSlot(nn.Module, BaseTunerLayer):
     def active_learner(self) -> PromptLearner | None:
         names = self.active_names()
         if len(names) > 1:
-            raise ValueError(f"Adapters {names} are active at once; prompts do not add up, choose one by set_adapter.")
+            raise ValueError(
+                f"Adapters {names} are active at once, but prompts cannot be combined; choose one with set_adapter."
+            )
         learner = self.learners[names[0]] if names else None
         assert learner is None or isinstance(learner, PromptLearner)  # the tuner puts nothing else there
         return learner
@@ -70,7 +73,7 @@ class PromptSlot(nn.Module, BaseTunerLayer):
         self._switched()
 
     def _switched(self) -> None:
-        """Drops class features that are kept: a LoRA in the text tower that is switched changes them, but no weight.
+        """Discards kept class features: switching a LoRA in the text tower changes them, but no weight.
 
         PEFT notifies every layer of a switch, whichever adapter it belongs to.
         """
@@ -80,8 +83,8 @@ class PromptSlot(nn.Module, BaseTunerLayer):
         self.describe_active()
 
     def describe_active(self) -> None:
-        """Keeps the model's config that of the adapter that answers: its labels, which transformers' pipelines show,
-        and the entries of its output that are no predictions, which the Trainer leaves out.
+        """Keeps the model's config in line with the active adapter: its labels, which transformers' pipelines show, and
+        the entries of its output that are not predictions, which the Trainer leaves out.
         """
         self.restore_config()
         if names := self.active_names():
@@ -93,14 +96,14 @@ class PromptSlot(nn.Module, BaseTunerLayer):
             config.keys_to_ignore_at_inference = sorted(entries - {"loss", "logits"})
 
     def restore_config(self) -> None:
-        """Puts back what the model's config said before it had adapters."""
+        """Restores the model's config from before it had adapters."""
         for name in _FOLLOWING:
             vars(self.model_config).pop(name, None)
         for name, value in self.config_before.items():
             setattr(self.model_config, name, value)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT asks this after loading with low_cpu_mem_usage. A slot wraps no layer.
+        # PEFT calls this after loading with low_cpu_mem_usage. A slot wraps no layer.
         place: Any = self.place
         self.learners[adapter_name].to(device or place.device)
 
@@ -125,7 +128,7 @@ class PromptedModel:
 
     @property
     def uses_captions(self) -> bool:
-        """Whether training the active adapter profits from `caption_ids`."""
+        """Whether training the active adapter uses `caption_ids`."""
         return self._answering().uses_captions
 
     @property
@@ -136,13 +139,13 @@ class PromptedModel:
     def tokens_per_image(
         self, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """What the forward needs from the whole batch if it receives a part of it; empty for most methods."""
+        """What the forward needs to know about the whole batch if it receives a part; empty for most methods."""
         return self._answering().tokens_per_image(encoder_of(self), labels, caption_ids)
 
     def texts_for(self, class_names: Sequence[str]) -> ClassTexts:
-        """Any classes as `model(pixel_values, class_texts=...)` takes them, of a method whose class list is open.
+        """Any classes as `model(pixel_values, class_texts=...)` takes them, for a method with an open class list.
 
-        Raises ValueError for bad names and where the classes are fixed.
+        Raises ValueError for bad names, or if the classes are fixed.
 
         Example:
             >>> logits = model(pixel_values, class_texts=model.texts_for(["newt", "toad"])).logits
@@ -159,22 +162,22 @@ class PromptedModel:
 
     def _answering(self) -> PromptLearner:
         learner = self.learner
-        if learner is None:  # a plain model has no such attribute, as nn.Module then says in its own words
+        if learner is None:  # a plain model has no such attribute; nn.Module raises the error
             raise AttributeError
         return learner
 
     def set_class_names(self, class_names: Sequence[str]) -> None:
         """Makes other classes the active adapter's own, without training; it is saved with them.
 
-        To ask about other classes and change nothing, see `texts_for`. Raises ValueError where that cannot be.
+        To classify other classes and change nothing, see `texts_for`. Raises ValueError if the classes are fixed.
         """
         if self.learner is None:
-            raise ValueError("`set_class_names` needs an active adapter; enable one by set_adapter.")
+            raise ValueError("`set_class_names` needs an active adapter; enable one with set_adapter.")
         self._answering().set_class_names(encoder_of(self), class_names)
         self.classes_changed()
 
     def classes_changed(self) -> None:
-        """To be called when the active adapter's own classes are others than before."""
+        """Call it after the active adapter's own classes have changed."""
         learner, slot = self._answering(), self._modules[SLOT]  # type: ignore[attr-defined]
         self.peft_config[slot.active_names()[0]] = learner.config
         learner.forget()
@@ -196,10 +199,9 @@ class PromptedModel:
         """`model(pixel_values, labels)` classifies; with `input_ids` it is the model's own call.
 
         Shapes: pixel_values (b, 3, h, w), labels (b,), input_ids (s, t); logits (b, c). `attention_mask` is not needed:
-        what a sentence sees of its padding is the family's own. `class_texts` are other classes than the adapter's
-        own, from `texts_for`. Other arguments go to the method, for example TGP-T's `caption_ids`.
-        `image_states`, what the learner's `image_states` gave of the pictures, may stand in place of pixel_values
-        where the image tower has no learned prompts.
+        the family determines whether padding is attended to. `class_texts` are classes other than the adapter's own,
+        from `texts_for`. Other arguments go to the method, for example TGP-T's `caption_ids`. If the image tower has no
+        learned prompts, `image_states`, the learner's output of that name for the pictures, may replace pixel_values.
         """
         if input_ids is not None and input_ids.is_floating_point():  # model(pixel_values, labels), by position
             input_ids, pixel_values, labels = None, input_ids, pixel_values if labels is None else labels
@@ -223,11 +225,11 @@ class PromptedModel:
             allowed |= {"image_states", "caption_ids"} if learner.uses_captions else {"image_states"}
             allowed |= {"tokens_per_image"} if learner.counts_tokens else set()
         for name in kwargs.keys() - allowed:
-            raise ValueError(f"`{name}` is no argument of {learner.config.method}; leave it out.")
+            raise ValueError(f"`{name}` is not an argument of {learner.config.method}; leave it out.")
         if "image_states" in kwargs:
             learner.check_vision_is_frozen()
             if pixel_values is not None:
-                raise ValueError("`image_states` stand in place of `pixel_values`; pass one of the two.")
+                raise ValueError("`image_states` replace `pixel_values`; pass one of the two.")
             kwargs["image_states"] = kwargs["image_states"].to(encoder.dtype)
         elif pixel_values is None:
             raise ValueError("`pixel_values` is missing; pass pictures (b, 3, h, w).")
@@ -266,7 +268,7 @@ class PromptedModel:
         return features_output(features)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Its class is made on demand, so a copy or a pickle stores the plain class that it was made from.
+        # Its class is made on demand, so a copy or a pickle stores the plain class it was made from.
         return _empty, (type(self).__bases__[1],), super().__reduce_ex__(protocol)[2]
 
 
@@ -286,7 +288,7 @@ def attach(encoder: DualEncoder) -> None:
     """Gives a plain model its slot, and freezes it."""
     model = encoder.model
     slot = PromptSlot(model)
-    # PEFT freezes the base model at a first injection, which it tells by there being no tuner layer yet.
+    # PEFT freezes the base model at the first injection, which it recognises by the absence of tuner layers.
     model.requires_grad_(False)
     model.add_module(SLOT, slot)
     plain: Any = type(model)
@@ -294,7 +296,7 @@ def attach(encoder: DualEncoder) -> None:
 
 
 def detach(model: Any) -> None:
-    """Makes it a plain model again."""
+    """Turns it back into a plain model."""
     slot = model._modules.pop(SLOT)
     model.__class__ = type(model).__bases__[1]
     slot.restore_config()
@@ -303,7 +305,7 @@ def detach(model: Any) -> None:
 
 
 def undo(model: Any) -> None:
-    """`detach`, with the weights trained that were before; for an adapter that could not be attached or loaded."""
+    """`detach`, and restores which weights are trained; for an adapter that could not be attached or loaded."""
     for parameter in model._modules[SLOT].trained_before:
         parameter.requires_grad_(True)
     detach(model)

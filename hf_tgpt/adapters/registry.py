@@ -1,4 +1,4 @@
-"""Makes a method known to PEFT. PEFT's own mappings are the registry; there is no other."""
+"""Registers a method with PEFT. PEFT's own mappings are the registry; there is no other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def register(method: str, config_class: type[PromptConfig], learner_class: type[
 
 
 def registered_methods() -> dict[str, type[PromptConfig]]:
-    """The methods of this package, and of packages that add some, that PEFT knows: {"maple": MaPLeConfig, ...}."""
+    """The methods of this and other packages that are registered with PEFT: {"maple": MaPLeConfig, ...}."""
     known = PEFT_TYPE_TO_CONFIG_MAPPING.items()
     return {name.value.lower(): config for name, config in known if issubclass(config, PromptConfig)}
 

@@ -1,4 +1,4 @@
-"""Trained classifiers as modules of pixel values alone, as exporters want them."""
+"""Trained classifiers as modules that take only pixel values, as exporters need."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LinearClassifier(nn.Module):
 
 
 class WholeModel(nn.Module):
-    """A learner with all that it reads."""
+    """A learner with everything that it reads."""
 
     def __init__(self, learner: nn.Module, encoder: DualEncoder):
         super().__init__()

@@ -18,10 +18,10 @@ from .learner import PromptLearner
 
 
 class TowerClassifier(nn.Module):
-    """A dual encoder and a learner that classifies with its towers; it answers as an adapted model does.
+    """A dual encoder and a learner that classifies with its towers; it is called like an adapted model.
 
-    The model is used and not changed: zero-shot classification beside an adapter on the same model, and a learner on
-    towers that PEFT's own adapters train.
+    The model is used but not changed: for zero-shot classification beside an adapter on the same model, and for a
+    learner on towers that PEFT's own adapters train.
     """
 
     model: Any
@@ -50,7 +50,7 @@ class TowerClassifier(nn.Module):
 
     @property
     def uses_captions(self) -> bool:
-        """Whether training profits from `caption_ids`."""
+        """Whether training uses `caption_ids`."""
         return self.learner.uses_captions
 
     @property
@@ -89,7 +89,7 @@ AdaptedModel = PeftModel | TowerClassifier
 
 
 def html_of(model: PeftModel | TowerClassifier) -> str:
-    """What a notebook shows of an adapted model: its method, classes, size and, where they are known, results."""
+    """What a notebook shows of an adapted model: its method, classes, size and, if known, results."""
     config = model.learner.config
     names = model.class_names
     more = ", ..." if len(names) > 10 else ""

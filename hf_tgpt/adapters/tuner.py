@@ -18,7 +18,7 @@ from .prompted import SLOT, PromptedModel, PromptSlot, attach, detach, undo
 
 
 class PromptTuner(BaseTuner):
-    """PEFT's view of all prompt methods; the config says which learner to make."""
+    """PEFT's tuner for all prompt methods; the config determines which learner to make."""
 
     prefix = "learners"
     tuner_layer_cls = PromptSlot
@@ -51,8 +51,8 @@ class PromptTuner(BaseTuner):
         for other in target.learners.values():
             _check_adapter_name(adapter_name, other)
         encoder = encoder_of(parent)
-        # A config may serve several models, and each adapter's notes what it learns of its own; one that PEFT has
-        # filled in for loading is the adapter's already.
+        # A config may be used for several models, and each adapter records its own facts in a copy; a config that PEFT
+        # has filled in for loading is already the adapter's own.
         config = peft_config if peft_config.inference_mode else copy.deepcopy(peft_config)
         config.base_model_dimensions = encoder.shape()
         config.base_model_fingerprint = config.base_model_fingerprint or fingerprint(encoder)
@@ -64,7 +64,9 @@ class PromptTuner(BaseTuner):
             if not target.learners:
                 undo(parent)
             raise
-        if not any(parameter.is_meta for parameter in learner.parameters()):  # low_cpu_mem_usage: weights are to come
+        if not any(
+            parameter.is_meta for parameter in learner.parameters()
+        ):  # low_cpu_mem_usage: the weights come later
             learner.to(encoder.model.device)
         learner.train(encoder.model.training)
         target.learners[adapter_name] = learner
@@ -72,8 +74,8 @@ class PromptTuner(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
-            f"{self.peft_config[self.active_adapters[0]].method} cannot be merged: it is no change of the "
-            "base model's weights. Keep the adapter, or unload() it to get the base model back."
+            f"{self.peft_config[self.active_adapters[0]].method} cannot be merged: it does not change "
+            "the base model's weights. Keep the adapter, or unload() it to get the base model back."
         )
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
@@ -91,7 +93,7 @@ class PromptTuner(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PromptConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """PEFT's, after a check that the file holds exactly this adapter."""
+        """PEFT's, after checking that the file contains exactly this adapter."""
         cls.check_state(model, config, adapter_name, state_dict)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
@@ -99,7 +101,7 @@ class PromptTuner(BaseTuner):
     def check_state(
         cls, model: nn.Module, config: PromptConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> None:
-        """Raises ValueError unless a state holds exactly this adapter. PEFT itself only warns of missing weights."""
+        """Raises ValueError unless a state contains exactly this adapter. PEFT itself only warns of missing weights."""
         slot = next(module for module in model.modules() if isinstance(module, PromptSlot))
         learner: Any = slot.learners[adapter_name]
         saved = {key.split(f"{SLOT}.{cls.prefix}.")[-1]: tuple(value.shape) for key, value in state_dict.items()}
@@ -115,24 +117,24 @@ class PromptTuner(BaseTuner):
         for key, value in state_dict.items():
             if not torch.isfinite(value).all():
                 raise ValueError(
-                    f"The adapter's weights hold NaN or infinity ({key.split(f'{SLOT}.{cls.prefix}.')[-1]!r}): its "
+                    f"The adapter's weights contain NaN or infinity ({key.split(f'{SLOT}.{cls.prefix}.')[-1]!r}): its "
                     "training diverged or the file is damaged; train or download it again."
                 )
 
 
 def _check_adapter_name(adapter_name: str, learner: nn.Module) -> None:
-    """PEFT drops a key from a file if any part of it is another adapter's name, so names must not look like parts."""
+    """PEFT drops a key from a file if any part of it is another adapter's name, so names must not equal parts."""
     parts = {part for key in learner.state_dict() for part in key.split(".")}
     if adapter_name in parts | {SLOT, PromptTuner.prefix, "base_model", "model"}:
         raise ValueError(
-            f"`adapter_name`={adapter_name!r} is also the name of a part of the model, which PEFT would mix up when it "
-            "saves; choose another one."
+            f"`adapter_name`={adapter_name!r} is also the name of a part of the model, and PEFT would confuse the two "
+            "on saving; choose another one."
         )
 
 
 def _check_base_model(config: PromptConfig, encoder: DualEncoder) -> None:
     for name, layer in encoder.model.named_modules():
-        # Their weights are methods, and they hand no gradients on; PEFT cannot load what is beside them either.
+        # Their weights are methods and they pass no gradients on; nor can PEFT load what is beside them.
         if type(layer).__module__.startswith("torch.ao.nn."):
             raise ValueError(
                 f"`model`: its layer {name!r} is quantised by torch.ao ({type(layer).__name__}), which takes no "

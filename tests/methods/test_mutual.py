@@ -124,7 +124,7 @@ def test_clips_own_call_gives_the_same_logits(make):
     output = model(input_ids=ids, pixel_values=pixels(model))
     assert output.text_embeds.shape == (3, 4, 32)
     torch.testing.assert_close(output.logits_per_image, model(pixels(model)).logits)
-    with pytest.raises(ValueError, match="no text features apart from an image"):
+    with pytest.raises(ValueError, match="no text features without an image"):
         model.get_text_features(ids)
 
 

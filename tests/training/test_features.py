@@ -264,9 +264,9 @@ def test_bad_requests_are_explained(make, tmp_path):
         cache_features(model, images(), 0, tmp_path)
     with pytest.raises(ValueError, match=r"`dtype`=torch.int8 cannot be kept; choose one of torch.float16"):
         cache_features(model, images(), 1, tmp_path, torch.int8)
-    with pytest.raises(ValueError, match="`image_states` stand in place of `pixel_values`"):
+    with pytest.raises(ValueError, match="`image_states` replace `pixel_values`"):
         model(pixels(model), image_states=torch.zeros(3, 32))
-    with pytest.raises(ValueError, match="`image_states` is no argument of COOP"):
+    with pytest.raises(ValueError, match="`image_states` is not an argument of COOP"):
         model(input_ids=token_ids(model, ["a photo of a cat."]), image_states=torch.zeros(3, 32))
     with model.disable_adapter(), pytest.raises(ValueError, match="`model` has no active adapter"):
         cache_features(model, images(), 1, tmp_path)

@@ -1,4 +1,4 @@
-"""A list of classes as a value: its names, their sentences, and what is kept of them."""
+"""A list of classes as a value: its names, their sentences, and cached results."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Plan = list[tuple[slice, Packing | None]]  # parts of the classes, each with how
 
 
 class ClassTexts(nn.Module):
-    """The classes that a question is about. It never changes; another list of classes is another object.
+    """The classes of a call. It never changes; another list of classes is another object.
 
-    An adapter owns one, for the classes that it was trained on. A question about other classes brings one of its own,
-    so no question changes what another one gets or what is saved. A module only so that its ids move with a model.
+    An adapter owns one, for the classes that it was trained on. A call with other classes brings its own, so it does
+    not affect other calls or what is saved. It is a module only so that its ids move with a model.
 
     Shapes: `ids` (c, t) and `ends` (c,), each sentence's last token; `trained_labels` (c,), each class's number among
     those that the adapter was trained on, -1 for one that is new to it.
@@ -39,14 +39,14 @@ class ClassTexts(nn.Module):
         self.ids = nn.Buffer(ids, persistent=False)
         self.ends = nn.Buffer(ends, persistent=False)
         self.trained_labels = nn.Buffer(torch.tensor(numbers, device=ids.device), persistent=False)
-        # What has been worked out of these classes. Threads may both work a thing out; each gets what it worked out.
+        # Cached results for these classes. Two threads may compute the same one; each gets its own result.
         self._memory: dict[Any, Any] = {}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def once(self, key: Any, work_out: Callable[[], Any]) -> Any:
-        """What `work_out()` gives, kept under `key`."""
+        """The result of `work_out()`, cached under `key`."""
         if key not in self._memory:
             with torch.inference_mode(False):
                 self._memory[key] = work_out()
@@ -55,7 +55,7 @@ class ClassTexts(nn.Module):
     def features(
         self, key: Any, rests_on: list[nn.Parameter], encode: Callable[[], torch.Tensor], generation: object
     ) -> torch.Tensor:
-        """Features of the classes (c, d), kept under `key` while the weights that they rest on stay (see `kept`)."""
+        """The classes' features (c, d), cached under `key` while the weights they depend on stay (see `kept`)."""
         before: Kept | None = self._memory.get(("features", key))
         after = kept(before, rests_on, encode, generation)
         self._memory["features", key] = after
@@ -69,7 +69,7 @@ class ClassTexts(nn.Module):
         shared_length: Callable[[torch.Tensor, torch.Tensor], int],
         pack: Callable[[torch.Tensor, torch.Tensor], Packing | None],
     ) -> Plan:
-        """The classes of a share in chunks of so many (None: as `text_chunks` says), worked out once."""
+        """A share's classes in chunks of this many (None: as in `text_chunks`), computed once."""
 
         def work_out() -> Plan:
             numbers = range(len(self))[share]
@@ -81,7 +81,7 @@ class ClassTexts(nn.Module):
         return self.once(("plan", share.start, share.stop, chunk), work_out)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        # .to(), .half(), .cuda(): what was worked out belongs to the old place.
+        # .to(), .half(), .cuda(): cached results are on the old device or in the old dtype.
         self._memory = {}
         return super()._apply(fn, recurse)
 

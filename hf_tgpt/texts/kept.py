@@ -1,4 +1,4 @@
-"""A value that is computed once and kept while the weights that it rests on stay as they are."""
+"""A value that is computed once and kept while the weights it depends on do not change."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 Kept = tuple[list | None, torch.Tensor]
 
 
-@torch.compiler.disable  # what it compares (addresses, versions) no compiler can follow
+@torch.compiler.disable  # a compiler cannot follow what it compares (addresses, versions)
 def kept(
     before: Kept | None,
     rests_on: Iterable[nn.Parameter],
     compute: Callable[[], torch.Tensor],
     generation: object = None,
 ) -> Kept:
-    """(state, value): the value from `before` while all that it rests on is as it was, else computed, without gradient.
+    """(state, value): the value from `before` if nothing it depends on has changed, else computed, without gradient.
 
-    Every change that torch counts is seen: to weights, their place, dtype and autocast. For changes that it does not
-    count there is `generation`, any object: a value that was kept with another one is computed anew.
+    Every change that torch counts is detected: to weights, their device, dtype and autocast. For other changes there is
+    `generation`, any object: a value kept with another generation is computed again.
     """
     weights = list(rests_on)
     if any(p.is_inference() for p in weights):  # such tensors do not count their changes

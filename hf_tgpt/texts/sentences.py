@@ -14,7 +14,7 @@ from ..encoders import DualEncoder
 from ..utils.names import check_class_names, composed
 
 PLACEHOLDER = "X"
-# The `hypothesis_template` of transformers' zero-shot-image-classification pipeline, unless its caller names another.
+# The default `hypothesis_template` of transformers' zero-shot-image-classification pipeline.
 PIPELINE_SENTENCE = "This is a photo of {}."
 Sentences = tuple[torch.Tensor, torch.Tensor]  # token ids (s, t), and where each sentence ends (s,)
 
@@ -43,18 +43,18 @@ def load_tokenizer(
     vocabulary = encoder.shape()["vocabulary"]
     if len(tokenizer) > vocabulary:
         raise ValueError(
-            f"`tokenizer_name_or_path`={name!r} has {len(tokenizer)} tokens but the text tower knows {vocabulary}; use "
+            f"`tokenizer_name_or_path`={name!r} has {len(tokenizer)} tokens but the text tower has {vocabulary}; use "
             "the tokenizer that the base model was trained with."
         )
-    if 2 * len(tokenizer) < vocabulary:  # a few more words than tokens are only padding of the matrix
+    if 2 * len(tokenizer) < vocabulary:  # a few more words than tokens only pad the matrix
         raise ValueError(
-            f"`tokenizer_name_or_path`={name!r} has {len(tokenizer)} tokens and the text tower knows {vocabulary}, so "
+            f"`tokenizer_name_or_path`={name!r} has {len(tokenizer)} tokens and the text tower has {vocabulary}, so "
             "it is another model's; use the tokenizer that the base model was trained with."
         )
     row, words = tokenizer(PLACEHOLDER)["input_ids"], word_ids(tokenizer, PLACEHOLDER)
     if encoder.takes_prompts and words and row[encoder.prefix : encoder.prefix + len(words)] != words:
         raise ValueError(
-            f"`tokenizer_name_or_path`={name!r} makes {row} of {PLACEHOLDER!r}, but the text tower expects "
+            f"`tokenizer_name_or_path`={name!r} turns {PLACEHOLDER!r} into {row}, but the text tower expects "
             f"{encoder.prefix} token(s) before the words; use the tokenizer that the base model was trained with."
         )
     return tokenizer
@@ -68,31 +68,30 @@ def tokenize(
     extra: int = 0,
     truncate: bool = False,
 ) -> Sentences:
-    """Sentences with all that the tokenizer puts around them -> ids (s, longest) and ends (s,), on the model's device.
+    """Sentences with the tokenizer's special tokens -> ids (s, longest) and ends (s,), on the model's device.
 
     For a text tower that reads padding too, ids (s, context).
 
-    Raises ValueError for a sentence that with `extra` more tokens is beyond the context, naming the class in `names`
-    that it belongs to, unless `truncate` cuts it; for one that holds the token that ends sentences; for two classes
-    whose sentences are the same tokens; and for a tokenizer of another kind than the model's. Warns of a name that the
-    tokenizer does not know.
+    Raises ValueError, naming the class in `names`, for a sentence that with `extra` more tokens exceeds the context,
+    unless `truncate` cuts it; for one that contains the token that ends sentences; for two classes whose sentences have
+    the same tokens; and for a tokenizer that does not suit the model. Warns of a name that the tokenizer does not know.
     """
     context = encoder.shape()["context_length"]
     rows = tokenizer([composed(sentence) for sentence in sentences], verbose=not truncate)["input_ids"]
-    if truncate:  # not by the tokenizer, which keeps its setting for whoever asks it next, in other threads too
+    if truncate:  # not with the tokenizer, which would keep the setting for later calls, in other threads too
         rows = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
-    # Under a causal mask padding is a token like others: some CLIPs pad with "!", which a name may hold.
+    # Under a causal mask padding is a token like any other: some CLIPs pad with "!", which a name may contain.
     closing = (tokenizer.eos_token, *(() if encoder.causal else (tokenizer.sep_token, tokenizer.pad_token)))
     for i, row in enumerate(rows):
         culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
         for token in filter(None, closing):
             if token in sentences[i]:
-                raise ValueError(f"{culprit} holds {token!r}, which ends a sentence; leave it out.")
+                raise ValueError(f"{culprit} contains {token!r}, which ends a sentence; leave it out.")
         ending = None if len(row) <= encoder.prefix else encoder.ends(torch.tensor([row]), tokenizer.eos_token_id)
         if ending is None or int(ending) != len(row) - 1:
             raise ValueError(
-                f"`tokenizer_name_or_path`: the tokenizer makes {row} of {sentences[i]!r}, which does not end with the "
-                "text tower's EOS token; use the tokenizer that the base model was trained with."
+                f"`tokenizer_name_or_path`: the tokenizer turns {sentences[i]!r} into {row}, which does not end with "
+                "the text tower's EOS token; use the tokenizer that the base model was trained with."
             )
         if len(row) + extra > context:
             raise ValueError(
@@ -102,7 +101,7 @@ def tokenize(
     if names:
         _check_tokens(tokenizer, names, [row[encoder.prefix : -1] for row in rows])
     ends = torch.tensor([len(row) - 1 for row in rows])
-    # Under a causal mask no token sees what follows EOS; any id does.
+    # Under a causal mask no token attends to what follows EOS; any id will do.
     padding = rows[0][-1] if encoder.causal else tokenizer.pad_token_id
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
     if encoder.fills_context:
@@ -112,9 +111,9 @@ def tokenize(
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], rows: list[list[int]]) -> None:
-    """Raises ValueError for two classes of the same known tokens, between BOS and EOS; warns where words are unknown.
+    """Raises ValueError for two classes with the same known tokens between BOS and EOS; warns if words are unknown.
 
-    Classes that a tokenizer does not know have the same text, and pictures may still tell them apart.
+    Classes that a tokenizer does not know have the same tokens, but pictures may still tell them apart.
     """
     first: dict[tuple[int, ...], str] = {}
     alike: list[str] = []
@@ -124,14 +123,14 @@ def _check_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], rows
             alike = alike or [other, name]
         elif other != name:
             raise ValueError(
-                f"`class_names` holds {other!r} and {name!r}, which are the same tokens to the base model's tokenizer "
+                f"`class_names` has {other!r} and {name!r}, which are the same tokens for the base model's tokenizer "
                 f"({' '.join(tokenizer.convert_ids_to_tokens(row))}) and cannot be told apart by text; rename one, or "
                 "choose a base model that knows the language."
             )
     if alike:
         warnings.warn(
-            f"The base model's tokenizer does not know the class names {alike[0]!r} and {alike[1]!r} and reads the "
-            "same of both, so that only pictures tell them apart; rename one, or choose a base model that knows the "
+            f"The base model's tokenizer does not know the class names {alike[0]!r} and {alike[1]!r} and makes the "
+            "same tokens of both, so only pictures tell them apart; rename one, or choose a base model that knows the "
             "language.",
             stacklevel=2,
         )
@@ -139,8 +138,8 @@ def _check_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], rows
     for name, row in zip(names, rows, strict=True):
         if unknown in row and not tokenizer.decode([i for i in word_ids(tokenizer, name) if i != unknown]).strip():
             warnings.warn(
-                f"The base model's tokenizer does not know the class name {name!r} and reads {tokenizer.unk_token}; "
-                "rename it, or choose a base model that knows the language.",
+                f"The base model's tokenizer does not know the class name {name!r} and turns it into "
+                f"{tokenizer.unk_token}; rename it, or choose a base model that knows the language.",
                 stacklevel=2,
             )
 
@@ -151,18 +150,18 @@ def word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def class_template(initial_text: str) -> str:
-    """The class sentence with {} for the name: the initial text if it holds {}, else '{initial_text} {}.'."""
+    """The class sentence with {} for the name: the initial text if it contains {}, else '{initial_text} {}.'."""
     return initial_text if "{}" in initial_text else initial_text + " {}."
 
 
 def words_before(initial_text: str) -> str:
-    """The words of the class sentence before the name, from which learned tokens start."""
+    """The words of the class sentence before the name, which initialise the learned tokens."""
     before, place, _ = initial_text.partition("{}")
     return before.rstrip() if place else before
 
 
 def full_stop(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The id of a full stop as it follows a word, where alone it may be another token; none if they are dropped."""
+    """The id of a full stop after a word (alone it may be another token); none if the tokenizer drops it."""
     ids = word_ids(tokenizer, f"{PLACEHOLDER}.")
     return [] if ids == word_ids(tokenizer, PLACEHOLDER) else ids[-1:]
 
@@ -174,10 +173,10 @@ def class_sentences(
     prompt_length: int,
     encoder: DualEncoder,
 ) -> Sentences:
-    """The sentence of every class, as `class_template` has it -> ids (c, longest), ends (c,).
+    """Every class's sentence, from `class_template` -> ids (c, longest), ends (c,).
 
-    Without initial text, `prompt_length` placeholder tokens stand for it. Raises ValueError for names that are empty,
-    double or do not fit, and where the first `prompt_length` tokens are not those of the words before the name.
+    Without initial text, `prompt_length` placeholder tokens replace it. Raises ValueError for names that are empty,
+    repeated or too long, and if the first `prompt_length` tokens are not tokens of the words before the name.
     """
     check_class_names(names)
     context = encoder.shape()["context_length"]
@@ -192,10 +191,10 @@ def class_sentences(
         _check_place(tokenizer, initial_text, prompt_length, names, ids[:, encoder.prefix :].tolist())
         return ids, ends
     ids, ends = tokenize(tokenizer, [f"{name}." for name in names], encoder, names, prompt_length)
-    # By id: a tokenizer may make more than one token of a placeholder's letter.
+    # By id: a tokenizer may split a placeholder's letter into several tokens.
     placeholder = ids.new_tensor(word_ids(tokenizer, PLACEHOLDER)[:1]).expand(len(ids), prompt_length)
     before, after = ids[:, : encoder.prefix], ids[:, encoder.prefix :]
-    longer = torch.cat([before, placeholder, after], dim=1)  # (c, t + n), of which padding alone is beyond the context
+    longer = torch.cat([before, placeholder, after], dim=1)  # (c, t + n); only padding exceeds the context
     return longer[:, :context], ends + prompt_length
 
 
@@ -206,21 +205,21 @@ def _check_place(
     names: Sequence[str],
     rows: list[list[int]],
 ) -> None:
-    """Raises ValueError where learned tokens would take the place of a part of the name, in sentences behind BOS."""
+    """Raises ValueError if learned tokens would replace a part of the name, in sentences after BOS."""
     words = word_ids(tokenizer, words_before(initial_text))[:prompt_length]
     for name, row in zip(names, rows, strict=True):
         if row[: len(words)] != words:
             raise ValueError(
-                f"`initial_text`={initial_text!r}: the tokenizer makes one token of words before {{}} and of the class "
-                f"name {name!r}, so that learned tokens would take the place of both; put a space before {{}}, or use "
-                "fewer learned tokens."
+                f"`initial_text`={initial_text!r}: the tokenizer merges words before {{}} and the class name {name!r} "
+                "into one token, so learned tokens would replace both; put a space before {}, or use fewer learned "
+                "tokens."
             )
 
 
 def initial_prompts(
     tokenizer: PreTrainedTokenizerBase, encoder: DualEncoder, initial_text: str | None, prompt_length: int
 ) -> torch.Tensor:
-    """Where learned tokens start: E of the first `prompt_length` words before the name, or N(0, 0.02). -> (n, d_t)."""
+    """Initial learned tokens: E of the first `prompt_length` words before the name, or N(0, 0.02). -> (n, d_t)."""
     device = encoder.model.device
     if initial_text is None:
         return torch.empty(prompt_length, encoder.shape()["text_width"], device=device).normal_(std=0.02)
@@ -228,7 +227,7 @@ def initial_prompts(
     if len(ids) < prompt_length:
         before = " before {}" if "{}" in initial_text else ""
         raise ValueError(
-            f"`initial_text`={initial_text!r} has {len(ids)} tokens{before} but `prompt_length`={prompt_length} are to "
+            f"`initial_text`={initial_text!r} has {len(ids)} tokens{before} but `prompt_length`={prompt_length} must "
             "start from it; use a longer text, fewer tokens, or initial_text=None."
         )
     return encoder.words()[torch.tensor(ids[:prompt_length], device=device)].detach().float()

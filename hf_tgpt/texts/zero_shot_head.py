@@ -1,4 +1,4 @@
-"""The text features of classes by sentences about them, as zero-shot classification reads them."""
+"""The classes' text features from sentences about them, for zero-shot classification."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def zero_shot_head(
 ) -> torch.Tensor:
     """Unit text features of the classes, averaged over sentences after encoding -> (c, d).
 
-    Features are at unit length before they are averaged, unless `normalize_each` is off.
+    Features are normalised before they are averaged, unless `normalize_each` is off.
 
     `templates` are sentences with {} for the class name, or {class name: [sentences about it]}, as
-    `hf_tgpt.data.read_class_descriptions` reads; the latter are cut where they are longer than the context.
+    `hf_tgpt.data.read_class_descriptions` reads; the latter are cut if they are longer than the context.
 
     Source: Radford et al., ICML 2021, section 3.1.4; per class: CuPL (Pratt et al., ICCV 2023, section 3).
 

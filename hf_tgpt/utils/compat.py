@@ -1,6 +1,6 @@
-"""What differs between versions of the libraries; no other file asks for a version.
+"""What differs between versions of the libraries; no other file checks a version.
 
-Each entry names the release that made it needed; it can go when `pyproject.toml` asks for that one.
+Each entry names the release that made it unnecessary; it can go once `pyproject.toml` requires that release.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ def before(library: str, release: str) -> bool:
     return Version(metadata.version(library)) < Version(release)
 
 
-# Asked in every forward, which torch.compile follows.
+# Called in every forward, which torch.compile traces.
 _TRANSFORMERS_4, _BEFORE_5_24 = before("transformers", "5"), before("transformers", "5.24")
 
 
 def pil_image_processor(name: str = "CLIPImageProcessor") -> Any:
-    """An image processor that works with PIL, CLIP's where there is none of that name, which old files have.
-    transformers 5 gave these names of their own."""
+    """An image processor that works with PIL, or CLIP's if there is none of that name, as in old files. transformers 5
+    gave these their own names.
+    """
     import transformers
 
     suffix = "" if _TRANSFORMERS_4 else "Pil"
@@ -35,8 +36,9 @@ def pil_image_processor(name: str = "CLIPImageProcessor") -> Any:
 
 
 def causal_mask(config: Any, hidden: Any) -> Any:
-    """What each token of hidden states (s, t, d) sees. Before transformers 5 layers know no flag for it; 5.24 calls the
-    cache, of which there is none, by another name."""
+    """The causal mask for hidden states (s, t, d). Before transformers 5 layers have no flag for it; 5.24 renamed the
+    argument for the cache, which is not used here.
+    """
     if _TRANSFORMERS_4:
         import torch
 
@@ -48,8 +50,9 @@ def causal_mask(config: Any, hidden: Any) -> Any:
 
 
 def padding_mask(config: Any, hidden: Any, is_word: Any) -> Any:
-    """What each token of hidden states (s, t, d) sees: the words, `is_word` (s, t). Before transformers 5 there is no
-    function for it."""
+    """The mask by which tokens of hidden states (s, t, d) attend only to words, `is_word` (s, t). Before transformers 5
+    there is no function for it.
+    """
     if _TRANSFORMERS_4:
         import torch
 
@@ -60,8 +63,9 @@ def padding_mask(config: Any, hidden: Any, is_word: Any) -> Any:
 
 
 def encoder_layer(layer: Any, causal: bool) -> Any:
-    """A layer of a tower, from hidden states and a mask to hidden states. Before transformers 5 it gives a tuple, and
-    takes one mask, two, of which the last is the causal one, or none."""
+    """A tower's layer, from hidden states and a mask to hidden states. Before transformers 5 it returns a tuple, and
+    takes no mask, one, or two, of which the last is causal.
+    """
     if not _TRANSFORMERS_4:
         return partial(layer, is_causal=True) if causal else layer
     masks = [name for name in inspect.signature(layer.forward).parameters if name.endswith("attention_mask")]
@@ -69,7 +73,7 @@ def encoder_layer(layer: Any, causal: bool) -> Any:
 
 
 def features_output(features: Any) -> Any:
-    """The answer to a model's `get_text_features` or `get_image_features`. Before transformers 5 it is a tensor."""
+    """The output of a model's `get_text_features` or `get_image_features`. Before transformers 5 it is a tensor."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     return features if _TRANSFORMERS_4 else BaseModelOutputWithPooling(pooler_output=features)
@@ -97,7 +101,7 @@ def spelled(kind: Any) -> Any:
 
 
 def strict(dataclass: Any) -> Any:
-    """huggingface_hub's. Before 1.0 it takes a type neither as a string nor as `X | Y`."""
+    """huggingface_hub's. Before 1.0 it accepts types neither as strings nor as `X | Y`."""
     from huggingface_hub.dataclasses import strict
 
     if before("huggingface_hub", "1.0"):

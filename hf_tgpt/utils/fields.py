@@ -1,7 +1,7 @@
 """Dataclasses whose fields have a help text and are checked whenever they are set.
 
 The check is `huggingface_hub.dataclasses.strict`; here its errors become ValueErrors in this package's words, and a
-field keeps its value where a new one is refused.
+field keeps its value if a new one is refused.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _Class = TypeVar("_Class")
 
 
 def documented(default: Any, help: str, *checks: Check) -> Any:
-    """A field with its help. A list as default is copied for each object; a check raises ValueError with the remedy."""
+    """A field with its help. A default list is copied for each object; a check raises ValueError with the remedy."""
     metadata = {"help": help, "validator": list(checks)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -32,7 +32,7 @@ def documented(default: Any, help: str, *checks: Check) -> Any:
 
 
 def at_least(least: float, remedy: str = "") -> Check:
-    """A check for numbers from `least` on; None is always allowed where the type allows it."""
+    """A check for numbers from `least` upwards; None is allowed wherever the type allows it."""
 
     def check(value: float | None) -> None:
         if value is not None and not value >= least:
@@ -97,7 +97,7 @@ _NOTES = {"peft_type", "peft_version", "hf_tgpt_version", "base_model_dimensions
 
 
 def _changed(config: Any) -> dict[str, str]:
-    """The fields that differ from their defaults, as they are typed; long lists are shortened."""
+    """The fields that differ from their defaults, as a user would type them; long lists are shortened."""
     shown = {}
     for field in dataclasses.fields(config):
         value, default = getattr(config, field.name), field.default
@@ -151,7 +151,7 @@ def checked(cls: type[_Class]) -> type[_Class]:
 
 
 def _remedy(field: dataclasses.Field, value: Any, error: Exception) -> str:
-    """The message of the field's own check for a value, or that its type is wrong."""
+    """The message of the field's own check for a value, or of a wrong type."""
     if isinstance(error.__cause__, TypeError):
         for check in field.metadata.get("validator", ()):
             try:
@@ -166,8 +166,8 @@ def _remedy(field: dataclasses.Field, value: Any, error: Exception) -> str:
 
 
 def _converted(value: Any, kind: Any) -> Any:
-    """What Python users and JSON write for a field: a whole number for a float, any sequence or array for a list, a
-    number of numpy's, a path for a name.
+    """Converts what Python users and JSON write for a field: a whole number for a float, any sequence or array for a
+    list, a NumPy number, a path for a name.
     """
     kinds = {typing.get_origin(part) or part for part in (*typing.get_args(kind), kind)}
     if isinstance(value, np.generic):

@@ -1,4 +1,4 @@
-"""Text, JSON and digests of files: damaged ones are named, and what is written appears whole or not at all."""
+"""Text, JSON and digests of files: errors name damaged files, and what is written appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def read_json(file: str | os.PathLike) -> Any:
 
 
 def parse_json(text: str | bytes, place: str) -> Any:
-    """The JSON value in `text`; `place` is what the ValueError for anything else names."""
+    """The JSON value in `text`; the ValueError for anything else names `place`."""
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         content = json.loads(text)
-        if _SURROGATE.search(text):  # halves of a character, which JSON may write and no file or tokenizer takes
+        if _SURROGATE.search(text):  # halves of a character, which JSON may contain but no file or tokenizer accepts
             json.dumps(content, ensure_ascii=False).encode()
         return content
     except (ValueError, RecursionError) as error:
@@ -50,18 +50,18 @@ def parse_json(text: str | bytes, place: str) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes JSON, whole or not at all, with the names of all languages as people read them."""
+    """Writes JSON, whole or not at all, with text in any language unescaped."""
     temporary = Path(path).with_suffix(".tmp")
     text = json.dumps(content, indent=2, ensure_ascii=False)
     try:
         temporary.write_text(text + "\n", encoding="utf-8")
-    except UnicodeEncodeError:  # the path of a file whose name is no UTF-8
+    except UnicodeEncodeError:  # the path of a file whose name is not UTF-8
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     put_in_place(temporary, Path(path))
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Renames a file or folder once its content is on the disk; a file that is there already is replaced."""
+    """Renames a file or folder once its content is on disk; replaces an existing file."""
     for file in (temporary, *temporary.rglob("*")):
         if file.is_file():
             with file.open("rb") as stream:

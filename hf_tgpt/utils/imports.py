@@ -20,7 +20,7 @@ def when_imported(name: str, then: Callable[[], None]) -> None:
 
 
 class _Watch(MetaPathFinder):
-    """Finds one package as Python would, and has it loaded by a loader that calls back."""
+    """Finds one package as Python would, and gives it a loader that calls back."""
 
     def __init__(self, name: str, then: Callable[[], None]):
         self.name, self.then = name, then
@@ -30,11 +30,11 @@ class _Watch(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)  # or it would find itself
+        sys.meta_path.remove(self)  # otherwise it would find itself
         try:
             spec = find_spec(fullname)
         finally:
-            sys.meta_path.insert(0, self)  # a caller may only ask whether there is such a package
+            sys.meta_path.insert(0, self)  # a caller may only check whether there is such a package
         if spec is not None and spec.loader is not None:
             spec.loader = _CallingBack(spec.loader, self)
         return spec
@@ -57,7 +57,7 @@ class _CallingBack(Loader):
 
 
 def missing(package: str, name: str, known: Iterable[str]) -> str:
-    """The message that a package lacks a name, with the nearest that it has; case and underscores do not count."""
+    """The message that a package lacks a name, with the nearest one that it has; ignores case and underscores."""
     by_letters = {_letters(other): other for other in known}
     near = difflib.get_close_matches(_letters(name), by_letters, n=1, cutoff=0.8)
     return f"module {package!r} has no attribute {name!r}" + (f"; did you mean {by_letters[near[0]]}?" if near else "")
@@ -68,10 +68,10 @@ def _letters(name: str) -> str:
 
 
 class SuggestNames(MetaPathFinder):
-    """Has `from package import Name` raise an ImportError that suggests the nearest name that the package has.
+    """Makes `from package import Name` raise an ImportError that suggests the nearest name in the package.
 
-    Python replaces the message of a module's AttributeError there, but before that it looks for a submodule of this
-    name. This finder has to be the last one, so that it is asked about nothing that there is.
+    Python replaces the message of a module's AttributeError there, but first looks for a submodule of this name. This
+    finder must be the last one, so that it is only called for names that do not exist.
     """
 
     def __init__(self, package: str, known: Iterable[str]):

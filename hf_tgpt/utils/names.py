@@ -1,4 +1,4 @@
-"""Names of classes and of base models: which are valid, and what a name means on another machine."""
+"""Names of classes and base models: which are valid, and what a name means on another machine."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import TypeVar
 
 # The toy CLIP made by examples/pretrain_tiny_clip.py; it is trained on the toy world only.
 TOY_CLIP = Path(__file__).parents[1] / "assets" / "tiny-clip"
-# Its name in files, because its folder differs between machines, and for people.
+# Its name in files, because its folder differs between machines, and for display.
 TOY_NAME = "hf-tgpt-toy-clip"
 TOY = "toy"
 _Name = TypeVar("_Name", str, str | None)
 
 
 def is_toy_clip(name: str | None) -> bool:
-    """Whether a base model's name leads to the toy CLIP of this package."""
+    """Whether a base model's name means the toy CLIP of this package."""
     return bool(name) and (name == TOY_NAME or Path(str(name)).resolve() == TOY_CLIP.resolve())
 
 
 def name_in_files(name: str | None) -> str | None:
-    """What a file calls a base model: the toy CLIP by its name, a folder by its whole path, which leads there from
-    wherever the file is read, and all others as they are called here.
+    """A base model's name in a file: the toy CLIP's name, a folder's absolute path, which is valid wherever the file is
+    read, and any other name unchanged.
     """
     if is_toy_clip(name):
         return TOY_NAME
@@ -36,7 +36,7 @@ def name_here(name: _Name) -> _Name:
 
 
 def public_name(name: str | None) -> str | None:
-    """A Hub id; None for a path, which means nothing to anybody else, and for the toy CLIP."""
+    """A Hub id; None for a path, which is meaningless elsewhere, and for the toy CLIP."""
     return name if name and name.count("/") == 1 and not os.path.exists(name) and ":" not in name else None
 
 
@@ -46,7 +46,7 @@ def composed(name: str) -> str:
 
 
 def in_a_line(names: Iterable[str]) -> str:
-    """Names beside each other; those read from right to left are isolated, so as not to reorder their neighbours."""
+    """Names in a row; those read from right to left are isolated, so that they do not reorder their neighbours."""
     other_way = {"R", "AL", "RLE", "RLO", "RLI"}
     return ", ".join(
         f"\u2068{name}\u2069" if other_way & set(map(unicodedata.bidirectional, name)) else name for name in names
@@ -66,11 +66,11 @@ def check_class_names(class_names: Sequence[str] | None) -> None:
             raise ValueError(f"`class_names[{label}]`={name!r} is not a name; give every class a word or more.")
     first_label: dict[str, int] = {}
     for label, name in enumerate(class_names):
-        text = " ".join(composed(name).lower().split())  # CLIP's tokenizer sees no case and no spaces
+        text = " ".join(composed(name).lower().split())  # CLIP's tokenizer ignores case and spaces
         if text in first_label:
             raise ValueError(
-                f"`class_names` holds {name!r} twice, as labels {first_label[text]} and {label}; two classes of one "
-                "name cannot be told apart by text, rename one."
+                f"`class_names` holds {name!r} twice, as labels {first_label[text]} and {label}; two classes with "
+                "the same name cannot be told apart by text; rename one."
             )
         first_label[text] = label
 

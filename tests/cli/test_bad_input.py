@@ -169,7 +169,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(reader, load_clip, cl
     content = json.loads((tmp_path / "clip" / "tokenizer.json").read_text())
     content["model"]["vocab"]["extra"] = len(content["model"]["vocab"])
     (tmp_path / "clip" / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="has 91 tokens but the text tower knows 90"):
+    with pytest.raises(ValueError, match="has 91 tokens but the text tower has 90"):
         get_peft_model(load_clip(), reader.config(tokenizer_name_or_path=str(tmp_path / "clip")))
 
 

@@ -67,7 +67,7 @@ def test_learned_tokens_start_from_the_words_before_the_name_and_never_take_its_
     assert torch.equal(start, encoder_of(model.get_base_model()).words()[words])
     with pytest.raises(ValueError, match="has 0 tokens"):
         build("{}的照片。")
-    with pytest.raises(ValueError, match=r"one token of words before \{\} and of the class name 'at'"):
+    with pytest.raises(ValueError, match=r"merges words before \{\} and the class name 'at' into one token"):
         build("photo of c{}", names=["at", "cat"])  # "cat" is one token
 
 
@@ -96,7 +96,9 @@ def test_names_that_are_the_same_tokens_are_refused(method, shape, names, load_c
 
 @pytest.mark.parametrize("method", ["coop", "gda", "zero_shot"])
 def test_two_names_that_the_tokenizer_does_not_know_are_told(method, load_clip):
-    with pytest.warns(UserWarning, match="does not know the class names 'ขนม' and 'ร้าน' and reads the same of both"):
+    with pytest.warns(
+        UserWarning, match="does not know the class names 'ขนม' and 'ร้าน' and makes the same tokens of both"
+    ):
         config_class(method)(class_names=["ขนม", "cat", "ร้าน"]).build(load_clip("chinese_clip"))
 
 

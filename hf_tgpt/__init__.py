@@ -1,4 +1,4 @@
-"""Few-shot learning with CLIP as PEFT adapters. Importing this package makes its methods known to PEFT.
+"""Few-shot learning with CLIP as PEFT adapters. Importing this package registers its methods with PEFT.
 
 Names are imported when they are first used, and methods are registered when PEFT itself is imported, so that
 `import hf_tgpt` waits for neither.
@@ -103,7 +103,7 @@ _NAMES = {
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 _FOLDERS = ("adapters", "cli", "data", "encoders", "evaluation", "hub", "inference", "methods", "texts", "training")
-__all__ = ["__version__", *sorted(_MODULES)]  # a test holds it against the imports above
+__all__ = ["__version__", *sorted(_MODULES)]  # a test compares it with the imports above
 
 
 def __getattr__(name: str) -> Any:
@@ -119,7 +119,7 @@ def __dir__() -> list[str]:
 
 
 def _tell_peft() -> None:
-    """Registers the methods, and has PEFT publish adapters of this package and write their cards by its own means."""
+    """Registers the methods, and makes PEFT use this package's code to publish adapters and write their cards."""
     from . import methods as methods  # importing a method registers it
     from .adapters import peft_hooks
     from .hub.card import replace_empty_card

@@ -1,4 +1,4 @@
-"""Which dual encoders there are, and how prompts go through one."""
+"""The supported dual encoders, and how prompts go through them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def encoder_of(model: Any) -> DualEncoder:
     name = model_class_of(model_type)
     if name is None or not isinstance(model, getattr(transformers, name)):
         raise ValueError(
-            f"The base model is a {type(model).__name__}; prompt learning needs a model of transformers with both "
+            f"The base model is a {type(model).__name__}; prompt learning needs a transformers model with both "
             f"towers, one of {families()}: CLIPModel.from_pretrained(...){naflex_remedy(model_type)}."
         )
     return FAMILIES.get(model_type, FeaturesOnly)(model)
 
 
 def model_class_of(model_type: str) -> str | None:
-    """The class of transformers that works here for a `config.model_type`; None if there is none."""
+    """The supported transformers class for a `config.model_type`; None if there is none."""
     family = FAMILIES.get(model_type)
     return other_model_class(model_type) if family is None else family.model_class
 
@@ -46,7 +46,7 @@ def families() -> str:
 
 
 def check_takes_prompts(encoder: DualEncoder, method: str) -> None:
-    """Raises ValueError for a method with prompts on a model that is known by its features alone."""
+    """Raises ValueError for a method with prompts on a model of which only the features can be used."""
     if not encoder.takes_prompts:
         raise ValueError(
             f"{method} puts prompts into the layers of the towers, which works on {families()}, and the base model is "

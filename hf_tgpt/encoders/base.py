@@ -1,6 +1,6 @@
-"""What prompt learning needs of a dual encoder of transformers. The only folder that reads a model's attributes.
+"""What prompt learning needs of a transformers dual encoder. Only this folder reads a model's attributes.
 
-`DualEncoder` gives CLIP's answers; a family of encoders is a subclass, in a file of its own, of what differs.
+`DualEncoder` implements CLIP; a family of encoders is a subclass, in its own file, that overrides what differs.
 
 Letters: b images, s sentences, t text tokens, p vision tokens (class token and patches), v words of the vocabulary,
 d_t text width, d_v vision width, d joint (projection) width.
@@ -24,44 +24,44 @@ Layer = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]  # hidden st
 
 
 class DualEncoder:
-    """Two towers and how tokens go through them, with CLIP's answers.
+    """Two towers and how tokens go through them, as in CLIP.
 
-    An object is a view of `model` that holds no state of it: `encoder_of(model)` makes one whenever it is needed.
+    An object is a view of `model` without its own state: `encoder_of(model)` makes one whenever it is needed.
     """
 
-    # transformers' names: of `config.model_type`, of the model, of its vision tower alone, of the entry of that one's
-    # output which is the image features, and of the image processor.
+    # transformers' names: `config.model_type`, the model's class, the vision tower's class, the entry of the vision
+    # tower's output with the image features, and the image processor's class.
     model_type: ClassVar[str]
     model_class: ClassVar[str]
     vision_class: ClassVar[str]
     vision_output: ClassVar[str] = "image_embeds"
     image_processor: ClassVar[str] = "CLIPImageProcessor"
-    # What its tokenizer makes of a text beside `input_ids` and `attention_mask`, which says nothing of one sentence.
+    # The tokenizer's outputs beside `input_ids` and `attention_mask` that carry no information for one sentence.
     tokenizer_extras: ClassVar[frozenset[str]] = frozenset()
     # The linear layers that make queries, keys and values, in both towers.
     attention_inputs: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj")
-    # Whether prompts can enter its layers; else it is called as it is, for its features alone.
+    # Whether prompts can enter its layers; otherwise only its features are used.
     takes_prompts: ClassVar[bool] = True
-    # Whether it is trained to give each pair of picture and text a probability of its own, the sigmoid of its logit.
+    # Whether it is trained to give each pair of picture and text its own probability, the sigmoid of its logit.
     sigmoid: ClassVar[bool] = False
     # Tokens before the first word of a sentence (BOS).
     prefix: ClassVar[int] = 1
-    # Whether a token sees the tokens before it alone, so that sentences may be cut behind their end and packed.
+    # Whether a token attends only to itself and the tokens before it, so that sentences may be cut and packed.
     causal: ClassVar[bool] = True
-    # Whether padding is read like words, so that every sentence is to be as long as the context.
+    # Whether padding is read like words, so that every sentence must be as long as the context.
     fills_context: ClassVar[bool] = False
     # Image tokens before the patches (CLS).
     class_tokens: ClassVar[int] = 1
 
     def __init__(self, model: transformers.PreTrainedModel):
         self.model = model
-        # Called before each layer of the image tower with its number and the hidden states that go into it.
+        # Called before each layer of the image tower with its number and its input, the hidden states.
         self.on_image_layer: Callable[[int, torch.Tensor], None] | None = None
 
     # The model as a whole ---------------------------------------------------------------------------------------------
 
     def shape(self) -> dict[str, int]:
-        """What an adapter depends on: it fits another model exactly when all of these agree."""
+        """The sizes that an adapter depends on: it fits another model if and only if all of these agree."""
         text, vision = self.model.config.text_config, self.model.config.vision_config
         return {
             "text_width": text.hidden_size,
@@ -89,15 +89,15 @@ class DualEncoder:
         return self.model.logit_scale.exp()
 
     def scale(self, cosines: torch.Tensor) -> torch.Tensor:
-        """Logits of cosines (b, s), as the model itself makes them."""
+        """Logits from cosines (b, s), as the model itself computes them."""
         return self.logit_scale() * cosines
 
     def projections(self) -> tuple[Any, Any]:
-        """The last layers of both towers, whose weights tell one trained model from another."""
+        """The last layers of both towers, whose weights distinguish one trained model from another."""
         return self.model.text_projection, self.model.visual_projection
 
     def use_eager_attention(self) -> None:
-        """Switches the model's attention to its plain operations, which every exporter knows."""
+        """Switches the model's attention to plain operations, which every exporter supports."""
         self.model.set_attn_implementation("eager")
 
     def output(
@@ -108,7 +108,7 @@ class DualEncoder:
         return_loss: bool,
         **parts: Any,
     ) -> transformers.utils.ModelOutput:
-        """The answer to the model's own call, from logits (b, s) and unit features."""
+        """The output of the model's own call, from logits (b, s) and unit features."""
         loss = self.contrastive_loss(logits) if return_loss else None
         return self.output_class()(
             loss=loss,
@@ -120,12 +120,12 @@ class DualEncoder:
         )
 
     def contrastive_loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the model is trained with, of logits (b, b) of pictures and their texts."""
+        """The model's own training loss, from logits (b, b) of pictures and their texts."""
         pairs = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits.T, pairs) + F.cross_entropy(logits, pairs)) / 2
 
     def output_class(self) -> type[transformers.utils.ModelOutput]:
-        """The class of the answer to the model's own call, which transformers keeps beside the model's."""
+        """The class of the model's output, which transformers defines beside the model's class."""
         plain = getattr(transformers, self.model_class)
         return getattr(sys.modules[plain.__module__], f"{self.model_class.removesuffix('Model')}Output")
 
@@ -138,7 +138,7 @@ class DualEncoder:
     def ends(self, input_ids: torch.Tensor, end_token: int | None = None) -> torch.Tensor:
         """Where each sentence ends, its first EOS: input_ids (s, t) -> (s,).
 
-        `end_token` is the tokenizer's EOS, for a family whose models do not tell theirs.
+        `end_token` is the tokenizer's EOS, for a family whose models do not define theirs.
         """
         return (input_ids == self.model.config.text_config.eos_token_id).int().argmax(dim=-1)
 
@@ -148,7 +148,7 @@ class DualEncoder:
         return (places * (input_ids != self.model.config.text_config.pad_token_id)).amax(dim=-1)
 
     def reading_places(self, ends: torch.Tensor, length: int) -> torch.Tensor:
-        """Where sentences of `length` tokens that end at `ends` (s,) are read, (s,): at their end."""
+        """The positions (s,) at which sentences of `length` tokens with ends (s,) are read: their ends."""
         return ends
 
     def text_parameters(self) -> Iterator[nn.Parameter]:
@@ -157,19 +157,19 @@ class DualEncoder:
         yield from self.model.text_projection.parameters()
 
     def text_is_random(self) -> bool:
-        """Whether the text tower in training gives another answer each time."""
+        """Whether the text tower's output varies in training, as with dropout."""
         return self.model.config.text_config.attention_dropout > 0
 
     def text_takes_masks(self) -> bool:
-        """Whether its attention takes a mask of any form, as packed sentences need; flash attention does not."""
+        """Whether its attention takes arbitrary masks, as packed sentences need; flash attention does not."""
         return self.model.text_model.config._attn_implementation in ("sdpa", "eager")
 
     def text_mask(self, hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor | None:
-        """What each token of hidden states (s, t, d_t) sees, of sentences that end at `ends` (s,)."""
+        """The attention mask for hidden states (s, t, d_t) of sentences that end at `ends` (s,)."""
         return causal_mask(self.model.text_model.config, hidden)
 
     def packed_mask(self, sees: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Whether a place sees another (r, 1, l, l) as the mask that the tower's attention takes."""
+        """Which places attend to which, (r, 1, l, l), as the mask that the tower's attention takes."""
         if self.model.text_model.config._attn_implementation != "eager":
             return sees
         return torch.zeros_like(sees, dtype=hidden.dtype).masked_fill(~sees, torch.finfo(hidden.dtype).min)
@@ -202,12 +202,12 @@ class DualEncoder:
         raise NotImplementedError
 
     def patch_rows(self) -> int:
-        """How many rows, and columns, of patches a picture of the model's size has."""
+        """The number of rows, and of columns, of patches in a picture of the model's size."""
         shape = self.shape()
         return shape["image_size"] // shape["patch_size"]
 
     def vision_settings(self) -> dict[str, Any]:
-        """The settings that image features rest on beside the weights."""
+        """The settings, beside the weights, that image features depend on."""
         return self.model.config.vision_config.to_diff_dict()
 
     def enter_image(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
@@ -220,13 +220,13 @@ class DualEncoder:
         if not interpolate_pos_encoding and tuple(pixel_values.shape[-2:]) != (size, size):
             height, width = pixel_values.shape[-2:]
             raise ValueError(
-                f"`pixel_values` holds pictures of {height}x{width} pixels but this model takes {size}x{size}; resize "
+                f"`pixel_values` has pictures of {height}x{width} pixels but this model takes {size}x{size}; resize "
                 "them with the model's own image processor or pass interpolate_pos_encoding=True."
             )
         return vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
 
     def after_prompts(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What comes between the place where prompts enter and the first layer: (b, p + n, d_v) -> the same shape."""
+        """What happens between the entry of prompts and the first layer: (b, p + n, d_v) -> the same shape."""
         return self.model.vision_model.pre_layrnorm(hidden)
 
     def image_layers(self) -> list[Layer]:
@@ -234,7 +234,7 @@ class DualEncoder:
         return [encoder_layer(layer, causal=False) for layer in self.model.vision_model.encoder.layers]
 
     def normalize_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The norm that image tokens pass before the projection, where they are read: (..., d_v) -> (..., d_v)."""
+        """The norm of image tokens before the projection: (..., d_v) -> (..., d_v)."""
         return self.model.vision_model.post_layernorm(tokens)
 
     def project_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -246,7 +246,7 @@ class DualEncoder:
         return self.project_tokens(self.normalize_tokens(tokens[:, 0]))
 
     def vision_tower(self, class_names: Sequence[str]) -> transformers.PreTrainedModel:
-        """A copy of the image tower alone, with its projection: a plain model of transformers with these labels."""
+        """A copy of only the image tower, with its projection: a plain transformers model with these labels."""
         config = self.labelled(class_names)
         config.projection_dim = self.projection_width()
         tower = getattr(transformers, self.vision_class)(config).to(self.dtype)
@@ -262,7 +262,7 @@ class DualEncoder:
         return config
 
     def image_attention(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """What tokens look at in a layer that takes hidden states (b, p, d_v): (b, heads, p, p), rows that sum to 1."""
+        """The attention of tokens in a layer with input (b, p, d_v): (b, heads, p, p), rows that sum to 1."""
         block = self.model.vision_model.encoder.layers[layer]
         attention, hidden = block.self_attn, block.layer_norm1(hidden)
         heads = (*hidden.shape[:-1], -1, attention.head_dim)
@@ -271,5 +271,5 @@ class DualEncoder:
         return (attention.scale * queries @ keys.transpose(-1, -2)).softmax(-1, dtype=torch.float32)
 
     def feature_attention(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """What the token that becomes the image feature looks at, as in `image_attention`: (b, heads, p)."""
+        """The attention of the token that becomes the image feature, as in `image_attention`: (b, heads, p)."""
         return self.image_attention(layer, hidden)[:, :, 0]

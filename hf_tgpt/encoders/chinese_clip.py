@@ -1,6 +1,6 @@
 """Chinese-CLIP: Yang et al., Chinese CLIP: Contrastive Vision-Language Pretraining in Chinese, 2022, arXiv 2211.01335.
 
-CLIP's image tower beside a BERT, whose tokens see each other but no padding, and whose first token, CLS, is read.
+CLIP's image tower and a BERT, whose tokens attend to each other but not to padding; the first token, CLS, is read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .base import DualEncoder, Layer
 
 
 class ChineseCLIP(DualEncoder):
-    """transformers' ChineseCLIPModel. Its image tower alone, with the projection, is CLIP's own class."""
+    """transformers' ChineseCLIPModel. CLIP's own class serves as its image tower with the projection."""
 
     model_type = "chinese_clip"
     model_class = "ChineseCLIPModel"

@@ -1,4 +1,4 @@
-"""Any number of sentences with the activations of one chunk held at a time."""
+"""Encodes any number of sentences while keeping only one chunk's activations."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-# Own tokens of sentences in a chunk: in ViT-B/16's text tower about 0.5 GB of activations in float32.
+# The sentences' own tokens in a chunk: about 0.5 GB of activations in ViT-B/16's text tower and float32.
 CHUNK_TOKENS = 1024
 
 
 def chunks(ends: torch.Tensor, shared: int, size: int | None = None, tokens: int = CHUNK_TOKENS) -> list[slice]:
-    """Sentences that end at `ends` (s,) in slices of `size`, or of about so many `tokens` beside the `shared` ones.
+    """Sentences that end at `ends` (s,) in slices of `size`, or of about `tokens` tokens beside the `shared` ones.
 
-    The first is what is left over: the last one, which `in_chunks` need not compute twice, is to be a whole one.
+    The first slice is the remainder: the last, which `in_chunks` need not compute twice, should be a full one.
     """
     count = len(ends)
     if size is None:
@@ -27,10 +27,11 @@ def chunks(ends: torch.Tensor, shared: int, size: int | None = None, tokens: int
 def in_chunks(
     encode: Callable[[Any], torch.Tensor], parts: Sequence[Any], weights: Iterable[torch.Tensor]
 ) -> torch.Tensor:
-    """The rows that `encode(part)` gives, of all parts; `weights` are all tensors that it may take gradients of.
+    """The rows of `encode(part)` for all parts; `weights` are all tensors that may get gradients from it.
 
     Exact: in training the activations are dropped and computed again in the backward pass, at the price of a second
-    forward pass. The last part, whose backward pass comes first, keeps its own; so one part alone costs nothing more.
+    forward pass. The last part, whose backward pass comes first, keeps its activations, so a single part costs nothing
+    extra.
     """
     trained = [weight for weight in weights if weight.requires_grad]
     if len(parts) == 1 or not trained or not torch.is_grad_enabled():
@@ -46,9 +47,9 @@ def _recomputed(
 
 
 class _Recomputed(torch.autograd.Function):
-    """One node for all parts. With `torch.utils.checkpoint` around each part, what little each leaves behind on the
-    heap lies between the large blocks and keeps them from being used again: with glibc's malloc, memory then grows with
-    the number of parts all the same, to several times the activations of one.
+    """One node for all parts. With `torch.utils.checkpoint` around each part, the little that each leaves on the heap
+    lies between the large blocks and prevents their reuse: with glibc's malloc, memory then grows with the number of
+    parts, to several times the activations of one.
     """
 
     @staticmethod
@@ -60,7 +61,10 @@ class _Recomputed(torch.autograd.Function):
         ctx.autocast = dict(
             device_type=device, enabled=torch.is_autocast_enabled(device), dtype=torch.get_autocast_dtype(device)
         )
-        ctx.random = torch.get_rng_state(), *get_device_states(*weights)  # so that dropout drops the same again
+        ctx.random = (
+            torch.get_rng_state(),
+            *get_device_states(*weights),
+        )  # so that dropout drops the same elements again
         ctx.save_for_backward(*weights)
         return torch.cat([encode(part) for part in parts])
 

@@ -6,7 +6,7 @@ import torch
 
 from .base import DualEncoder
 
-# OpenAI's first configs carry this `eos_token_id` by mistake; for them CLIP reads at the highest id, which is EOS.
+# OpenAI's first configs have this `eos_token_id` by mistake; with them CLIP reads at the highest id, which is EOS.
 _LEGACY_EOS = 2
 
 
@@ -18,7 +18,7 @@ class CLIP(DualEncoder):
     vision_class = "CLIPVisionModelWithProjection"
 
     def ends(self, input_ids: torch.Tensor, end_token: int | None = None) -> torch.Tensor:
-        """The first EOS, or the highest id where the config's EOS is the legacy one."""
+        """The first EOS, or the highest id if the config's EOS is the legacy one."""
         if self.model.config.text_config.eos_token_id == _LEGACY_EOS:
             return input_ids.argmax(dim=-1)
         return super().ends(input_ids)

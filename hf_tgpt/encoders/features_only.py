@@ -1,7 +1,7 @@
 """Any other model that transformers lists for zero-shot image classification: ALIGN, AltCLIP, BLIP, CLIPSeg, ...
 
-Its towers are called as they are, by `get_image_features` and `get_text_features`. So it takes the methods that work on
-features, and no prompts.
+Its towers are called through `get_image_features` and `get_text_features`, so it supports the methods that work on
+features, but no prompts.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLA
 
 from .base import DualEncoder
 
-# SigLIP 2 for pictures of any shape: its pixel values are patches, which need a mask and their number beside them.
+# SigLIP 2 for pictures of any shape: its pixel values are patches, which also need a mask and their number.
 NAFLEX = "siglip2"
 _FEATURES = ("get_image_features", "get_text_features")
 
 
 def other_model_class(model_type: str) -> str | None:
-    """The class of transformers for a `config.model_type`, if it gives features of pixel values and of ids."""
+    """The transformers class for a `config.model_type`, if it computes features of pixel values and of ids."""
     name: str = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(model_type, "")
     kind = getattr(transformers, name, None)
     if model_type == NAFLEX or not all(hasattr(kind, function) for function in _FEATURES):
@@ -31,7 +31,7 @@ def other_model_class(model_type: str) -> str | None:
 
 
 class FeaturesOnly(DualEncoder):
-    """A model whose layers nobody has described here."""
+    """A model whose layers are not described here."""
 
     takes_prompts = False
     causal = False
@@ -42,12 +42,12 @@ class FeaturesOnly(DualEncoder):
     @property
     def model_class(self) -> str:  # type: ignore[override]  # of this model, not of a family
         name = other_model_class(self.model.config.model_type)
-        assert name is not None  # `encoder_of` has seen to it
+        assert name is not None  # `encoder_of` ensures it
         return name
 
     def shape(self) -> dict[str, int]:
         text, vision = self.model.config.text_config, self.model.config.vision_config
-        # A RoBERTa counts places from behind the number of its padding.
+        # RoBERTa counts positions from its padding id + 1.
         embeddings: Any = next((part for part in self._modules("text") if hasattr(part, "position_embeddings")), None)
         first = getattr(embeddings, "padding_idx", -1) + 1
         return {
@@ -79,7 +79,7 @@ class FeaturesOnly(DualEncoder):
     # Text -------------------------------------------------------------------------------------------------------------
 
     def ends(self, input_ids: torch.Tensor, end_token: int | None = None) -> torch.Tensor:
-        """The tokenizer's first EOS; the last token that is no padding where a sentence has none."""
+        """The tokenizer's first EOS; the last token that is not padding if a sentence has none."""
         last = self.last_words(input_ids)
         if end_token is None:
             return last
@@ -114,16 +114,16 @@ class FeaturesOnly(DualEncoder):
         )
 
     def _features(self, function: str, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """By the model's own class: an adapter's answers the same call with the adapter."""
+        """The output of the model's own class, since an adapted model's call would include the adapter."""
         if self.model.training:
-            for part in self.model.modules():  # training would change their statistics, which no adapter saves
+            for part in self.model.modules():  # training would change their statistics, which adapters do not save
                 if isinstance(part, nn.modules.batchnorm._BatchNorm):
                     part.eval()
         answer = getattr(getattr(transformers, self.model_class), function)(self.model, *args, **kwargs)
         return answer if isinstance(answer, torch.Tensor) else answer.pooler_output
 
     def _parameters(self, tower: str) -> Iterator[nn.Parameter]:
-        """Those whose names begin so: of `vision_model` and `visual_projection`, or of `text_model` and the like."""
+        """The modules with this prefix: `vision_model` and `visual_projection`, or `text_model` and the like."""
         return (weight for name, weight in self.model.named_parameters() if name.startswith(tower))
 
     def _modules(self, tower: str) -> Iterator[nn.Module]:

@@ -1,4 +1,4 @@
-"""Marks by which an adapter knows the model it was trained on."""
+"""Fingerprints by which an adapter recognises the model it was trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MARKS = 8
 
 
 def fingerprint(encoder: DualEncoder) -> list[float] | None:
-    """The first weights of both projections; None where they cannot be read (quantised, sharded, on meta)."""
+    """The first weights of both projections; None if they cannot be read (quantised, sharded, on meta)."""
     marks: list[float] = []
     for layer in encoder.projections():
         weight = layer.weight
@@ -23,7 +23,7 @@ def fingerprint(encoder: DualEncoder) -> list[float] | None:
 
 
 def same_weights(before: list[float] | None, here: list[float] | None) -> bool:
-    """Whether two fingerprints are of one model, up to the rounding of bf16; also where one is unknown."""
+    """Whether two fingerprints are of one model, up to rounding in bf16; true if one is unknown."""
     if not before or not here or len(before) != len(here):
         return True
     a, b = torch.tensor(before), torch.tensor(here)

@@ -1,4 +1,4 @@
-"""Base models by name, and what belongs to them."""
+"""Base models by name, and their processors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..utils.names import name_here
 from . import encoder_of, families, model_class_of, naflex_remedy
 from .precision import cast_towers
 
-# Where a model's config notes which commit of its repository it was loaded from.
+# The config field for the commit of its repository that a model was loaded from.
 REVISION = "_commit_hash"
 _REMEDY = (
-    "connect to the Hub (and unset HF_HUB_OFFLINE) to have it fetched, or name a folder that holds config, weights, "
+    "connect to the Hub (and unset HF_HUB_OFFLINE) to have it fetched, or name a folder with config, weights, "
     "tokenizer and preprocessor_config.json, such as one that `hf download` wrote."
 )
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
@@ -33,11 +33,11 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
     Other dual encoders are those of `encoders.FAMILIES`, and for methods on frozen features every model that
     transformers lists for zero-shot image classification and that has `get_image_features` and `get_text_features`.
 
-    A local folder with a config.json but no weights gives a model with random weights, for trying out real sizes. Of a
-    Hub id the commit is noted, so that adapters trained on the model can name it. With `dtype`, a torch.dtype, the
-    towers are in that type, and the scale and bias of the logits in float32 as ever.
+    A local folder with a config.json but no weights gives a model with random weights, for trying out real sizes. For a
+    Hub id the commit is recorded, so that adapters trained on the model can name it. With `dtype`, a torch.dtype, the
+    towers have that type; the scale and bias of the logits stay in float32.
 
-    Raises ValueError if the name leads to no model, to one of another kind, or to one without the weights of a tower.
+    Raises ValueError if there is no model of this name, or if it is of another kind or lacks a tower's weights.
 
     Example:
         >>> clip = hf_tgpt.load_clip("openai/clip-vit-base-patch16")
@@ -63,7 +63,7 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
         )
     model_class = getattr(transformers, class_name)
     if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        with torch.random.fork_rng(devices=[]):  # the same random weights each time, so that adapters can come back
+        with torch.random.fork_rng(devices=[]):  # the same random weights each time, so that adapters still fit
             torch.manual_seed(0)
             model = model_class(config)
         model.name_or_path = name
@@ -77,7 +77,7 @@ def load_clip(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrained
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"`model`={name!r} lacks {len(missing)} of the weights of a {class_name}, such as {missing[0]!r}, so it is "
-            "one tower alone or a model for another task; name the model with both towers that it was made of."
+            "only one tower or a model for another task; name the model with both towers that it was made from."
         )
     if not folder.is_dir():
         setattr(model.config, REVISION, commit)
@@ -100,7 +100,7 @@ def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_image_processor(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Any:
-    """How pixel values are made of a picture for a base model. Raises ValueError if it does not tell."""
+    """A base model's image processor. Raises ValueError if it has none."""
     name = name_here(os.fspath(name_or_path))
     at = {"revision": revision} if revision else {}
     try:
@@ -115,19 +115,19 @@ def load_image_processor(name_or_path: str | os.PathLike[str], revision: str | N
 
 
 def check_picture_size(model: PreTrainedModel, size: int) -> None:
-    """Raises ValueError for pixel values of another size than the model's, before any are made."""
+    """Raises ValueError if the processor makes pixel values of another size than the model's."""
     encoder = encoder_of(model)
     if encoder.takes_prompts and size != (own := encoder.shape()["image_size"]):
         raise ValueError(
             f"The base model {model.name_or_path!r} takes pictures of {own} x {own} pixels, but its "
-            f"preprocessor_config.json makes them of {size} x {size}; put the one that belongs to this model there."
+            f"preprocessor_config.json makes pictures of {size} x {size}; replace it with the model's own."
         )
 
 
 def check_device(device: str | torch.device) -> None:
-    """Raises ValueError for a device that there is not."""
+    """Raises ValueError for a device that does not exist."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by its kind, as torch was built
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by its kind: torch may be built without it
         reason = str(error).partition("\n")[0]
         raise ValueError(f"`device`={str(device)!r} cannot be used here ({reason}); choose another.") from error

@@ -1,7 +1,7 @@
 """open_clip's plain CLIP as transformers' CLIPModel: tensor names, sizes, and which models are something else.
 
-open_clip (https://github.com/mlfoundations/open_clip) keeps queries, keys and values of a layer in one matrix, both
-projections transposed, and in a config what tensors do not tell: the number of heads and the activation.
+open_clip (https://github.com/mlfoundations/open_clip) stores a layer's queries, keys and values in one matrix, both
+projections transposed, and in a config what tensors do not determine: the number of heads and the activation.
 
 Letters: d_t text width, d_v vision width, d joint width, g patches a side, t context length, v words.
 """
@@ -19,12 +19,12 @@ from transformers import CLIPConfig, CLIPModel
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Who published weights with which, where only the name of the file tells.
+# Which weights use which activation, if only the file's name indicates it.
 _WHO_HAS_WHICH = (
     "'quick_gelu' for weights of OpenAI, DFN, MetaCLIP, GeoRSCLIP ViT-B/32 and whatever open_clip calls -quickgelu, "
     "'gelu' for those of LAION-2B, DataComp, BioCLIP and GeoRSCLIP ViT-H/14, and for RemoteCLIP as its authors load it"
 )
-# What tells another architecture: a pattern of its tensors' names, and what it has that a plain CLIP has not.
+# Signs of another architecture: a pattern of its tensors' names, and what it has that plain CLIP lacks.
 _OTHERS = {
     r"(vision_model|text_model)\.": "the names of transformers already; use its folder as it is",
     r"text_decoder\.|(text\.)?cls_emb$|map_(viz|cap)": "the caption decoder of CoCa",
@@ -36,15 +36,15 @@ _OTHERS = {
     r".*\.ls_[12]\.": "layer scale",
     r"visual\.attn_pool": "attentional pooling",
 }
-# Scalars and masks that older files hold and that follow from the sizes.
+# Scalars and masks in older files, which follow from the sizes.
 _DERIVED = ("attn_mask", "input_resolution", "context_length", "vocab_size")
-# Fields of open_clip's config that change no answer of a plain CLIP: for training, or for towers that it has not.
+# Fields of open_clip's config that do not affect plain CLIP: for training, or for towers that it lacks.
 _WITHOUT_EFFECT = (
     *("patch_dropout", "output_tokens", "pad_id", "custom_text", "init_logit_scale"),
     *("attn_pooler_queries", "attn_pooler_heads", "n_queries", "timm_pool", "timm_proj", "timm_drop"),
     *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "proj", "pooler_type"),
 )
-# The value of a plain CLIP in fields that may have others.
+# Plain CLIP's value in fields that may have others.
 _PLAIN = {
     ("vision_cfg", "pool_type"): "tok",
     ("vision_cfg", "pos_embed_type"): "learnable",
@@ -53,7 +53,7 @@ _PLAIN = {
     ("text_cfg", "proj_type"): "linear",
     ("text_cfg", "block_type"): "default",
 }
-_HEAD_WIDTH, _TEXT_HEADS = 64, 8  # open_clip's where its config does not name them
+_HEAD_WIDTH, _TEXT_HEADS = 64, 8  # open_clip's if its config does not name them
 # Its published vision towers have heads of width 64 up to this width, and 16 heads above.
 _WIDEST_OF_64, _HEADS_OF_WIDE = 1024, 16
 
@@ -92,11 +92,11 @@ def read_open_clip(
 ) -> tuple[CLIPConfig, dict[str, torch.Tensor]]:
     """The config of a CLIPModel and its weights by name, from open_clip's `tensors`.
 
-    `config` is the "model_cfg" of open_clip's config. `activation` and `heads` (of the image and of the text tower) go
-    before what it says, and are needed without it: the activation always, heads where a width is no multiple of 64.
+    `config` is the "model_cfg" of open_clip's config. `activation` and `heads` (of the image and the text tower)
+    override it. Without it, `activation` is required, and `heads` if a width is not a multiple of 64.
 
-    Raises ValueError for another architecture than plain CLIP, for tensors that are missing, left over or of another
-    shape than the others ask for, and for a config of another model.
+    Raises ValueError for an architecture other than plain CLIP, for tensors that are missing, unknown or of a shape
+    that does not match the others, and for another model's config.
     """
     if activation not in (None, *ACTIVATIONS):
         raise ValueError(f"`activation`={activation!r} is not known; choose {' or '.join(ACTIVATIONS)}.")
@@ -107,8 +107,8 @@ def read_open_clip(
         _check_config(config, sizes)
     elif activation is None:
         raise ValueError(
-            "`activation`=None, and there is no open_clip_config.json beside the tensors, which do not tell how the "
-            f"model was trained; give {_WHO_HAS_WHICH}."
+            "`activation`=None, and there is no open_clip_config.json beside the tensors, which do not determine "
+            f"it; give {_WHO_HAS_WHICH}."
         )
     if activation is None:
         activation = "quick_gelu" if config and config.get("quick_gelu") else "gelu"
@@ -119,12 +119,12 @@ def read_open_clip(
 
 
 def build_clip(config: CLIPConfig, weights: Mapping[str, torch.Tensor], tokenizer: Any) -> CLIPModel:
-    """A CLIPModel in evaluation mode, its weights of their own type or of the widest where they differ.
+    """A CLIPModel in evaluation mode, with weights of their own type, or of the widest if they differ.
 
-    It reads a sentence where open_clip does: at the highest id, EOS, which is the last word of CLIP's vocabulary behind
-    BOS. The tokenizer is told the model's context length.
+    It reads a sentence where open_clip does: at the highest id, EOS, which follows BOS at the end of CLIP's vocabulary.
+    The tokenizer's length is set to the model's context.
 
-    Raises ValueError for a tokenizer that is not of this model's vocabulary.
+    Raises ValueError for a tokenizer that does not match the model's vocabulary.
     """
     text = config.text_config
     ids, highest = tokenizer("a").input_ids, max(tokenizer.get_vocab().values())
@@ -132,25 +132,25 @@ def build_clip(config: CLIPConfig, weights: Mapping[str, torch.Tensor], tokenize
     if highest >= text.vocab_size or not [text.bos_token_id, text.eos_token_id] == [begin, end] == [ids[0], ids[-1]]:
         raise ValueError(
             f"`tokenizer`={tokenizer.name_or_path!r} has ids up to {highest}, BOS {begin} and EOS {end}, but the model "
-            f"has {text.vocab_size} words, of which CLIP's last two are BOS and EOS; name the tokenizer of this model."
+            f"has {text.vocab_size} words, of which CLIP's last two are BOS and EOS; name this model's tokenizer."
         )
     text.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     tokenizer.model_max_length = text.max_position_embeddings
     dtype = reduce(torch.promote_types, {value.dtype for value in weights.values()})
-    with torch.random.fork_rng(devices=[]):  # for weights that are replaced at once
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced immediately
         model = CLIPModel(config).to(dtype).eval()
     model.load_state_dict(weights)
     return model
 
 
 def settings(config: CLIPConfig) -> dict[str, Any]:
-    """What no tensor tells of a converted model: its activation, and the heads of its image and its text tower."""
+    """What a converted model's tensors do not determine: its activation, and the heads of both towers."""
     vision, text = config.vision_config, config.text_config
     return {"activation": vision.hidden_act, "heads": [vision.num_attention_heads, text.num_attention_heads]}
 
 
 def _plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """By the names of open_clip's CLIP, also where they are wrapped or a CustomTextCLIP's; raises for other models."""
+    """Tensors by the names in open_clip's CLIP, also from wrapped models and CustomTextCLIP; raises for others."""
     named = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in tensors.items()}
     for pattern, other in _OTHERS.items():
         if match := next((name for name in named if re.match(pattern, name)), None):
@@ -160,7 +160,7 @@ def _plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _renamed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """By the names of CLIPModel. Raises ValueError for tensors that have no place in it."""
+    """Tensors by the names in CLIPModel. Raises ValueError for tensors that have no place in it."""
     weights, unknown = {}, []
     for name, value in tensors.items():
         layer = _LAYER.match(name)
@@ -179,18 +179,18 @@ def _renamed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             unknown.append(name)
     if unknown:
         raise ValueError(
-            f"The file holds {', '.join(map(repr, unknown[:3]))}{' and others' if len(unknown) > 3 else ''}, which a "
-            "plain CLIP has not; only open_clip's plain CLIP is converted."
+            f"The file holds {', '.join(map(repr, unknown[:3]))}{' and others' if len(unknown) > 3 else ''}, which "
+            "plain CLIP does not have; only open_clip's plain CLIP is converted."
         )
     return weights
 
 
 def _sizes(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """What the shapes of tensors tell. Raises ValueError where they are not those of a plain CLIP."""
+    """The sizes from the tensors' shapes. Raises ValueError if these are not plain CLIP's."""
 
     def shape(name: str, axes: int) -> torch.Size:
         if name not in tensors:
-            raise ValueError(f"The file lacks {name!r}, so it is no whole plain CLIP of open_clip.")
+            raise ValueError(f"The file lacks {name!r}, so it is not a complete plain CLIP of open_clip.")
         if tensors[name].ndim != axes:
             raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}; a plain CLIP's has {axes} axes.")
         return tensors[name].shape
@@ -224,9 +224,9 @@ def _sizes(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 
 def _check_config(config: Mapping[str, Any], sizes: dict[str, int]) -> None:
-    """Raises ValueError for fields that a plain CLIP has not, and for sizes other than the tensors'.
+    """Raises ValueError for fields that plain CLIP does not have, and for sizes other than the tensors'.
 
-    Takes over the picture's size, whose last pixels the patches may not cover.
+    Takes the picture's size from the config, since patches may not cover its last pixels.
     """
     vision, text = (config.get(name) for name in ("vision_cfg", "text_cfg"))
     if not isinstance(vision, Mapping) or not isinstance(text, Mapping):
@@ -256,28 +256,30 @@ def _check_config(config: Mapping[str, Any], sizes: dict[str, int]) -> None:
                 if value != in_tensors[section][name]:
                     raise ValueError(
                         f"{name!r} of {section!r} in open_clip_config.json is {value!r}, but the tensors have "
-                        f"{in_tensors[section][name]}: it is the config of another model; put the right one there, or "
+                        f"{in_tensors[section][name]}: it is another model's config; put the right one there, or "
                         "move it away and give `activation`."
                     )
             elif value and name not in read and value != _PLAIN.get((section, name)):
                 raise ValueError(
-                    f"{name!r} of {section!r} in open_clip_config.json is {value!r}, which a plain CLIP has not; only "
+                    f"{name!r} of {section!r} in open_clip_config.json is {value!r}, which is not plain CLIP's; only "
                     "open_clip's plain CLIP is converted."
                 )
 
 
 def _check_weights(weights: Mapping[str, torch.Tensor], config: CLIPConfig) -> None:
-    """Raises ValueError unless these are all of a CLIPModel's, in its shapes, and numbers."""
+    """Raises ValueError unless these are all of a CLIPModel's tensors, in its shapes, with finite numbers."""
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in CLIPModel(config).state_dict().items()}
     for name, shape in shapes.items():
         if name not in weights:
-            raise ValueError(f"The file lacks what becomes {name!r} of a CLIPModel, so it is no whole plain CLIP.")
+            raise ValueError(
+                f"The file lacks what becomes {name!r} of a CLIPModel, so it is not a complete plain CLIP."
+            )
         value = weights[name]
         if value.shape != shape:
             raise ValueError(
-                f"What becomes {name!r} has shape {tuple(value.shape)}, where the other tensors ask for "
-                f"{tuple(shape)}; the file is damaged or no plain CLIP."
+                f"What becomes {name!r} has shape {tuple(value.shape)}, but the other tensors require "
+                f"{tuple(shape)}; the file is damaged or not a plain CLIP."
             )
         if value.dtype not in _TYPES:
             raise ValueError(
@@ -290,7 +292,7 @@ def _check_weights(weights: Mapping[str, torch.Tensor], config: CLIPConfig) -> N
 def _towers(
     sizes: dict[str, int], config: Mapping[str, Any] | None, activation: str, heads: Sequence[int] | None
 ) -> dict[str, dict[str, Any]]:
-    """The configs of both towers. Raises ValueError for numbers of heads that do not divide the widths."""
+    """Both towers' configs. Raises ValueError for numbers of heads that do not divide the widths."""
     widths = sizes["vision_width"], sizes["text_width"]
     if heads is not None:
         numbers: Sequence[Any] = heads
@@ -300,14 +302,14 @@ def _towers(
         numbers = widths[0] // head_width if whole else 0, config["text_cfg"].get("heads", _TEXT_HEADS)
     elif any(width % _HEAD_WIDTH for width in widths):
         raise ValueError(
-            f"`heads`=None, and the towers' widths {widths[0]} and {widths[1]} are no multiples of {_HEAD_WIDTH}; give "
-            "the numbers of attention heads of the image and of the text tower."
+            f"`heads`=None, and the towers' widths {widths[0]} and {widths[1]} are not multiples of {_HEAD_WIDTH}; "
+            "give the numbers of attention heads of the image and of the text tower."
         )
     else:
         wide = widths[0] > _WIDEST_OF_64
         numbers = _HEADS_OF_WIDE if wide else widths[0] // _HEAD_WIDTH, widths[1] // _HEAD_WIDTH
     if len(numbers) != 2 or not all(isinstance(number, int) and number > 0 for number in numbers):
-        raise ValueError(f"`heads`={list(numbers)} but there are two towers; give a number for each, as 12 8.")
+        raise ValueError(f"`heads`={list(numbers)} but there are two towers; give a number for each, such as 12 8.")
     for tower, width, number in zip(("image", "text"), widths, numbers, strict=True):
         if width % number:
             raise ValueError(

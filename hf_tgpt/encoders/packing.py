@@ -1,9 +1,9 @@
-"""Many short sentences in few rows, so that what they have in common is computed once a row and not once a sentence.
+"""Many short sentences in few rows, so that what they have in common is computed once per row, not once per sentence.
 
-Under the causal mask, BOS, learned tokens and fixed words that stand before the class name have the same hidden states
-for every class. A row is that common beginning, once, and behind it the own tokens of as many sentences as fit in the
-context; a mask lets each token see the beginning and its own sentence, and each token keeps the position that it had.
-A class then costs its own 3 to 5 tokens in place of the whole context. Exact: the same sums in another order.
+Under the causal mask, BOS, learned tokens and fixed words before the class name have the same hidden states for every
+class. A row is that common beginning, once, followed by the own tokens of as many sentences as fit in the context; a
+mask lets each token attend to the beginning and its own sentence, and each token keeps its position. A class then costs
+its own 3 to 5 tokens instead of the whole context. Exact: the same sums in another order.
 
 Letters: s sentences, t tokens, r rows, l places in a row.
 """
@@ -23,7 +23,7 @@ class Packing:
 
     sentence: torch.Tensor  # (r, l), the sentence that the token here is taken from
     position: torch.Tensor  # (r, l), and its position in that sentence
-    mask: torch.Tensor  # (r, 1, l, l), whether a place sees another
+    mask: torch.Tensor  # (r, 1, l, l), whether a place attends to another
     row: torch.Tensor  # (s,), where a sentence's EOS lies
     place: torch.Tensor  # (s,)
     shared: int  # places of the common beginning
@@ -40,7 +40,7 @@ class Packing:
     def with_room(self, start: int, count: int) -> torch.Tensor:
         """The mask (r, 1, l + count, l + count) with `count` places more, from `start` within the common beginning.
 
-        They see what stands before them and each other in order; all that stands behind them sees them.
+        They attend to what precedes them and to each other in order; everything after them attends to them.
         """
         rows, _, length, _ = self.mask.shape
         new = torch.ones(length + count, length + count, dtype=torch.bool, device=self.mask.device).tril()
@@ -56,12 +56,12 @@ def common_length(input_ids: torch.Tensor, ends: torch.Tensor) -> int:
     return min(int(same.cumprod(0).sum()), int(ends.min()))
 
 
-@torch.compiler.disable  # the layout is worked out in Python
+@torch.compiler.disable  # Python code computes the layout
 def pack(ends: torch.Tensor, shared: int, context: int, groups: torch.Tensor | None = None) -> Packing:
     """Lays out sentences with ends (s,) that have their first `shared` tokens in common, `context` at most.
 
-    With `groups` (s,), only neighbours of the same group have them in common and lie in one row. The answer is on the
-    device of `ends`; it is worked out on the CPU, so sentences that are there cost no wait for a GPU.
+    With `groups` (s,), only neighbours in the same group share them and lie in one row. The result is on the device of
+    `ends`; it is computed on the CPU, so sentences on the CPU need no wait for a GPU.
     """
     own = ends.cpu() + 1 - shared  # (s,)
     group = torch.zeros_like(own) if groups is None else groups.cpu()

@@ -1,4 +1,4 @@
-"""Rows that all processes of a training need, each computing its share of them."""
+"""Rows that all training processes need, each computing its share of them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LEAST_SHARE = 32
 
 
 def in_shares(encode: Callable[[slice], torch.Tensor], count: int) -> torch.Tensor:
-    """`encode(slice)` gives the rows of a slice; all `count` rows, each process of a DDP training computing its share.
+    """All `count` rows, each process in DDP training computing its share; `encode(slice)` returns a slice's rows.
 
-    Exact: the backward pass sums what all processes' losses say about a share, and DDP's mean over the processes is
-    then the mean of the losses' gradients, as if each process had computed every row. Only inside the forward pass of
-    a DistributedDataParallel model, which sees to it that all processes hold the same weights and take the same steps.
+    Exact: the backward pass sums all processes' gradients for a share, and DDP's mean over the processes is then the
+    mean of the losses' gradients, as if each process had computed every row. Only inside the forward pass of a
+    DistributedDataParallel model, which ensures that all processes have the same weights and take the same steps.
     """
-    # Not torch.distributed.is_initialized(): its processes may train adapters of their own.
+    # Not torch.distributed.is_initialized(): its processes may train separate adapters.
     ddp = DistributedDataParallel._get_active_ddp_module()
     processes = 1 if ddp is None else dist.get_world_size(ddp.process_group)
     share = math.ceil(count / processes)
     if processes == 1 or share < LEAST_SHARE:
         return encode(slice(0, count))
-    # The last shares start earlier than they need, since all are to be of one size.
+    # The last shares start earlier than necessary, since all must have the same size.
     starts = [min(rank * share, count - share) for rank in range(processes)]
     start = starts[dist.get_rank(ddp.process_group)]
     shares = all_gather(encode(slice(start, start + share)), ddp.process_group)

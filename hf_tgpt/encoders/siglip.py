@@ -1,9 +1,8 @@
 """SigLIP: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv 2303.15343, and SigLIP 2 of fixed
 resolution: Tschannen et al., arXiv 2502.14786.
 
-Its text tower reads everything, padding too, and ends in the last place of a context that is filled up; its image tower
-has no class token but an attention pooling. Checkpoints name no EOS of their own, so sentences end where the tokenizer
-says.
+Its text tower reads everything, including padding, and uses the last position of a filled context; its image tower has
+attention pooling instead of a class token. Checkpoints name no EOS, so sentences end at the tokenizer's.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from .base import DualEncoder
 class SigLIP(DualEncoder):
     """transformers' SiglipModel.
 
-    Vision prompts take part in the layers alone: the pooling reads the patches, as Jia et al. (ECCV 2022, section 4.3)
-    found a loss where the prompts' outputs are pooled.
+    Vision prompts take part only in the layers: the pooling reads the patches, since Jia et al. (ECCV 2022, section
+    4.3) found lower accuracy if the prompts' outputs are pooled.
     """
 
     model_type = "siglip"
@@ -50,14 +49,14 @@ class SigLIP(DualEncoder):
         return self.model.text_model.head, self.model.vision_model.head.mlp.fc2
 
     def contrastive_loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """The sigmoid loss: each pair by itself is a match or none."""
+        """The sigmoid loss: each pair is independently a match or not."""
         signs = 2 * torch.eye(len(logits), device=logits.device) - torch.ones_like(logits)
         return -F.logsigmoid(signs * logits.T).sum(dim=-1).mean()
 
     # Text -------------------------------------------------------------------------------------------------------------
 
     def ends(self, input_ids: torch.Tensor, end_token: int | None = None) -> torch.Tensor:
-        """The tokenizer's EOS; the last place, where the sentence is read, if nobody says which that is."""
+        """The tokenizer's EOS; the last position, where the sentence is read, if EOS is not given."""
         if end_token is None:
             return torch.full_like(input_ids[:, 0], input_ids.shape[1] - 1)
         return (input_ids == end_token).int().argmax(dim=-1)
@@ -91,15 +90,15 @@ class SigLIP(DualEncoder):
         return self.model.vision_model.head(self.normalize_tokens(tokens))
 
     def vision_tower(self, class_names: Sequence[str]) -> transformers.PreTrainedModel:
-        """A copy of the image tower alone, with its pooling: a plain model of transformers with these labels."""
+        """A copy of only the image tower, with its pooling: a plain transformers model with these labels."""
         tower = transformers.SiglipVisionModel(self.labelled(class_names)).to(self.dtype)
         weights = self.model.vision_model.state_dict().values()
-        # In the same order; names differ by where the tower hangs.
+        # In the same order; names differ by the tower's place in the model.
         tower.load_state_dict(dict(zip(tower.state_dict(), weights, strict=True)))
         return tower
 
     def feature_attention(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """What the pooling looks at behind the last layer; in an earlier one, what the patches look at in the mean."""
+        """The pooling's attention after the last layer; in an earlier layer, the patches' mean attention."""
         patches, layers = self.patch_rows() ** 2, self.image_layers()
         if layer < len(layers) - 1:
             return self.image_attention(layer, hidden)[:, :, :patches].mean(2)

@@ -1,10 +1,10 @@
 """The two towers with prompts spliced in, for every family of encoders.
 
-Letters as in `base.py`, and n prompt tokens. Prompts are {layer: tokens}: before that layer, counted from 0, the tokens
-(n, d), or for each sentence or picture its own (s, n, d), take their places.
+Letters as in `base.py`, and n prompt tokens. Prompts are {layer: tokens}: the tokens (n, d), or (s, n, d) with each
+sentence's or picture's own, take their places before that layer, counted from 0.
 
 The functions are pure: they walk the model's own embeddings, layers, norms and projections and change nothing in it.
-Gradient checkpointing, attention backends and autocast therefore work as the model's owner set them.
+Gradient checkpointing, attention backends and autocast therefore work as they are set on the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Prompts = Mapping[int, torch.Tensor]
 
 
 def unit(features: torch.Tensor) -> torch.Tensor:
-    """Features at unit length, in float32 at least so that a half-precision model still ranks close classes."""
+    """Features at unit length, in float32 at least, so that a half-precision model still ranks close classes."""
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
 
@@ -40,13 +40,13 @@ def encode_text(
 ) -> torch.Tensor:
     """Token embeddings without positions (s, t, d_t) that end at `ends` (s,) -> text features (s, d), not normalised.
 
-    Prompts replace the first n words. Those of layer 0 replace their embeddings, and so get positions. With `insert`
+    Prompts replace the first n words. Layer 0's prompts replace their embeddings, and so get positions. With `insert`
     the words stay and the sentence grows: the first prompts are inserted before the first word, without positions, and
-    those of later layers replace them.
+    later layers' prompts replace them.
 
-    `packing` says which leading tokens the sentences have in common, the prompts among them; without one, each sentence
-    is computed by itself, as it is where prompts of a later layer are not the same for all or reach beyond the common
-    beginning. Raises ValueError for prompts of a layer that there is not, and for too many.
+    `packing` defines which leading tokens, including the prompts, the sentences have in common. Without it, each
+    sentence is computed separately, and also if a later layer's prompts differ between sentences or extend beyond the
+    common beginning. Raises ValueError for prompts of a layer that does not exist, and for too many.
     """
     prompts, start = dict(prompts or {}), encoder.prefix
     _check_prompts(prompts, len(encoder.text_layers()), insert, embeddings.shape[1] - start)
@@ -83,7 +83,7 @@ def encode_text(
 def encode_words(
     encoder: DualEncoder, input_ids: torch.Tensor, ends: torch.Tensor, chunk: int | None = None
 ) -> torch.Tensor:
-    """The model's own text features: ids (s, t), ends (s,) -> (s, d), not normalised, `chunk` at once."""
+    """The model's own text features: ids (s, t), ends (s,) -> (s, d), not normalised, `chunk` sentences at a time."""
     shared = common_length(input_ids, ends) if encoder.causal else 0
 
     def encode(part: slice) -> torch.Tensor:
@@ -100,7 +100,7 @@ def encode_words(
 def trim(
     encoder: DualEncoder, input_ids: torch.Tensor, end_token: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Drops what no sentence sees: input_ids (s, t) -> ids (s, longest), ends (s,). `end_token` as in `ends`."""
+    """Cuts what affects no sentence: input_ids (s, t) -> ids (s, longest), ends (s,). `end_token` as in `ends`."""
     ends = encoder.ends(input_ids, end_token)
     return (input_ids if encoder.fills_context else input_ids[:, : int(ends.max()) + 1]), ends
 
@@ -115,10 +115,10 @@ def text_chunks(
 
 
 def chunk_tokens(encoder: DualEncoder) -> int:
-    """Own tokens of the sentences whose activations a training step holds at a time, where nobody says how many.
+    """The default number of own tokens in the sentences whose activations a training step keeps at a time.
 
-    On a GPU as many as take an eighth of its memory, since what does not fit is computed twice; elsewhere few. It does
-    not depend on what is free just now, so a run that is repeated or resumed sums in the same order.
+    On a GPU as many as take an eighth of its memory, since the rest is computed twice; elsewhere few. It does not
+    depend on the free memory, so a repeated or resumed run sums in the same order.
     """
     model, shape = encoder.model, encoder.shape()
     if model.device.type != "cuda":
@@ -159,10 +159,10 @@ def image_tokens(
 ) -> torch.Tensor:
     """Pictures (b, 3, h, w) -> the last layer's hidden states (b, p + n, d_v), before any norm.
 
-    The first prompts are appended behind the patches, or with `behind_class_token` inserted before them, behind the
-    class token if there is one; those of later layers replace them. Those of layer 0 enter before the norm that some
-    towers have there, or with `behind_norm` behind it. Raises ValueError if the picture's size is not the
-    model's, for prompts of a layer that there is not, and for layers with prompts of different numbers.
+    The first prompts are appended after the patches, or with `behind_class_token` inserted before them, after the class
+    token if there is one; later layers' prompts replace them. Layer 0's prompts enter before the norm that some towers
+    have there, or with `behind_norm` after it. Raises ValueError if the picture's size is not the model's, for prompts
+    of a layer that does not exist, and for layers with different numbers of prompts.
     """
     prompts = prompts or {}
     _check_prompts(prompts, len(encoder.image_layers()), insert=True)
@@ -185,7 +185,7 @@ def image_tokens(
 def split_tokens(
     tokens: torch.Tensor, prompts: Prompts | None = None, behind_class_token: bool = False, class_tokens: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `image_tokens` gave for these prompts -> the picture's tokens (b, p, d_v) and the prompts' (b, n, d_v)."""
+    """The output of `image_tokens` with these prompts -> the picture's tokens (b, p, d_v), the prompts' (b, n, d_v)."""
     count = next(iter(prompts.values())).shape[-2] if prompts else 0
     if behind_class_token:
         start = class_tokens
@@ -195,18 +195,18 @@ def split_tokens(
 
 
 def _check_prompts(prompts: Prompts, layers: int, insert: bool, words: int = 0) -> None:
-    """Raises ValueError for prompts without a place in a tower of so many layers, among so many words to replace."""
+    """Raises ValueError for prompts that do not fit a tower of this many layers, or this many words to replace."""
     lengths = {layer: part.shape[-2] for layer, part in prompts.items()}
     if unknown := [layer for layer in lengths if not 0 <= layer < layers]:
         raise ValueError(f"`prompts` are for layer {unknown[0]} of a tower with layers 0 to {layers - 1}; choose one.")
     if insert and len(set(lengths.values())) > 1:
-        raise ValueError(f"`prompts` by layer are {lengths}; those that replace inserted ones must be as many.")
+        raise ValueError(f"`prompts` by layer are {lengths}; prompts that replace inserted ones must be as many.")
     if not insert and lengths and max(lengths.values()) > words:
         raise ValueError(f"`prompts` are {max(lengths.values())} in place of {words} tokens; use longer sentences.")
 
 
 def _are_common(prompts: Prompts, room: int, insert: bool) -> bool:
-    """Whether prompts lie in the first `room` words, which all sentences have in common, and are the same for all."""
+    """Whether prompts lie in the first `room` words, which all sentences share, and are the same for all."""
     return all(part.ndim == 2 and (insert or part.shape[0] <= room) for part in prompts.values())
 
 

@@ -145,7 +145,7 @@ def test_a_base_model_that_is_no_clip_is_refused(method, tmp_path):
     tower = CLIPTextModel(
         CLIPTextConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)
     )
-    towers = "prompt learning needs a model of transformers with both towers, one of CLIPModel, MetaClip2Model"
+    towers = "prompt learning needs a transformers model with both towers, one of CLIPModel, MetaClip2Model"
     with pytest.raises(ValueError, match=f"The base model is a CLIPTextModel; {towers}"):
         get_peft_model(tower, method.config())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))

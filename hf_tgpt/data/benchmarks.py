@@ -1,7 +1,8 @@
-"""The data sets that the field compares methods on: where they are, what their classes are called, how to ask CLIP.
+"""The standard data sets for comparing methods: sources, class names, and templates.
 
-A data set is one entry in `BENCHMARKS` and one file in `benchmark_classes/`, with a class a line in the order of CoOp's
-labels (Zhou et al., IJCV 2022): `name`, or `name on disk or on the Hub<TAB>name`. Names are CoOp's, templates too.
+A data set is one entry in `BENCHMARKS` and one file in `benchmark_classes/`, with one class per line in the order of
+CoOp's labels (Zhou et al., IJCV 2022): `name`, or `name on disk or on the Hub<TAB>name`. Names and templates are
+CoOp's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _FOLDER = Path(__file__).parent / "benchmark_classes"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A standard data set of the field.
+    """A standard data set.
 
     `name` is the source for `load_splits`; `hub_id` is None if no copy on the Hub is known that `datasets` can read
     (use a folder then: "NAME:FOLDER"). `tested_split` is the split of that copy for testing. A robustness data set is
@@ -70,7 +71,7 @@ _ENTRIES = [
     Benchmark("dtd", "DTD", 47, "for research", "tanganke/dtd", templates=["{} texture."]),
     Benchmark("eurosat", "EuroSAT", 10, "MIT", "tanganke/eurosat",
               templates=["a centered satellite photo of {}."]),
-    # The field classifies the middle frame of each video; no copy of these frames is known.
+    # Papers classify the middle frame of each video; no copy of these frames is known.
     Benchmark("ucf101", "UCF101", 101, "not stated", None, templates=["a photo of a person doing {}."]),
     Benchmark("imagenet_v2", "ImageNet V2", 1000, "MIT", "clip-benchmark/wds_imagenetv2",
               label_column="cls", only_tested=True, by_position=True, class_names_of="imagenet"),
@@ -100,7 +101,7 @@ def find_benchmark(source: str) -> tuple[Benchmark | None, str | None]:
 
 
 def nearest_benchmarks(source: str) -> list[str]:
-    """The catalogue's names that look most like this one, at most three."""
+    """The catalogue's names most similar to this one, at most three."""
     known = {normalized_name(word): entry.name for entry in _ENTRIES for word in (entry.name, entry.title)}
     near = difflib.get_close_matches(normalized_name(source.partition(":")[0]), list(known), n=4, cutoff=0.5)
     return list(dict.fromkeys(known[word] for word in near))[:3]

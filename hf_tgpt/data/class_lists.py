@@ -1,4 +1,4 @@
-"""The names of classes: cleaned, read from a file, recognised under other spellings."""
+"""Class names: cleaned, read from a file, recognised in other spellings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clean_class_names(names: list[str], keep_twins: bool = False) -> list[str]:
 
 
 def normalized_name(name: str) -> str:
-    """What "polka-dotted", "Polka_dotted" and "polka dotted" have in common: all but case, spaces, dashes and the like.
+    """What "polka-dotted", "Polka_dotted" and "polka dotted" share: everything but case, spaces, dashes and the like.
 
     Other signs stay, so that "C", "C++" and "C#" are three names.
     """
@@ -54,10 +54,10 @@ def normalized_name(name: str) -> str:
 def read_class_names(file: str | os.PathLike[str]) -> list[str] | dict[str, str]:
     """The class names in a file: a list in the order of the labels, or {name in the data: name to use} in that order.
 
-    A text file has one class a line, `name` or `name in the data<TAB>name to use`; CoOp's "n01440764 tench" for
+    A text file has one class per line, `name` or `name in the data<TAB>name to use`; CoOp's "n01440764 tench" for
     ImageNet is read as the latter, and lines that begin with "# " are comments. A .json file holds a list or an object.
 
-    Raises FileNotFoundError, and ValueError for a file that holds no distinct names.
+    Raises FileNotFoundError, and ValueError for a file without distinct names.
     """
     file = Path(file).expanduser()
     if not file.is_file():
@@ -85,7 +85,7 @@ def read_class_names(file: str | os.PathLike[str]) -> list[str] | dict[str, str]
 def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> DatasetDict:
     """The splits with other class names, from `read_class_names`.
 
-    With a mapping, a class is found by either of its names in any spelling, and the labels follow the mapping's order;
+    With a mapping, a class is found by either of its names, however spelled, and labels follow the mapping's order;
     classes that the data lack are left out. A list in which all classes of the data occur is such a mapping, from each
     name to itself; any other list renames the labels in their order, with a warning that lists the new names.
 
@@ -117,14 +117,14 @@ def rename_classes(splits: DatasetDict, given: list[str] | dict[str, str]) -> Da
 
 
 def _places(names: list[str], given: dict[str, str]) -> dict[str, int]:
-    """The place in a mapping of each class of the data, by its name there or, where none has that, by its new name.
+    """Each data class's position in a mapping, by its old name or, if there is none, by its new name.
 
-    Raises ValueError for classes that are in it under neither, and for names that mean two places.
+    Raises ValueError for classes that are in it under neither, and for names that match two positions.
     """
     old = {normalized_name(key): place for place, key in enumerate(given)}
     new = {normalized_name(name): place for place, name in enumerate(given.values())}
     known = {normalized_name(name) for name in names}
-    if known <= old.keys():  # also where the mapping exchanges names: {"a": "b", "b": "a"}
+    if known <= old.keys():  # even if the mapping exchanges names: {"a": "b", "b": "a"}
         return old
     unknown = [name for name in names if normalized_name(name) not in old.keys() | new.keys()]
     if unknown:
@@ -167,7 +167,7 @@ def drop_empty_classes(splits: DatasetDict) -> DatasetDict:
 
 
 def _check_places(names: list[str], given: list[str]) -> None:
-    """Remarks which class of the data gets which name of a list. Raises ValueError if it looks like another's name."""
+    """Remarks which class of the data gets which new name. Raises ValueError if it looks like another class's name."""
     pairs = list(zip(names, given, strict=True))
     shown = ", ".join(f"{old!r} -> {new!r}" for old, new in pairs[:10]) + (", ..." if len(pairs) > 10 else "")
     places = {_stem(name): place for place, name in enumerate(names)}
@@ -176,7 +176,7 @@ def _check_places(names: list[str], given: list[str]) -> None:
         if other != place and _stem(old) != _stem(new):
             raise ValueError(
                 f"`class_names_file` would rename by position, {shown}, but {new!r} looks like the data's class "
-                f"{names[other]!r}. Put the names into the order of the data's classes, or say which is which: a JSON "
+                f"{names[other]!r}. Put the names into the order of the data's classes, or map them with a JSON "
                 f'object {{"{old}": "its new name", ...}}.'
             )
     remark(f"The classes are renamed in the order of their labels: {shown}.")

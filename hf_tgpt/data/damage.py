@@ -1,4 +1,4 @@
-"""Images that cannot be read or that show nothing, found before anything rests on them."""
+"""Images that cannot be read or show nothing, found before they are used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .remarks import count, remark
 _BATCH = 64  # images that are held at a time
 _EXAMPLES = 20
 _Result = TypeVar("_Result")
-_DARKEST = 8  # of 255; a picture whose brightest value is below shows nothing
+_DARKEST = 8  # of 255; a picture whose brightest value is lower shows nothing
 
 
 def without_damaged(dataset: Dataset, about: str = "images") -> Dataset:
@@ -52,12 +52,12 @@ def without_damaged(dataset: Dataset, about: str = "images") -> Dataset:
 
 
 def _looked_at(dataset: Dataset) -> Iterator[tuple[dict[str, Any], str | None, bool]]:
-    """Each image's record, why it cannot be read if so, and whether it shows nothing."""
+    """Each image's record, the reason if it cannot be read, and whether it shows nothing."""
     return of_each_record(dataset, _look)
 
 
 def of_each_record(dataset: Dataset, function: Callable[[dict[str, Any]], _Result]) -> Iterator[_Result]:
-    """A function's result for each image's {"bytes", "path"}, in order; several are worked on at a time."""
+    """A function's result for each image's {"bytes", "path"}, in order; several run at a time."""
     undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in undecoded.iter(_BATCH):

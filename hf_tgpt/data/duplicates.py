@@ -1,4 +1,4 @@
-"""Images that are in a data set more than once: in training and test, or in two classes."""
+"""Images that occur more than once in a data set: in training and test, or in two classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datasets import Dataset, Image
 from ..utils.files import file_digest
 from .remarks import count, remark
 
-# Comparing all files of a larger set would take longer than the mistake is likely.
+# Comparing all files of a larger set would take too long for so rare a mistake.
 _LARGEST_SET = 50_000
 _EXAMPLES = 5
 
@@ -51,7 +51,7 @@ def remark_on_duplicates(splits: Mapping[str, Dataset], between_classes: bool) -
 
 
 def count_duplicates(train: Dataset, test: Dataset) -> int:
-    """The number of test images that are byte for byte equal to a training image.
+    """The number of test images that are byte for byte identical to a training image.
 
     Only images of equal size are read, and none is decoded.
 
@@ -78,7 +78,7 @@ def digests(dataset: Dataset) -> list[str]:
 
 
 def _with_twins(splits: Mapping[str, Dataset]) -> Any:
-    """Split, digest, record and label of each image whose size in bytes another image has, train before the rest."""
+    """Split, digest, record and label of each image with the same size in bytes as another, train before the rest."""
     undecoded = {
         split: splits[split].select_columns(["image", "label"]).cast_column("image", Image(decode=False))
         for split in ("train", "validation", "test")

@@ -1,4 +1,4 @@
-"""Few-shot subsets and base/new class splits, chosen on the label column alone: no image is ever decoded here."""
+"""Few-shot subsets and base/new class splits, chosen from the label column only: no image is ever decoded here."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def split_base_new(dataset: Dataset, label_column: str = "label") -> tuple[Datas
         empty = [name for name, found in zip(names[first:last], present, strict=True) if not found]
         if empty:
             remark(f"{count(len(empty), f'{half} class')} without an image: {', '.join(empty[:5])}.")
-        # Relabelling comes first since it copies no pictures only while the dataset is unselected; the clipped labels
-        # are those of the rows that the selection drops.
+        # Relabelling comes first, since it avoids copying pictures only while no rows are selected; labels are clipped
+        # in rows that the selection drops.
         relabelled = replace_labels(
             dataset, np.clip(labels - first, 0, last - first - 1), names[first:last], label_column
         )
@@ -136,7 +136,7 @@ def choose_classes(splits: DatasetDict, classes: str) -> DatasetDict:
 def read_labels(dataset: Dataset, label_column: str = "label") -> np.ndarray:
     """The label column as (N,) integers, without touching any other column.
 
-    Raises ValueError if the column is missing or no ClassLabel, or if a label is outside its class names.
+    Raises ValueError if the column is missing or not a ClassLabel, or if a label is outside its class names.
     """
     if label_column not in dataset.column_names:
         raise ValueError(
@@ -174,13 +174,13 @@ def replace_labels(dataset: Dataset, labels: np.ndarray, names: list[str], label
     return replaced.rename_column(beside, label_column).select_columns(dataset.column_names)
 
 
-_SHARES = {"validation": 0.2, "test": 0.3}  # and the rest to train: CoOp's for datasets that come without a split
+_SHARES = {"validation": 0.2, "test": 0.3}  # and the rest for training: CoOp's proportions for datasets without a split
 
 
 def split_each_class(dataset: Dataset, seed: int) -> dict[str, Dataset]:
-    """Splits every class by the same shares, at least one image to each split; a class's cut depends on no other.
+    """Splits every class in the same proportions, with at least one image per split, independently of other classes.
 
-    Of a class with two images one is trained on and the other tested, and a single one is trained on, with a remark.
+    Of two images in a class, one is for training and one for testing, and a single one is for training, with a remark.
     """
     labels = read_labels(dataset)
     rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
@@ -199,8 +199,8 @@ def split_each_class(dataset: Dataset, seed: int) -> dict[str, Dataset]:
     if small:
         remark(
             f"{count(len(small), 'class')} too small to be split into train, validation and test (3 images): "
-            f"{', '.join(small[:10])}. Of two images one is for training and one for testing, a "
-            "single one is for training; add images."
+            f"{', '.join(small[:10])}. Of two images, one is for training and one for testing; "
+            "a single one is for training. Add images."
         )
     if not rows["test"]:
         raise ValueError("no class has 2 images, so nothing is left to test with; add images.")

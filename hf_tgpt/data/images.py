@@ -1,4 +1,4 @@
-"""From a stored image to the pixel values of a CLIP vision tower, all randomness drawn from a given generator."""
+"""From a stored image to the pixel values of a CLIP vision tower, with randomness only from a given generator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEIC_REMEDY = 'pip install "hf-tgpt[heic]"'
 
 @functools.cache
 def reads_heic() -> bool:
-    """Whether HEIC, the kind of an iPhone's pictures, can be read: pillow-heif is installed, and Pillow knows it."""
+    """Whether HEIC, the format of iPhone pictures, can be read: pillow-heif is installed and registered with Pillow."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -58,10 +58,10 @@ def decode_image(
         name = os.fspath(record)
     if not isinstance(source, PILImage.Image | str | os.PathLike | io.BytesIO):
         raise ValueError(
-            f"cannot read {name}: {type(source).__name__} is no image; pass a PIL image, a path or {{bytes, path}}."
+            f"cannot read {name}: {type(source).__name__} is not an image; pass a PIL image, a path or {{bytes, path}}."
         )
     if isinstance(source, str | os.PathLike) and os.path.exists(source) and not os.path.isfile(source):
-        # Opening a pipe waits for whoever writes to it.
+        # Opening a pipe waits for a writer.
         raise ValueError(f"cannot read {name}: it is a folder, a pipe or a device; name a file.")
     reads_heic()
     try:
@@ -87,8 +87,8 @@ def _head(path: str | os.PathLike[str]) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """Why a picture could not be read, without the address of an object in memory or the path, which is named."""
-    return "it is no picture of a known kind" if isinstance(error, UnidentifiedImageError) else str(error)
+    """Why a picture could not be read, without addresses in memory, and without the path, which is named separately."""
+    return "it is not a picture of a known kind" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:
@@ -106,7 +106,7 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
 def _to_eight_bits(image: PILImage.Image) -> PILImage.Image:
     """Scales wide pixels instead of clipping them as Pillow's own conversion would.
 
-    Integers are taken as 8 bits if these hold them all, else as 16, and floats as 0..1 or else 0..255; values outside
+    Integers are taken as 8 bits if all fit, else as 16, and floats as 0..1 or else 0..255; values outside
     are stretched from their own range.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
@@ -124,8 +124,8 @@ class ImageTransform:
 
     Training crops a random part of the image and flips it at random; evaluation resizes the shorter side, or with
     `squeeze` both sides, and crops the centre, and equals the image processor that it was built from. It holds no
-    state: all randomness comes from the generator in the call, so that a resumed run sees the pictures that an unbroken
-    one would.
+    state: all randomness comes from the generator in the call, so that a resumed run gets the same pictures as an
+    uninterrupted one.
 
     Source: random resized crop and flip as in CoOp (Zhou et al., IJCV 2022, section 4.1).
 
@@ -165,7 +165,7 @@ class ImageTransform:
 
         `crop_scale` is the smallest share of an image's area that a random crop of training shows.
 
-        Raises ValueError for pictures that are not square in the end and for steps that these recipes do not have.
+        Raises ValueError if the resulting pictures are not square, and for steps that are not supported here.
         """
         size = image_processor.size
         square = {"height": size.get("height") or 0, "width": size.get("height") or 0}
@@ -230,7 +230,7 @@ class ImageTransform:
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 1 <= w <= width and 1 <= h <= height:
                 return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-        # Too elongated for any try to fit: the largest centred box whose shape is allowed.
+        # Too elongated for any attempt to fit: the largest centred box of an allowed shape.
         w = max(1, min(width, round(height * self.ratio[1])))
         h = max(1, min(height, round(width / self.ratio[0])))
         return (width - w) // 2, (height - h) // 2, w, h
@@ -238,7 +238,7 @@ class ImageTransform:
     def _centre_crop(self, image: PILImage.Image) -> PILImage.Image:
         short = min(image.size)
         if max(image.size) > _ELONGATION * short:
-            # Departs from the image processor, which enlarges a strip of 30,000 x 1 pixels to gigabytes for its middle.
+            # Departs from the image processor, which enlarges a strip of 30,000 x 1 pixels to gigabytes for its centre.
             width, height = (min(side, _ELONGATION * short) for side in image.size)
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
@@ -253,11 +253,11 @@ def _centre(image: PILImage.Image, size: int) -> PILImage.Image:
 
 
 def _in_unit_range(image_processor: BaseImageProcessor, offset: bool) -> tuple[Any, Any]:
-    """A processor's mean and std per channel, as they are of pixels in 0..1 whatever range it scales them to."""
-    unit = 255 * image_processor.rescale_factor  # what it makes of a 1
+    """A processor's mean and std per channel for pixels in 0..1, whatever range it scales them to."""
+    unit = 255 * image_processor.rescale_factor  # the value it gives for 1
     normalizes = image_processor.do_normalize
     mean, std = (image_processor.image_mean, image_processor.image_std) if normalizes else ([0.0] * 3, [1.0] * 3)
-    # EfficientNet's divides by the standard deviation once more where it serves classification.
+    # EfficientNet's divides by the standard deviation once more for classification.
     again = image_processor.image_std if getattr(image_processor, "include_top", False) else [1.0] * 3
     return (
         tuple((value + bool(offset)) / unit for value in mean),
@@ -266,14 +266,14 @@ def _in_unit_range(image_processor: BaseImageProcessor, offset: bool) -> tuple[A
 
 
 class FewShotImages(torch.utils.data.Dataset):
-    """The rows of a dataset as {"pixel_values", "labels"[, "caption"]}, decoded and transformed when asked for.
+    """The rows of a dataset as {"pixel_values", "labels"[, "caption"]}, decoded and transformed on access.
 
     The dataset has the columns `image`, `label` and, optionally, `caption`. The augmentation of a picture depends on
     (`seed`, epoch, row) and on nothing else: neither on the number of workers nor on where a run was resumed.
 
     Shapes: `pixel_values` (3, size, size) float32; `labels` an int, `caption` a string.
 
-    Raises ValueError for a missing column and, when a row is asked for, for an image that cannot be read.
+    Raises ValueError for a missing column and, on access to a row, for an image that cannot be read.
 
     Example:
         >>> transform = hf_tgpt.data.ImageTransform(224, mean=(0.5,) * 3, std=(0.5,) * 3, train=True)

@@ -1,4 +1,4 @@
-"""What can be seen of each picture without a model: whether it can be read, shows anything, and equals another."""
+"""What each picture reveals without a model: whether it can be read, shows anything, and equals another."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .duplicates import digest_of, sizes_in_bytes
 from .images import decode_image
 
 _SIDE = 16  # of the small copies by which pictures are compared
-_FLAT = 1.0  # of 255; a small copy that varies less has nothing to be recognised by
+_FLAT = 1.0  # of 255; a small copy that varies less has no recognisable content
 _BLOCK = 2048  # pictures that are compared with all others at a time
 _SAME = 0.985  # correlation of two small copies
-_SAME_FEATURES = 0.9  # and cosine of their features, which tells textures apart that are alike when small
+_SAME_FEATURES = 0.9  # and cosine of their features, which separates textures whose small copies look alike
 
 
 def picture_names(dataset: Dataset) -> list[str]:
@@ -49,7 +49,7 @@ class Look:
 
 
 def look_at(dataset: Dataset, split: str = "") -> Iterator[Look]:
-    """A look at each picture, each decoded once, several at a time; one without a file is called by split and row.
+    """A look at each picture, each decoded once, several at a time; one without a file is named by split and row.
 
     Example:
         >>> from hf_tgpt.data import load_splits
@@ -70,7 +70,7 @@ def _look(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def equal_pictures(dataset: Dataset) -> list[list[int]]:
-    """The rows of pictures whose files are byte for byte equal, in groups. Only files of equal size are read.
+    """The rows of pictures whose files are byte for byte identical, in groups. Only files of equal size are read.
 
     Example:
         >>> from hf_tgpt.data import load_splits
@@ -87,10 +87,10 @@ def equal_pictures(dataset: Dataset) -> list[list[int]]:
 
 
 def similar_pairs(small: np.ndarray, features: torch.Tensor) -> list[tuple[int, int, float]]:
-    """Pairs of rows that show nearly the same picture, as after saving it again or resizing it, and their likeness.
+    """Pairs of rows that show nearly the same picture, as after saving it again or resizing it, and their similarity.
 
     Small copies (n, 16, 16, 3) correlate by 0.985 or more, and unit features (n, d) have a cosine of 0.9 or more.
-    Copies without any structure are like no other. Crops and mirrored pictures are not found.
+    Copies without any structure match no other. Crops and mirrored pictures are not found.
 
     Example:
         >>> small = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3))

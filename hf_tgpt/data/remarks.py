@@ -1,4 +1,4 @@
-"""What is odd about somebody's data and does not stop the work."""
+"""Problems with the user's data that do not stop the work."""
 
 from __future__ import annotations
 

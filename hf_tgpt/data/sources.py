@@ -28,7 +28,7 @@ from .readers.tables import TABLE_SUFFIXES, class_list, find_tables, load_tables
 from .remarks import remark
 from .toyworld.world import load_toyworld
 
-# Decoding all of a larger set before training would take longer than most trainings.
+# Decoding all of a larger set before training would take longer than most training runs.
 LARGEST_CHECK = 10_000
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
@@ -63,15 +63,15 @@ def load_splits(
     labels, `draw` a published few-shot draw, to which `train` and `validation` are reduced (see `select_draw`), and
     `class_names_file` renames the classes (see `read_class_names`).
 
-    `label` is a ClassLabel. Names that come neither from the catalogue nor from a file of names are those of the train
-    split with "_" and parentheses as spaces. Without a test split the validation split is used for it, with a warning.
-    Without either, every class is split by `seed` into 50% train, 20% validation and 30% test, the proportions of CoOp
-    (Zhou et al., IJCV 2022) for datasets without a split; with `seed`=None all of it is `test`.
+    `label` is a ClassLabel. Names that come neither from the catalogue nor from a file of names are the train split's,
+    with "_" and parentheses replaced by spaces. Without a test split the validation split serves as one, with a
+    warning. Without either, every class is split by `seed` into 50% train, 20% validation and 30% test, the proportions
+    of CoOp (Zhou et al., IJCV 2022) for datasets without a split; with `seed`=None all of it is `test`.
 
     With `skip_damaged` every image is decoded first, and those that cannot be read are left out with a `DataWarning`
     that lists them; another lists those that are in two classes. Data sets of more than 10,000 images are not checked;
-    use `without_damaged` after choosing images. With `any_names`, classes that are in another split alone are classes
-    too, and names that only "_" and the like tell apart stay as the source writes them; otherwise both are errors.
+    use `without_damaged` after choosing images. With `any_names`, classes that occur only outside the train split are
+    accepted, and names that differ only in "_" and the like stay as in the source; otherwise both are errors.
 
     Raises FileNotFoundError for a folder or file that does not exist and ValueError for other data. Problems
     with the data are a `DataWarning`, such as images that are in train and in test.
@@ -153,7 +153,7 @@ def class_names(dataset: Dataset) -> list[str]:
 def _read(
     place: str, source: str, splits: str | os.PathLike[str] | None, image_column: str | None
 ) -> tuple[dict[str, Dataset], Path | None]:
-    """The splits as they come, and the list of class names beside them; errors name `source`."""
+    """The splits as the source has them, and the list of class names beside them; errors name `source`."""
     here = Path(place).expanduser().absolute()
     path = here if place and here.exists() else None
     if splits is not None or (path and (splits := _coop_split_file(path)) is not None):
@@ -185,7 +185,7 @@ def _not_data(path: Path | None) -> str:
 
 
 def _coop_split_file(folder: Path) -> Path | None:
-    """The split file of a folder that has no other sign of its splits."""
+    """The split file of a folder that does not define its splits in another way."""
     if not folder.is_dir() or any(split_of(inner.name) == "train" for inner in subfolders(folder)):
         return None
     split_files = sorted(folder.glob("split_zhou_*.json"))
@@ -201,7 +201,7 @@ def _load_coop(split_file: str | os.PathLike[str], folder: Path | None, source: 
         raise ValueError(
             f"`splits`={os.fspath(split_file)!r} needs a folder with the pictures; `source`={source!r} is not one."
         )
-    # A file that is not where the user stands is looked for beside the pictures.
+    # A file that is not in the current directory is looked for beside the pictures.
     file = Path(split_file).expanduser()
     file = file if file.is_file() or not (folder / file).is_file() else folder / file
     splits = {split_of(split) or split: data for split, data in load_coop_split(file, folder).items()}
@@ -215,7 +215,7 @@ def _tables_of(folder: Path) -> dict[str, list[Path]]:
 
 
 def _load_from_hub(hub_id: str, source: str) -> dict[str, Dataset]:
-    """The splits under the names that they have here; a split that stands alone is train."""
+    """The splits under this package's names; a single split is train."""
     try:
         loaded = datasets.load_dataset(hub_id)
     except Exception as error:  # the Hub client, the network and every file format have errors of their own
@@ -237,7 +237,7 @@ def _load_from_hub(hub_id: str, source: str) -> dict[str, Dataset]:
 
 
 def _name_as_catalogue(splits: DatasetDict, benchmark: Benchmark, from_hub: bool) -> DatasetDict:
-    """The catalogue's names and label order; the data's own, with a warning, where the two do not go together."""
+    """The catalogue's names and label order; the data's own, with a warning, if the two do not match."""
     given = benchmark.names()
     found = next(iter(splits.values())).features["label"].names
     if (

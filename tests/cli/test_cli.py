@@ -132,7 +132,7 @@ def test_files_that_are_no_pictures_are_skipped_counted_and_listed(adapters, tmp
     for name in ("0500.bmp", "0999.bmp"):
         assert f"cannot read {folder / name}" in err
         (reason,) = [row["error"] for row in rows if row["image"] == str(folder / name)]
-        assert "it is no picture of a known kind" in reason
+        assert "it is not a picture of a known kind" in reason
 
 
 def test_a_csv_opens_in_a_spreadsheet_as_it_is(adapters, tmp_path):

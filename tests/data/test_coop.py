@@ -125,7 +125,7 @@ def test_class_names_that_differ_from_the_folders_are_named(tmp_path):
     write_layout(tmp_path, "sorted by split and class")
     for split in PARTITION:
         (tmp_path / split / "face").rename(tmp_path / split / "human")
-    message = "no folder is called as the split file's face, and no class as the folder's human; rename"
+    message = "no folder is named like the file's face, and no class like the folder's human; rename"
     with pytest.raises(ValueError, match=message):
         load_coop_split(write_split(tmp_path), tmp_path)
 

@@ -151,7 +151,7 @@ def test_what_is_no_image_is_named_by_path_else_hint_else_as_in_memory(tmp_path)
         decode_image({"bytes": b"no image", "path": None}, name_hint="row 3")
     with pytest.raises(ValueError, match="cannot read image in memory: "):
         decode_image({"bytes": b"", "path": None})
-    with pytest.raises(ValueError, match="cannot read row 3: NoneType is no image"):
+    with pytest.raises(ValueError, match="cannot read row 3: NoneType is not an image"):
         decode_image(None, name_hint="row 3")
 
 

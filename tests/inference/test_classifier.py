@@ -183,7 +183,7 @@ def test_datasets_are_read_by_their_column_of_images(classifier):
         (np.zeros((0, 4, 3)), "is not a picture"),
         ({"label": 1}, "a row with label has no picture"),
         (3, "`images` is a int"),
-        ([None], "NoneType is no image"),
+        ([None], "NoneType is not an image"),
     ],
 )
 def test_what_is_no_picture_is_named(image, message, classifier):

@@ -151,9 +151,9 @@ def caption_folder(splits: dict[str, Dataset], root: Path) -> dict[str, Dataset]
 
 
 def image_key(record: dict, root: str | os.PathLike[str] | None = None) -> str:
-    """How a captions file names an image {"bytes", "path"}: its path, from `root` if below, else "sha256:..." of it.
+    """An image's name {"bytes", "path"} in a captions file: its path, relative to `root` if below, or its "sha256:...".
 
-    The hash serves images that are not files of their own, such as those of Hub data sets.
+    The hash is for images that are not separate files, such as in Hub data sets.
     """
     path = record.get("path")
     if record.get("bytes") is not None or not path:

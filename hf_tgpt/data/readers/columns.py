@@ -1,4 +1,4 @@
-"""The columns `image`, `label` and `caption`, found in any dataset and brought into a common form."""
+"""The columns `image`, `label` and `caption`, found in any dataset and converted to a common form."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find_columns(
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if caption_column is not None and features[caption_column] not in STRINGS:
         raise ValueError(
-            f"`caption_column`={caption_column!r} holds {features[caption_column]}; choose one of strings."
+            f"`caption_column`={caption_column!r} holds {features[caption_column]}; choose a column of strings."
         )
     by_name = {name.lower(): name for name in features}
     labels = labels or [by_name[name] for name in _LABEL_NAMES if name in by_name]
@@ -66,11 +66,11 @@ def label_names(dataset: Dataset, column: str, numbered: list[str] | None) -> li
         return numbered
     if feature not in STRINGS:
         raise ValueError(
-            f"`label_column`={column!r} holds {feature}, which do not name classes; choose class labels or strings, or "
-            "list the names of the numbers as `class_names_file`."
+            f"`label_column`={column!r} holds {feature}, which does not name classes; choose class labels or strings, "
+            "or list the names of the numbers as `class_names_file`."
         )
     names = [name for name in dataset.unique(column) if name is not None]
-    numbers = all(name.isdecimal() for name in names)  # folders 0 to 10, which a list of names counts through
+    numbers = all(name.isdecimal() for name in names)  # folders 0 to 10, in the order of a list of names
     return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 
 
@@ -80,7 +80,7 @@ def is_labelled(dataset: Dataset, column: str) -> bool:
 
 
 def to_canonical(dataset: Dataset, split: str, columns: dict[str, str], names: list[str], words: list[str]) -> Dataset:
-    """One split with our columns: `names` are the classes as the source writes them, `words` as they are called here.
+    """One split with our columns: `names` are the source's class names, `words` the names used here.
 
     Raises ValueError for a missing column or a class that `names` lacks.
     """
@@ -115,7 +115,7 @@ def to_canonical(dataset: Dataset, split: str, columns: dict[str, str], names: l
 
 
 def check_captions(splits: DatasetDict) -> None:
-    """Drops incomplete captions of a split that is not trained on. Raises ValueError if train lacks any."""
+    """Drops incomplete captions outside the train split. Raises ValueError if train lacks any."""
     for split, data in splits.items():
         if "caption" not in data.column_names:
             continue

@@ -130,9 +130,9 @@ def match_images(
 ) -> list[int | None]:
     """For each (path, class name or None) that a file lists, the position in `files` of the picture it means, or None.
 
-    A file fits if it has the same name and the same folder above it, or "folder_name" as its name, or the same name
-    and a folder (with `classes`, a class) that is called as the class wanted. A bare file name fits by itself. Of
-    several, the one that shares the most folders is taken, then the one of the right class.
+    A file fits if it has the same name and parent folder, or "folder_name" as its name, or the same name and a folder
+    (with `classes`, a class) named like the wanted class. A bare file name alone fits too. Of several, the one that
+    shares the most folders is chosen, then the one of the right class.
 
     Raises ValueError where several fit equally well.
     """
@@ -182,7 +182,7 @@ def _require_all(entries: list[_Entry], rows: list[int | None], split_file: Path
         return
     classes_found = {name for (_, _, name), row in zip(entries, rows, strict=True) if row is not None}
     strangers = sorted({name for _, _, name in lost} - classes_found)
-    # Folders right above a picture that no class or folder of the split file is called after.
+    # Pictures' parent folders that match no class or folder in the split file.
     known = {normalized_name(word) for path, _, name in entries for word in (name, *Path(path).parts[-2:-1])}
     paths = _strings(pa.chunked_array([c.field("path") for c in index.with_format("arrow")["image"][:].chunks]))
     unused = sorted({folder for path in paths if normalized_name(folder := Path(path).parent.name) not in known})
@@ -193,7 +193,7 @@ def _require_all(entries: list[_Entry], rows: list[int | None], split_file: Path
     )
     if strangers and unused:
         problem += (
-            f" Class names differ: no folder is called as the split file's {', '.join(strangers[:5])}, and no class as "
+            f" Class names differ: no folder is named like the file's {', '.join(strangers[:5])}, and no class like "
             f"the folder's {', '.join(unused[:5])}; rename the folders."
         )
     else:

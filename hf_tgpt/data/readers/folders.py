@@ -32,7 +32,7 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".avif",
     ".jp2", ".ppm", ".pgm",
 )  # fmt: skip
-HEIC_SUFFIXES = (".heic", ".heif")  # where a library for them is installed
+HEIC_SUFFIXES = (".heic", ".heif")  # if a library for them is installed
 # The names that a split goes by, without words such as "set" and "images" after them.
 _SPLIT_NAMES = {
     "train": ("train", "training", "trn"),
@@ -40,7 +40,7 @@ _SPLIT_NAMES = {
     "test": ("test", "testing", "tst", "holdout", "heldout"),
 }
 _SPLIT_WORDS = r"(set|sets|split|data|images|imgs|pictures|pics)*$"
-# Folders that systems and programs leave among pictures; in lower case.
+# Folders that operating systems and programs leave among pictures; in lower case.
 _SYSTEM_FOLDERS = {
     "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "__macosx",
     "__pycache__", "system volume information",
@@ -57,13 +57,13 @@ _CLOCK_TICK = 2.0
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder, file or column's value is called after: "Testing" and "test_set" are "test"."""
+    """The split that a folder, file or column value is named after: "Testing" and "test_set" are "test"."""
     word = re.sub(_SPLIT_WORDS, "", re.sub(r"[\W_]", "", name.casefold()))
     return next((split for split, names in _SPLIT_NAMES.items() if word in names), None)
 
 
 def is_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether a file counts as a picture: by its suffix or, where it has none, by its first bytes."""
+    """Whether a file counts as a picture: by its suffix or, if it has none, by its first bytes."""
     return os.path.isfile(path) and _looks_like_a_picture(path)
 
 
@@ -80,7 +80,7 @@ def _looks_like_a_picture(path: str | os.PathLike[str]) -> bool:
 def load_folder(root: Path) -> dict[str, Dataset]:
     """The splits of a folder with the columns `image` (a path) and `label` (the class folder's name in Unicode's NFC).
 
-    A folder without splits is one split, train. Raises ValueError for a folder that is laid out otherwise.
+    A folder without splits is one split, train. Raises ValueError for any other layout.
     """
     split_folders: dict[str, Path] = {}
     for folder in subfolders(root):
@@ -153,7 +153,7 @@ def kinds_left_out(counts: dict[str, int]) -> str:
 def _judge_inner_folders(folder: Path) -> None:
     """Remarks that folders within class folders are not classes of their own.
 
-    Raises ValueError where several of them contain the same folders: these are splits, by whatever name.
+    Raises ValueError if several of them contain the same folders: these are splits, whatever their names.
     """
     inner: dict[str, list[str]] = {}
     for path in _read_record(folder)["folders"]:
@@ -178,13 +178,13 @@ def _judge_inner_folders(folder: Path) -> None:
 
 
 def subfolders(parent: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones, those of systems and the output of trainings."""
+    """The folders in a folder, sorted, without hidden ones, system folders and the output of training runs."""
     with os.scandir(parent) as listing:  # which tells folders from files without a system call for each
         return sorted(Path(entry.path) for entry in listing if entry.is_dir() and not _is_no_data(entry))
 
 
 def _is_no_data(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder or file is not the user's own: hidden, a system's, or the output of a training."""
+    """Whether a folder or file is not the user's own: hidden, the system's, or a training run's output."""
     if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS:
         return True
     if not entry.is_dir():
@@ -196,9 +196,9 @@ def _is_no_data(entry: os.DirEntry[str]) -> bool:
 
 
 def pictures_below(folder: str) -> tuple[list[str], dict[str, int]]:
-    """The pictures in a folder at any depth, in the order of their names, by the rule that holds in training.
+    """The pictures in a folder at any depth, in the order of their names, by the same rule as in training.
 
-    Left out are hidden ones and the folders of systems. Beside them how many files of which kinds are not pictures.
+    Hidden files and system folders are left out. Also returns how many files of which kinds are not pictures.
     """
     left_out: Counter[str] = Counter()
     return [path for path, _ in _walk(folder, {}, left_out, label="")], dict(left_out)
@@ -216,7 +216,7 @@ def image_index(root: Path) -> Dataset:
         started = time.time()
         folders: dict[str, int] = {}
         left_out: Counter[str] = Counter()
-        # Written beside and moved, so that another process reads either the old index or the new one.
+        # Written to another name and moved, so that another process reads either the old index or the new one.
         draft = index.with_suffix(f".{os.getpid()}")
         schema = _FEATURES.arrow_schema
         with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
@@ -233,7 +233,7 @@ def image_index(root: Path) -> Dataset:
 
 
 def _cache_files(root: Path) -> tuple[Path, Path]:
-    """Where a folder's index is kept, and the record of what it was made of."""
+    """Where a folder's index is stored, and the record of what it was made from."""
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tgpt"
     name = hashlib.sha256(f"{root} {_INDEX_VERSION} {reads_heic()}".encode(errors="surrogateescape")).hexdigest()[:24]
     return cache / f"{name}.arrow", cache / f"{name}.json"

@@ -26,7 +26,7 @@ _CLASS_LISTS = ("classnames.txt", "class_names.txt", "classes.txt")  # CLIP benc
 
 
 def find_tables(root: Path) -> dict[str, list[Path]]:
-    """The files of each split in a folder, by its own and its folder's name; empty if there is no train file.
+    """The files of each split in a folder, by file or folder name; empty if there is no train file.
 
     Found are "train.csv", "train-00000-of-00002.parquet" and "data/train-0001.tar", and archives "train/0.tar".
     """
@@ -74,7 +74,7 @@ def _load_text(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset]:
 
 
 def _load_packed(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset]:
-    """Files that may hold the pictures themselves, which `datasets` brings into Arrow files in its cache."""
+    """Files that may contain the pictures themselves, which `datasets` converts to Arrow files in its cache."""
     content = hashlib.sha256()
     for file in (file for part in files.values() for file in part):
         if suffix == ".tar":
@@ -84,7 +84,9 @@ def _load_packed(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset
         with _uncounted():
             loaded = load_dataset(
                 _PACKED[suffix],
-                content.hexdigest()[:16],  # else what a file held under the same time stamp would come from the cache
+                content.hexdigest()[
+                    :16
+                ],  # else a file's earlier content with the same time stamp would come from the cache
                 data_files={split: [glob.escape(str(file)) for file in part] for split, part in files.items()},
             )
         for part in loaded.values():
@@ -103,7 +105,7 @@ def _listed(files: dict[str, list[Path]]) -> str:
 
 
 def _by_split_column(data: Dataset) -> dict[str, Dataset]:
-    """A table's rows by the split that a column of it names. Raises ValueError for a value that names none."""
+    """A table's rows by the split that one of its columns names. Raises ValueError for a value that names none."""
     column = next((name for name in data.column_names if name.lower() in _SPLIT_COLUMNS), None)
     if column is None:
         return {"train": data}
@@ -136,7 +138,7 @@ def _uncounted() -> Iterator[None]:
 
 
 def _check_end(archive: Path) -> None:
-    """Raises ValueError unless a tar archive is whole: cut off between two members it would read as a smaller one."""
+    """Raises ValueError unless a tar archive is complete: cut off between members it would read as a smaller one."""
     with archive.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         size = file.seek(0, os.SEEK_END)

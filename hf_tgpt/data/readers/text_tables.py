@@ -1,4 +1,4 @@
-"""CSV, TSV and JSONL files as people and spreadsheets write them, every cell as it stands there."""
+"""CSV, TSV and JSONL files as people and spreadsheets write them, every cell unchanged."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def read_delimited(file: Path) -> Dataset:
     around them, so "None", "007" and "1.0" stay what they are; an empty one is None, and a column of whole numbers
     holds integers.
 
-    Raises ValueError that names file and line for a file without rows, a row that does not fit the header, and a name
-    that two columns have.
+    Raises ValueError that names file and line for a file without rows, a row that does not fit the header, and a
+    repeated column name.
     """
     text = _decoded(file)
     first_line = next((line for line in text.splitlines() if line.strip()), "")
@@ -81,7 +81,7 @@ def _decoded(file: Path) -> str:
 
 
 def read_json_lines(file: Path) -> Dataset:
-    """The rows of a .jsonl file: one JSON object a line, strings as they stand there, null as None.
+    """The rows of a .jsonl file: one JSON object per line, strings unchanged, null as None.
 
     Raises ValueError that names file and line for anything else.
     """

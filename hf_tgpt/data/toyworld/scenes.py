@@ -73,7 +73,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """One sentence on this picture, as a describer would write it."""
+        """One sentence about this picture, as an annotator would write it."""
         return (
             f"a {self.size_word} {SURFACES[self.surface]} {_COLOUR_NAMES[self.colour]} {SHAPES[self.shape]}"
             f" in the {self.place_word} on a {_BACKGROUND_NAMES[self.background]} background."
@@ -83,7 +83,7 @@ class Scene:
 def sample_scene(
     rng: np.random.Generator, shape: int | None = None, surface: int | None = None, colour: int | None = None
 ) -> Scene:
-    """Draws a scene; a part that is given (as an index) is kept."""
+    """Draws a random scene; parts that are given (as indices) are kept."""
     radius = float(rng.uniform(0.48, 0.86))
     slack = min(0.96 - radius, 0.3)
     return Scene(

@@ -1,10 +1,10 @@
 """The toy world: small captioned pictures of painted shapes, drawn on demand and the same on every machine.
 
-It exists so that every capability of this package can be run, tested and compared without a download. It is a toy:
-its accuracies say that the code works and how methods differ on it, never how good a method is on photographs.
+It exists so that every capability of this package can be run, tested and compared without a download. It is a toy: its
+accuracies show that the code works and how methods differ on it, never how good a method is on photographs.
 
 `load_toyworld` gives a few-shot task over the scenes of `scenes.py` as a Hugging Face `DatasetDict`; a domain other
-than "photo" draws the same scenes in a way that the shipped toy CLIP has never seen.
+than "photo" draws the same scenes in a way that the shipped toy CLIP was not trained on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _triples() -> Iterator[ToyClass]:
 
 
 def _code(index: int) -> str:
-    """A name without meaning for the picture, such as a part number."""
+    """A name unrelated to the picture, such as a part number."""
     return f"{'bkmtvz'[index % 6]}{'aeiou'[index % 5]}{'xqpw'[index % 4]} {(index * 37 + 11) % 90 + 10}"
 
 

@@ -1,4 +1,4 @@
-"""Training an adapter: the loop, what a run needs to continue after it was killed, and its results."""
+"""Training an adapter: the loop, what a killed run needs to continue, and its results."""
 
 from .config import TrainingConfig as TrainingConfig
 from .loop import train as train

@@ -1,4 +1,4 @@
-"""The images of a step, so that any number of processes and parts of a batch give the same result."""
+"""The images of a step, such that any number of processes and parts of a batch gives the same result."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .features import CachedImages
 
 
 class EpochSampler(Sampler):
-    """A permutation of the images that depends only on seed and epoch, so that a resumed epoch is the same.
+    """A permutation of the images that depends only on seed and epoch, so a resumed epoch is the same.
 
-    Not accelerate's SeedableRandomSampler: it seeds an epoch by seed + epoch, so runs of neighbouring seeds, whose mean
-    and spread are reported, would share nearly all of their orders.
+    Not accelerate's SeedableRandomSampler: it seeds an epoch with seed + epoch, so runs with neighbouring seeds, whose
+    mean and spread are reported, would share nearly all of their orders.
     """
 
     def __init__(self, length: int, seed: int):
@@ -43,7 +43,7 @@ def train_loader(
     accelerator: Accelerator,
     collate: Collator,
 ) -> DataLoader:
-    """A batch is a process's images of a step; those of all processes do not depend on the number of processes."""
+    """A batch is a process's images of a step; all processes' images do not depend on their number."""
     parts = accelerator.num_processes * config.gradient_accumulation_steps
     # As in the releases, an incomplete last batch is dropped, unless it is the only one.
     batch_size = min(config.batch_size, len(images) // parts * parts)
@@ -77,7 +77,7 @@ def check_labels(dataset: Dataset, class_names: list[str]) -> None:
 
 
 def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
-    """A process's images of a step in equal parts."""
+    """A process's images of a step, in equal parts."""
     size = len(batch["labels"]) // parts
     pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
     return [dict(zip(batch, piece, strict=True)) for piece in pieces]
@@ -86,7 +86,7 @@ def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Te
 def of_the_whole_batch(
     model: nn.Module, batch: dict[str, torch.Tensor], parts: int, accelerator: Accelerator
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """What a method needs from a step's whole batch, so that any number of processes and parts give the same loss."""
+    """What a method needs from a step's whole batch for the same loss with any number of processes and parts."""
     count = getattr(accelerator.unwrap_model(model), "tokens_per_image", None)
     if count is None or parts * accelerator.num_processes == 1:
         return {}
@@ -97,16 +97,16 @@ def of_the_whole_batch(
 def check_engine(accelerator: Accelerator, accumulation_steps: int) -> None:
     """Raises ValueError if Accelerate is configured for an engine that cannot train an adapter on a CLIP here.
 
-    torch's `fully_shard` refuses a scalar parameter, which CLIP's `logit_scale` is, and Accelerate asks a model for
-    input embeddings that CLIPModel does not name.
+    torch's `fully_shard` refuses scalar parameters such as CLIP's `logit_scale`, and Accelerate needs a model's input
+    embeddings, which CLIPModel does not define.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
-            "`distributed_type`=FSDP cannot shard a CLIPModel; train by DDP, `accelerate launch --multi_gpu`: the "
+            "`distributed_type`=FSDP cannot shard a CLIPModel; train with DDP, `accelerate launch --multi_gpu`: the "
             "gradients and optimizer states of an adapter are small, and CLIP itself is frozen."
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED and accumulation_steps > 1:
         raise ValueError(
             f"`gradient_accumulation_steps`={accumulation_steps} under DeepSpeed, which would step after each part; "
-            "choose 1, or MULTI_GPU in place of DEEPSPEED."
+            "choose 1, or MULTI_GPU instead of DEEPSPEED."
         )

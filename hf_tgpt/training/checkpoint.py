@@ -1,7 +1,7 @@
 """Checkpoints: Accelerate's, but only with the adapter's weights, and written completely or not at all.
 
-What is written gets a temporary name, goes to the disk and is then renamed, so that a run which is killed at any moment
-leaves files that are whole.
+Files are written to disk under a temporary name and then renamed, so a run that is killed at any moment leaves complete
+files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..utils.files import put_in_place, read_json
 
 
 class Clock:
-    """The seconds that a run takes, over all its parts; checkpoints keep them."""
+    """A run's seconds over all its parts; checkpoints store them."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -42,7 +42,7 @@ class Clock:
 
 
 def find_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint in a run's folder. Each is complete: it gets its name only then."""
+    """The newest checkpoint in a run's folder. Each is complete, since it is named only then."""
     return max(_checkpoints(output_dir), key=step_of, default=None)
 
 
@@ -56,7 +56,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes: the active adapter, whatever its name."""
+    """The weights that training changes: the active adapter's, whatever its name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
@@ -65,7 +65,7 @@ def _contents(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_weights(accelerator: Accelerator, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Weights by name, written whole or not at all."""
+    """Writes weights by name, whole or not at all."""
     if accelerator.is_main_process:
         with _explained(path):
             temporary = path.with_suffix(".tmp")
@@ -76,7 +76,7 @@ def save_weights(accelerator: Accelerator, weights: dict[str, torch.Tensor], pat
 
 @torch.no_grad()
 def load_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Fills weights by name, in place. Raises ValueError if the file has other weights."""
+    """Loads weights by name, in place. Raises ValueError if the file has other weights."""
     saved = load_file(path)
     if weights.keys() != saved.keys():
         odd = sorted(weights.keys() ^ saved.keys())[0]
@@ -90,7 +90,7 @@ def load_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
 
 @contextmanager
 def adapter_checkpoints(accelerator: Accelerator, tensors: dict[str, torch.Tensor], **states: Any) -> Iterator[None]:
-    """Within, Accelerate's checkpoints hold these tensors alone, which are filled in place, and `states`.
+    """A context in which Accelerate's checkpoints contain only these tensors, which are loaded in place, and `states`.
 
     The frozen base model would be written again each time. `states` are objects with a `state_dict` of plain values.
     """
@@ -119,7 +119,7 @@ def adapter_checkpoints(accelerator: Accelerator, tensors: dict[str, torch.Tenso
 def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str], step: int, keep: int = 1) -> None:
     """Writes `checkpoint-STEP` and drops all but the newest `keep`.
 
-    Raises OSError, with what to do, if it cannot be written; the earlier ones are then as they were.
+    Raises OSError with the remedy if it cannot be written; earlier checkpoints then stay unchanged.
     """
     output_dir = Path(output_dir)
     temporary = output_dir / "checkpoint.tmp"
@@ -131,7 +131,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         path = output_dir / f"checkpoint-{step}"
-        shutil.rmtree(path, ignore_errors=True)  # a run that is resumed after its end saves it again
+        shutil.rmtree(path, ignore_errors=True)  # a run resumed after its end saves it again
         with _explained(path):
             put_in_place(temporary, path)
         for old in sorted(_checkpoints(output_dir), key=step_of)[:-keep]:
@@ -140,7 +140,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
 
 
 def load_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]) -> None:
-    """The newest one; a run that was stopped before its first starts again.
+    """Loads the newest checkpoint; a run that was stopped before its first starts again.
 
     Raises ValueError if it is damaged.
     """
@@ -158,7 +158,7 @@ def load_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike[str]
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Explains a failed write: what is left and what to do. torch and safetensors have errors of their own for it."""
+    """Explains a failed write: what is left and what to do. torch and safetensors raise their own errors for it."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

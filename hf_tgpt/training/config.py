@@ -1,4 +1,4 @@
-"""How an adapter is trained: the fields of a recipe, and the optimizer and learning rate that they define."""
+"""How an adapter is trained: a recipe's fields, and the optimizer and learning rate that they define."""
 
 import math
 from collections.abc import Iterable
@@ -26,33 +26,37 @@ class TrainingConfig:
     adam_epsilon: float = documented(1e-8, "AdamW's epsilon. Ignored with sgd.", at_least(0))
     crop_scale: float = documented(
         0.08,
-        "Smallest share of a picture's area in a random crop for training; 1 is the whole area. Default: as in CoOp; "
+        "Smallest share of a picture's area in a random training crop; 1 is the whole area. Default: as in CoOp; "
         "methods on frozen features use 0.5.",
         above(0),
         at_most(1),
     )
     batch_size: int = documented(
-        8, "Images per optimizer step, summed over all processes and accumulated batches.", above(0)
+        8, "Images per optimizer step, summed over all processes and accumulated parts.", above(0)
     )
     gradient_accumulation_steps: int = documented(
         1,
-        "Number of parts in which a process computes its images of a step, to save memory. Each part encodes the class "
-        "texts again, if the method has any.",
+        "Number of parts into which each process splits its images of a step, to save memory. Each part encodes the "
+        "class texts again, if the method has any.",
         above(0),
     )
     epochs: int = documented(10, "Passes over the training images. Ignored with max_steps.", above(0))
     max_steps: int | None = documented(None, "Total number of optimizer steps (iterations in the papers).", above(0))
     warmup_steps: int = documented(
-        0, "Steps before the cosine schedule starts; a tenth of all steps if there are not more than that.", at_least(0)
+        0,
+        "Steps before the cosine schedule starts; a tenth of all steps if the run has no more steps than that.",
+        at_least(0),
     )
     warmup_epochs: int = documented(0, "Epochs of warm-up, in addition to warmup_steps.", at_least(0))
     warmup_learning_rate: float | None = documented(
         None, "Constant learning rate of the warm-up. Default: a linear rise to the peak.", at_least(0)
     )
-    max_grad_norm: float | None = documented(None, "Clips the adapter's gradient. Default: off.", above(0))
+    max_grad_norm: float | None = documented(
+        None, "Norm to which the adapter's gradient is clipped. Default: off.", above(0)
+    )
     non_finite: str = documented(
         "stop",
-        "If a loss or gradient is not finite: 'stop', or 'skip' the step, for at most an epoch in a row.",
+        "If a loss or gradient is not finite: 'stop', or 'skip' the step (at most an epoch's steps in a row).",
         one_of("stop", "skip"),
     )
     evaluate_every: int = documented(1, "Epochs between validations, which select the best adapter.", above(0))
@@ -61,7 +65,7 @@ class TrainingConfig:
     num_workers: int = documented(0, "Processes that decode images, per training process.", at_least(0))
     seed: int = documented(
         0,
-        "Seed of the draw of shots, the adapter's initial weights, the order and the augmentation.",
+        "Seed of the few-shot draw, the adapter's initial weights, the order of images and their augmentation.",
         at_least(0),
         at_most(_SEEDS),
     )
@@ -77,7 +81,7 @@ def make_optimizer(weights: Iterable[nn.Parameter], config: TrainingConfig) -> t
 
 
 def warmup_steps(steps: int, steps_per_epoch: int, config: TrainingConfig) -> int:
-    """How many of `steps` are warm-up: the config's number or, if that would be all of them, a tenth."""
+    """The number of warm-up steps: the config's or, if that would be all of `steps`, a tenth."""
     wanted = config.warmup_steps + config.warmup_epochs * steps_per_epoch
     return wanted if wanted < steps else steps // 10
 
@@ -92,7 +96,7 @@ def rate(step: int, steps: int, steps_per_epoch: int, config: TrainingConfig) ->
 
 
 def steps_of(config: TrainingConfig) -> Steps:
-    """The config in the form that methods fitted to features use."""
+    """The config in the form for methods that are fitted to features."""
     return Steps(
         optimizer=lambda weights: make_optimizer(weights, config),
         rate=lambda step, steps, per_epoch: rate(step, steps, per_epoch, config),

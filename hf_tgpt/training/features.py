@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 class CachedImages(torch.utils.data.Dataset):
     """`FewShotImages` whose rows have `image_states` from a file instead of `pixel_values`.
 
-    Epoch e shows view e modulo the number of views, which is what live images show in epoch e as long as there are
-    enough views. The file is mapped into memory, so only rows that are asked for are read, and processes share them.
+    Epoch e uses view e modulo the number of views, the same as live images in epoch e while there are enough views. The
+    file is mapped into memory, so only requested rows are read, and processes share them.
 
-    `seconds_saved` is what encoding took where the file was there already, else 0.
+    `seconds_saved` is what encoding took if the file existed already, else 0.
 
     Shapes: `image_states` (d,) or (p, d_v), in the file's dtype; `labels` an int, `caption` a string.
     """
@@ -85,7 +85,7 @@ def check_can_be_cached(model: AdaptedModel) -> None:
     """Raises ValueError if the model's image states change during training, or if no adapter is active."""
     learner = getattr(model, "learner", None)
     if learner is None:
-        raise ValueError("`model` has no active adapter, which determines what to store; enable one by set_adapter.")
+        raise ValueError("`model` has no active adapter, which determines what to store; enable one with set_adapter.")
     learner.check_vision_is_frozen()
     if any(weight.requires_grad for weight in encoder_of(model.get_base_model()).vision_parameters()):
         raise ValueError(
@@ -105,10 +105,10 @@ def cache_features(
 ) -> CachedImages:
     """The image states of the model's active adapter for the images, from `folder` if they are already stored.
 
-    What is stored is what the adapter's `image_states` gives: image features (b, d), or TGP-T's tokens (b, p, d_v). It
-    is used again if vision weights, transform, images, seed, `views` and `dtype` are the same: the file's name tells
-    them apart, so that runs may share a folder. The file appears whole or not at all. Several processes: call it within
-    `accelerator.main_process_first()`; the first makes it, the others find it.
+    The output of the adapter's `image_states` is stored: image features (b, d), or TGP-T's tokens (b, p, d_v). It is
+    reused if vision weights, transform, images, seed, `views` and `dtype` are the same; the file's name identifies
+    them, so runs may share a folder. The file appears whole or not at all. With several processes, call it within
+    `accelerator.main_process_first()`; the first makes the file, the others find it.
 
     Raises ValueError if no adapter is active, if the method learns in the vision tower, for `views` below 1, for an
     unknown `dtype`, for a folder without room, and for an image that cannot be read.
@@ -149,8 +149,8 @@ def _states_of(
 
 
 def encode_views(model: AdaptedModel, images: FewShotImages | CachedImages) -> Features:
-    """What the active adapter's `image_states` gives of all images: of stored features all views, of pictures the first
-    epoch's.
+    """The active adapter's `image_states` for all images: all views of stored features, or the first epoch's of
+    pictures.
     """
     learner, encoder = model.learner, encoder_of(model.get_base_model())
     learner.check_vision_is_frozen()
@@ -169,7 +169,7 @@ def encode_pictures(encoder: DualEncoder, learner: PromptLearner, images: FewSho
 
 @torch.no_grad()
 def encode_loader(model: AdaptedModel, loader: DataLoader, accelerator: Accelerator) -> Features:
-    """The same of the images of a loader that the accelerator has prepared, one view, in every process all of them."""
+    """The same for the images of a loader prepared by the accelerator: one view, all images in every process."""
     learner, encoder = model.learner, encoder_of(model.get_base_model())
     parts = []
     for batch in loader:
@@ -188,8 +188,8 @@ def _write(
 ) -> None:
     """A safetensors file with one tensor (views, images, ...), written batch by batch and renamed when it is whole.
 
-    By hand because safetensors itself wants the whole tensor in memory; the format is a length, a JSON header and data.
-    Not numpy's open_memmap: where the disk is full, writing to a mapping ends the process instead of raising.
+    By hand because safetensors itself needs the whole tensor in memory; the format is a length, a JSON header and data.
+    Not numpy's open_memmap: if the disk is full, writing to a mapping kills the process instead of raising.
     """
     start = time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,7 @@ def _write(
 
 
 def _read_fingerprint(path: Path) -> tuple[dict[str, str] | None, float]:
-    """A file's fingerprint, empty if it is damaged, and the seconds that it took; None if there is no file."""
+    """A file's fingerprint (empty if damaged) and the seconds it took to compute; None if there is no file."""
     if not path.is_file():
         return None, 0.0
     try:
@@ -268,7 +268,7 @@ def _hash_of_weights(encoder: DualEncoder) -> str:
 
 
 def _hash_of_images(images: FewShotImages) -> str:
-    """Of the stored images in their order; of a file its path, size and time of change. Labels may change freely."""
+    """A hash of the stored images in order; for a file, of its path, size and time of change. Labels may change."""
     digest = hashlib.sha256()
     for image in images.dataset.select_columns("image")["image"]:
         if image["bytes"] is not None:

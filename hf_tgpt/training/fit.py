@@ -1,4 +1,4 @@
-"""`hf_tgpt.fit`: heads on frozen features, fitted in one call, and classes that come and go afterwards."""
+"""`hf_tgpt.fit`: heads on frozen features, fitted in one call, and classes added or removed afterwards."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def fit(
 ) -> Any:
     """Fits a head on frozen features (GDA, Tip-Adapter, CLAP, ...) to labelled pictures, and returns the model.
 
-    `pictures` are a data set of `datasets` with a column of images and one of labels, of which `views` random crops of
-    each picture are taken; or pixel values (n, 3, h, w), or views of them (v, n, 3, h, w), with `labels` (n,), the
-    numbers of the classes. `validation` is another data set or a pair of pixel values and labels, on which what the
-    method leaves open is searched (without any: by cross-validation). A `DatasetDict` has both. The searched values are
-    in `model.peft_config["default"].fitted`. `training` configures the training of weights, for methods that have any
+    `pictures` are a `datasets` data set with a column of images and one of labels, with `views` random crops taken of
+    each picture; or pixel values (n, 3, h, w), or views of them (v, n, 3, h, w), with `labels` (n,), the class numbers.
+    `validation` is another data set or a pair of pixel values and labels, for the search of the method's
+    hyperparameters (without it: by cross-validation). A `DatasetDict` has both. The values found are in
+    `model.peft_config["default"].fitted`. `training` configures the training of weights, for methods that have any
     (default: as in the paper).
 
     Raises ValueError for a model without such a head, for a class without a picture, for labels that are not classes,
@@ -66,9 +66,9 @@ def fit(
 def add_classes(model: Any, pictures: Mapping[str, Any], *, views: int = VIEWS, seed: int = 0) -> Any:
     """Adds classes to a fitted head from a few pictures each, and returns the model; the other logits do not change.
 
-    `pictures` are {name: pixel values (n, 3, h, w), or views (v, n, 3, h, w), or a list of paths or PIL images}, of
-    which `views` random crops each are taken. GDA and Tip-Adapter support this. Raises ValueError for other methods,
-    for a name that the model already has and for pictures that cannot be read; then no class is added.
+    `pictures` are {name: pixel values (n, 3, h, w), or views (v, n, 3, h, w), or a list of paths or PIL images};
+    `views` random crops are taken of each listed image. GDA and Tip-Adapter support this. Raises ValueError for other
+    methods, for a name that the model already has and for pictures that cannot be read; then no class is added.
 
     Example:
         >>> model = get_peft_model(clip, hf_tgpt.GDAConfig(class_names=["cat", "dog"]))
@@ -106,7 +106,7 @@ def remove_classes(model: Any, class_names: Sequence[str]) -> Any:
     if unknown:
         raise ValueError(f"`class_names` has {unknown[0]!r}, which is not a class of the model; see model.class_names.")
     if len(set(class_names)) == len(learner.config.class_names):
-        raise ValueError("`class_names` are all classes that the model has; keep at least one.")
+        raise ValueError("`class_names` are all of the model's classes; keep at least one.")
     for name in dict.fromkeys(class_names):
         label = learner.config.class_names.index(name)
         learner.remove_class(label)
@@ -129,7 +129,7 @@ def _head(model: nn.Module) -> tuple[FeatureHead, DualEncoder]:
     if not isinstance(learner, FeatureHead):
         what = f"{learner.config.method}, which is not a head" if learner is not None else "no active adapter of a head"
         raise ValueError(
-            f"`model` has {what} on frozen features; fit one such as GDAConfig(...), or train others by `hf-tgpt "
+            f"`model` has {what} on frozen features; fit one such as GDAConfig(...), or train others with `hf-tgpt "
             "train` or hf_tgpt.training.loop.train."
         )
     return learner, encoder_of(_base(model))
@@ -216,7 +216,7 @@ def _of_class(model: Any, name: str, pictures: Any, label: int, views: int, seed
         )
     states = _states(encoder, learner, pictures, field)
     if not states.isfinite().all():
-        raise ValueError(f"`{field}`: its features are not finite; check these pictures.")
+        raise ValueError(f"`{field}`: the features of its pictures are not finite; check them.")
     return Features(states, torch.full((states.shape[1],), label, device=states.device))
 
 
@@ -228,7 +228,7 @@ def _transform(encoder: DualEncoder, training: TrainingConfig | None) -> ImageTr
 
 
 def _canonical(dataset: datasets.Dataset, class_names: list[str], name: str) -> datasets.Dataset:
-    """The columns `image` and `label`, which counts as the model's classes do."""
+    """The columns `image` and `label`, with labels numbered like the model's classes."""
     columns = find_columns(dataset, None, None, None)
     columns = {role: columns[role] for role in ("image", "label")}
     names = label_names(dataset, columns["label"], class_names)
@@ -237,7 +237,7 @@ def _canonical(dataset: datasets.Dataset, class_names: list[str], name: str) -> 
     unknown = [label for label in present if label not in class_names]
     if unknown:
         raise ValueError(
-            f"`{name}` has the label {unknown[0]!r}, which is none of `class_names`; leave such pictures out or make "
+            f"`{name}` has the label {unknown[0]!r}, which is not in `class_names`; leave such pictures out or make "
             "the adapter for all classes."
         )
     return to_canonical(dataset, "train", columns, class_names, class_names)

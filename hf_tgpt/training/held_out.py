@@ -17,9 +17,9 @@ from .recipes import training_of
 
 
 def cross_validated(model: Any, images: FewShotImages) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (m, c) and labels (m,) of the pictures that a head was fitted to, each by a head fitted to the others.
+    """Logits (m, c) and labels (m,) of the pictures that a head was fitted to, each from a head fitted to the others.
 
-    `images` give them without augmentation. The copies are fitted to as many random crops as the model was. Raises
+    `images` contains them without augmentation. The copies are fitted to as many random crops as the model. Raises
     ValueError if each class has a single picture.
     """
     learner, encoder = model.learner, encoder_of(model.get_base_model())

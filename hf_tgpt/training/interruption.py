@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM, as schedulers send it, and Ctrl-C let a run save itself first."""
+"""Stopping cleanly: on SIGTERM, as sent by schedulers, and Ctrl-C, a run first saves a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-# What shells give for a process that ended by the signal.
+# The exit status that shells report for a process ended by the signal.
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
 
 
 class Interruption:
-    """Notes the first signal; the second one of the same kind does what it always did."""
+    """Records the first signal; a second one of the same kind has its usual effect."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -28,7 +28,7 @@ class Interruption:
         signal.signal(number, self._before[number])
 
     def requested(self, accelerator: Accelerator) -> int:
-        """The signal's number, 0 without one; the same in all processes, of which any may have received it."""
+        """The signal's number, or 0; the same in all processes, whichever received it."""
         if accelerator.num_processes == 1:
             return self.signal
         numbers = accelerator.gather(torch.tensor([self.signal], device=accelerator.device))
@@ -37,7 +37,7 @@ class Interruption:
 
 @contextmanager
 def interruptions() -> Iterator[Interruption]:
-    """Within, both signals are noted instead of ending the process; outside the main thread nothing changes."""
+    """A context in which both signals are recorded and do not end the process; only in the main thread."""
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption

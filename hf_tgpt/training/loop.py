@@ -55,7 +55,7 @@ class Progress:
     skipped: int = 0  # in a row, up to here
     best_accuracy: float = -1.0
     best_step: int = 0
-    # Of the current epoch, over all processes: losses, parts, hits and images.
+    # For the current epoch, over all processes: losses, parts, hits and images.
     so_far: list[float] = field(default_factory=lambda: [0.0] * 4)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ class Progress:
 
 @dataclass
 class Run:
-    """The parts of one training."""
+    """The parts of one training run."""
 
     model: AdaptedModel
     learner: PromptLearner | None  # whose hooks are called
@@ -111,12 +111,12 @@ def train(
 ) -> list[dict[str, float]]:
     """Trains the active adapter of a PeftModel in place and returns the history, one row per epoch.
 
-    `model` may be any module for which model(pixel_values, labels) returns a loss and logits and that has `class_names`
-    and `uses_captions`; the hooks are those of its `learner`, if it has one. With a `validation` loader (prepared by
-    the accelerator) the final weights are those of the epoch with the best accuracy (in the last stage, if a method
-    has several), otherwise those of the last epoch. `tokenizer` is needed if the method reads captions. Checkpoints
-    are in `output_dir/checkpoint-STEP`; with `resume` the run continues from the newest exactly as if it had never
-    stopped, and `clock` then includes the seconds of its earlier parts.
+    `model` may be any module with `class_names` and `uses_captions` for which model(pixel_values, labels) returns a
+    loss and logits; its `learner`, if it has one, provides the hooks. With a `validation` loader (prepared by the
+    accelerator) the final weights are those of the epoch with the best accuracy (in the last stage, if a method has
+    several), otherwise those of the last epoch. `tokenizer` is needed if the method reads captions. Checkpoints are in
+    `output_dir/checkpoint-STEP`; with `resume` the run continues from the newest exactly as if it had never stopped,
+    and `clock` then includes the seconds of its earlier parts.
 
     A method that is not trained by gradient descent is fitted instead, and returns the history of that, if any.
 
@@ -140,7 +140,7 @@ def train(
     collate = Collator()
     if model.uses_captions and "caption" in images.dataset.column_names:
         if tokenizer is None:
-            raise ValueError("`tokenizer`=None but this method reads the images' captions; pass CLIP's tokenizer.")
+            raise ValueError("`tokenizer`=None but this method uses the images' captions; pass CLIP's tokenizer.")
         collate = Collator(tokenizer, encoder_of(model.get_base_model()).shape()["context_length"])
     loader = train_loader(images, sampler, config, accelerator, collate)
     steps_per_epoch = len(loader) // accelerator.num_processes
@@ -202,14 +202,16 @@ def _fit(
 def train_stage(run: Run, span: Span, resumed: bool) -> None:
     """Trains a stage with its own weights, optimizer and schedule.
 
-    Ends the program, after a checkpoint, where that was asked for by a signal.
+    Ends the program, after a checkpoint, if a signal requested it.
     """
     accelerator, progress, last = run.accelerator, run.progress, span.last
     steps = last - span.first
     warmup = warmup_steps(steps, run.steps_per_epoch, span.config)
     wanted = span.config.warmup_steps + span.config.warmup_epochs * run.steps_per_epoch
     if accelerator.is_main_process and warmup != wanted:
-        logger.warning(f"The warm-up of {wanted} steps is cut to {warmup}, because there are {steps} in all.")
+        logger.warning(
+            f"The warm-up of {wanted} steps is cut to {warmup}, because there are only {steps} steps in all."
+        )
     for name, weight in run.weights.items():
         weight.requires_grad_(name in span.trained)
     optimizer = make_optimizer(run.model.parameters(), span.config)
@@ -261,7 +263,7 @@ def _end_epoch(run: Run, wrapped: nn.Module, epoch: int, row: dict[str, float]) 
 
 
 def _choose_result(run: Run) -> None:
-    """Has a method that offers several results end with its first, or with what the validation pictures prefer."""
+    """For a method with several results, ends with the first, or with the best on the validation pictures."""
     if run.learner is None or not (results := run.learner.results()):
         return
     weights, accuracies = dict(run.learner.named_parameters()), {}

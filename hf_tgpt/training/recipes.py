@@ -10,8 +10,8 @@ from ..methods import method_name
 from ..utils.files import read_json
 from .config import TrainingConfig
 
-# What is trained unless a method is named: on the toy world, which is there to show the package, and on anybody's own
-# pictures. GDA led the comparison on real pictures (README), and takes one pass over them and no GPU.
+# The default methods: on the toy world, which demonstrates the package, and on the user's own pictures. GDA led the
+# comparison on real pictures (README), and takes one pass over them and no GPU.
 TOY_METHOD, DEFAULT_METHOD = "tgpt", "gda"
 RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = {"papers": "{}.json", "toy": "toy_{}.json"}
@@ -20,7 +20,7 @@ NOTES = ("source", "note")
 
 
 def read_recipe(path: Path, method: str | None = None, default: str = DEFAULT_METHOD) -> dict[str, Any]:
-    """A recipe's arguments, `method` among them, `default` if it names none.
+    """A recipe's arguments, including `method`, which is `default` if the recipe names none.
 
     Raises ValueError if it cannot be read or is another method's.
     """
@@ -35,12 +35,12 @@ def read_recipe(path: Path, method: str | None = None, default: str = DEFAULT_ME
         raise ValueError(f"`config`={str(path)!r} has `method` {named!r}, which is not a name.")
     recipe["method"] = method_name(named)
     if method is not None and recipe["method"] != method_name(method):
-        raise ValueError(f"`config`={str(path)!r} is a recipe for another method than `method`={method!r}.")
+        raise ValueError(f"`config`={str(path)!r} is a recipe for a method other than `method`={method!r}.")
     return recipe
 
 
 def training_of(method: str) -> TrainingConfig:
-    """How a method's paper trains it; the defaults where there is no recipe.
+    """How a method's paper trains it; the defaults if there is no recipe.
 
     Example:
         >>> config = training_of("zs_lp")

@@ -1,4 +1,4 @@
-"""A run's folder: one run in it, one process that writes to it."""
+"""A run's folder: it contains one run, and one process writes to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..utils.files import read_json, write_json
 
 _LOCK = ".lock"
 _NOTE = "run.json"
-_BEFORE_WORK = (_LOCK, _NOTE, SEEN_PICTURES)  # a folder with only these has no work of a run
+_BEFORE_WORK = (_LOCK, _NOTE, SEEN_PICTURES)  # a folder with only these contains no results of a run
 
 # Held until the process ends.
 _LOCKS: dict[Path, FileLock] = {}
@@ -30,7 +30,7 @@ def check_output_dir(output_dir: Path, resume: bool) -> None:
     if (output_dir.exists() and not output_dir.is_dir()) or (above and not above.is_dir()):
         raise ValueError(f"`output_dir`={str(output_dir)!r} is a file or below one; choose a folder.")
     if resume and not (output_dir / _NOTE).exists():
-        raise ValueError(f"`resume`: {str(output_dir)!r} contains no run; start without it.")
+        raise ValueError(f"`resume`: {str(output_dir)!r} contains no run; start without `resume`.")
     if not resume and output_dir.is_dir() and any(path.name not in _BEFORE_WORK for path in output_dir.iterdir()):
         raise ValueError(
             f"`output_dir`={str(output_dir)!r} already holds another run or other files; choose a new folder, or "
@@ -41,8 +41,8 @@ def check_output_dir(output_dir: Path, resume: bool) -> None:
 def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool, accelerator: Accelerator) -> Path:
     """Makes the folder of a new run and notes its settings in run.json; with `resume`, checks that they are the same.
 
-    Returns the folder, the main process's in all processes. Raises ValueError if another program writes to it at the
-    moment, if it holds another run, if a machine does not see it, or if `resume` finds none or one with other settings.
+    Returns the folder, the main process's in all processes. Raises ValueError if another program is writing to it, if
+    it contains another run, if a machine cannot access it, or if `resume` finds no run or one with other settings.
     """
     output_dir = Path(broadcast_object_list([str(output_dir)])[0])
     note, taken = output_dir / _NOTE, [False]
@@ -63,7 +63,7 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
             raise ValueError(f"{str(note)!r} is not a JSON object; start a new run.")
         methods = before.get("method"), settings.get("method")
         if plain_name(str(methods[0])) == plain_name(str(methods[1])):
-            before["method"] = methods[1]  # which a run of an earlier version may spell differently
+            before["method"] = methods[1]  # which an earlier version may have spelled differently
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(
@@ -78,7 +78,7 @@ def prepare_output_dir(output_dir: Path, settings: dict[str, Any], resume: bool,
 
 
 def write_seen_pictures(output_dir: Path, chosen: Mapping[str, Dataset]) -> None:
-    """Records the pictures of a run, by split; by content, since a path would be meaningless elsewhere."""
+    """Records a run's pictures by split and content, since a path would be meaningless elsewhere."""
     rows = [f"{digest} {split}\n" for split, data in chosen.items() for digest in digests(data)]
     (output_dir / SEEN_PICTURES).write_text("".join(rows))
 

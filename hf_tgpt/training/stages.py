@@ -10,7 +10,7 @@ from ..adapters.learner import Stage
 from ..adapters.prompted import SLOT
 from .config import TrainingConfig
 
-# What a stage may set: what an optimizer and its schedule are made of, and how a step is taken.
+# What a stage may change: the settings of the optimizer, its schedule and the steps.
 _OWN = {
     "optimizer", "learning_rate", "weight_decay", "adam_epsilon", "warmup_steps", "warmup_epochs",
     "warmup_learning_rate", "max_grad_norm", "non_finite",
@@ -28,7 +28,7 @@ class Span:
 
 
 def plan(stages: list[Stage], steps: int, weights: Iterable[str], config: TrainingConfig) -> list[Span]:
-    """What each stage of a training of so many steps does, of a model that trains these weights.
+    """The stages of a training run of this many steps, for a model that trains these weights.
 
     Raises ValueError for shares that do not add up to 1 or leave a stage without a step, for a stage that trains
     nothing, and for changes that a stage cannot make.
@@ -45,7 +45,7 @@ def plan(stages: list[Stage], steps: int, weights: Iterable[str], config: Traini
         trained = frozenset(name for name in weights if stage.trains is None or stage.trains(own_name(name)))
         if not trained:
             names = [own_name(name) for name in weights]
-            raise ValueError(f"`stages[{number}].trains` takes none of {names}; have it take at least one.")
+            raise ValueError(f"`stages[{number}].trains` accepts none of {names}; make it accept at least one.")
         if unknown := sorted(stage.changes.keys() - _OWN):
             raise ValueError(
                 f"`stages[{number}].changes` has {unknown[0]!r}; what a stage may change is {', '.join(sorted(_OWN))}."
@@ -55,5 +55,5 @@ def plan(stages: list[Stage], steps: int, weights: Iterable[str], config: Traini
 
 
 def own_name(name: str) -> str:
-    """A weight's name within its learner, of that in the whole model."""
+    """A weight's name within its learner, from its name in the whole model."""
     return re.sub(rf"^.*\b{re.escape(SLOT)}\.learners\.[^.]+\.", "", name)

@@ -327,7 +327,7 @@ def test_stages_train_their_own_weights_one_after_the_other(load_clip, tmp_path)
     [
         ([Stage(0.5), Stage(0.4)], 10, "the shares must add up to 1"),
         ([Stage(0.9), Stage(0.1)], 1, "give each stage a step"),
-        ([Stage(0.5), Stage(0.5, lambda name: name == "haed")], 4, r"`stages\[1\].trains` takes none of \['head'\]"),
+        ([Stage(0.5), Stage(0.5, lambda name: name == "haed")], 4, r"`stages\[1\].trains` accepts none of \['head'\]"),
         ([Stage(changes={"batch_size": 2})], 4, r"`stages\[0\].changes` has 'batch_size'; what a stage may change is"),
         ([Stage(changes={"learning_rate": -1.0})], 4, "`learning_rate`=-1.0: choose a number above 0"),
     ],

@@ -370,7 +370,7 @@ def test_help_explains_every_field_of_the_method(method, run):
         (["--method", "lasso"], "--method='lasso' is unknown; choose one of"),
         (["--prompt_dept", "3"], "unrecognized arguments: --prompt_dept 3"),
         (["--config", "nowhere.json"], "--config='nowhere.json' is not a readable JSON file"),
-        (["--method", "maple", "--config", str(RECIPES_FOLDER / "tgpt.json")], "is a recipe for another method"),
+        (["--method", "maple", "--config", str(RECIPES_FOLDER / "tgpt.json")], "is a recipe for a method other than"),
         (["--learning_rate", "0"], "--learning_rate=0.0: choose a number above 0"),
     ],
 )

@@ -347,7 +347,7 @@ def test_classes_that_cannot_come_or_go_are_refused(load_clip):
         (lambda: hf_tgpt.add_classes(model, {"newt": []}), r"`pictures\['newt'\]`: give at least one picture"),
         (lambda: hf_tgpt.add_classes(model, {"newt": picture * torch.nan}), r"`pictures\['newt'\]`.*not finite"),
         (lambda: hf_tgpt.remove_classes(model, ["newt"]), "'newt', which is not a class of the model"),
-        (lambda: hf_tgpt.remove_classes(model, CLASS_NAMES), "all classes that the model has"),
+        (lambda: hf_tgpt.remove_classes(model, CLASS_NAMES), "all of the model's classes"),
         (lambda: hf_tgpt.add_classes(make("clap", load_clip()), {"newt": picture}), "CLAP fits all classes together"),
         (lambda: hf_tgpt.remove_classes(make("proker", load_clip()), ["cat"]), "PROKER fits all classes together"),
     ]:
@@ -444,7 +444,7 @@ def test_a_data_sets_labels_are_the_adapters_by_name(load_clip):
     renumbered = data.map(lambda row: {"class": swapped.index(CLASS_NAMES[row["class"]])})
     hf_tgpt.fit(models[1], renumbered.cast_column("class", ClassLabel(names=swapped)), views=1)
     assert torch.equal(models[0](pixels(clip)).logits, models[1](pixels(clip)).logits)
-    with pytest.raises(ValueError, match="`pictures` has the label 'newt', which is none of `class_names`"):
+    with pytest.raises(ValueError, match="`pictures` has the label 'newt', which is not in `class_names`"):
         hf_tgpt.fit(models[0], table(clip, ["cat", "newt"], "words"))
     with pytest.raises(ValueError, match="`labels` are for pixel values"):
         hf_tgpt.fit(models[0], table(clip), LABELS)

@@ -88,7 +88,7 @@ def test_few_classes_and_processes_of_their_own_are_not_shared(monkeypatch):
 
 
 def test_engines_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match="`distributed_type`=FSDP cannot shard a CLIPModel; train by DDP"):
+    with pytest.raises(ValueError, match="`distributed_type`=FSDP cannot shard a CLIPModel; train with DDP"):
         check_engine(SimpleNamespace(distributed_type=DistributedType.FSDP), 1)
     engine = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
     check_engine(engine, 1)

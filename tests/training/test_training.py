@@ -207,7 +207,7 @@ def test_class_names_that_are_not_the_data_sets_are_refused(load_clip, accelerat
 
 def test_captions_need_a_tokenizer(load_clip, accelerator, tmp_path):
     model = get_peft_model(load_clip(), METHODS["tgpt"].config(class_names=list(COLOURS)))
-    with pytest.raises(ValueError, match="`tokenizer`=None but this method reads the images' captions"):
+    with pytest.raises(ValueError, match="`tokenizer`=None but this method uses the images' captions"):
         train(model, images(), TrainingConfig(), accelerator, tmp_path)
 
 
@@ -253,7 +253,7 @@ class TestOutputDir:
             prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
 
     def test_resume_needs_a_run_with_the_same_settings(self, tmp_path, accelerator):
-        with pytest.raises(ValueError, match="contains no run; start without it"):
+        with pytest.raises(ValueError, match="contains no run; start without `resume`"):
             prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)
         prepare_output_dir(tmp_path / "run", self.settings, False, accelerator)
         prepare_output_dir(tmp_path / "run", self.settings, True, accelerator)

@@ -6,7 +6,7 @@
 
 Paths are measured side by side, on random pictures; by default the first three:
 
-    ours       the adapter as everybody calls it (with --cached also `ours, cached features`: training that begins at
+    ours       the adapter as usually called (with --cached also `ours, cached features`: training that begins at
                what `hf_tgpt.training.features` keeps, without the vision tower)
     reference  what the released research codes do: sentences padded to the whole context, all classes at once, nothing
                kept between steps; with the same weights it gives the same logits and losses (tests/test_benchmark.py)
@@ -22,7 +22,7 @@ A step is forward, backward and optimizer step (--mode train), or a forward that
 infer); benchmark_loading.py measures how fast pictures come to it. Peak memory is what steps need above the loaded
 model and adapter: on a GPU what torch allocates, on a CPU the resident size; the JSON file also has the peak of all
 (`peak_bytes`: on a CPU the whole process with its libraries). Threads are torch's, so OMP_NUM_THREADS
-sets them. A case without memory or time is a row that says so.
+sets them. A case that runs out of memory or time is a row that says so.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def random_models(families: Sequence[str]) -> Iterator[list[str]]:
 
 
 def run(case: Row, time_limit: float) -> Row:
-    """`measure` in a process of its own; whatever happens to that is the row's status."""
+    """`measure` in a separate process; whatever happens to it is the row's status."""
     command = [sys.executable, __file__, "--case", json.dumps(case)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=time_limit)
@@ -160,7 +160,7 @@ def run(case: Row, time_limit: float) -> Row:
 
 
 def limit_memory(gibibytes: float | None) -> None:
-    """Lets this process fail, instead of the machine, when a step on a CPU needs too much."""
+    """Makes this process fail, instead of the machine, if a step on a CPU needs too much memory."""
     if not torch.cuda.is_available():
         machine = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
         room = int(gibibytes * 2**30 if gibibytes else 0.8 * machine)
@@ -171,7 +171,7 @@ def limit_memory(gibibytes: float | None) -> None:
 def measure(
     model: Any, method: str, classes: int, batch: int, path: str, mode: str, steps: int, mixed_precision: str
 ) -> Row:
-    """Seconds and bytes of a step, as a row; meant for a process of its own."""
+    """Seconds and bytes of a step, as a row; meant for a separate process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = class_names(classes)
     training = mode == "train"
@@ -269,7 +269,7 @@ def make_batch(model: Any, names: list[str], count: int, training: bool) -> dict
 
 
 def start_of_memory(device: torch.device) -> int:
-    """Bytes that are in use now, from where the peak is counted."""
+    """Bytes in use now, above which the peak is counted."""
     warm = torch.randn(8, 8, device=device, requires_grad=True)  # loads what the first backward of a process loads
     (warm @ warm).sum().backward()
     gc.collect()

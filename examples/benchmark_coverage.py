@@ -1,4 +1,4 @@
-"""Measures whether calibrated answers keep what they promise, over random draws of training and held-out pictures.
+"""Measures whether calibrated answers reach their coverage, over random draws of training and held-out pictures.
 
     python examples/benchmark_coverage.py --datasets pictures other-pictures
     python examples/benchmark_coverage.py --datasets pictures --model path/to/clip --held_out 4 20 --coverage 0.9

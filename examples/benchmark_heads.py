@@ -1,4 +1,4 @@
-"""Measures what fitting a head on frozen features costs beside the pass over the pictures that it needs.
+"""Measures the cost of fitting a head on frozen features, relative to the pass over the pictures that it needs.
 
     python examples/benchmark_heads.py
     python examples/benchmark_heads.py --methods gda --model path/to/clip --pictures 2000

@@ -3,9 +3,9 @@
     python examples/benchmark_label_errors.py pictures
     python examples/benchmark_label_errors.py pictures --model path/to/clip --share 0.1 --seeds 5
 
-A share of all labels, drawn by each seed, becomes another class at random. Printed are the shares of the swapped labels
-among the first k of the check's list, and among the first 2 k, where k is the number of swapped ones; a random order
-would find the share k / n and 2 k / n. Labels that are wrong without being swapped count against it. The means and
+For each seed, a random share of all labels is changed to a random other class. It prints the shares of the swapped
+labels among the first k and the first 2 k of the check's list, where k is the number of swapped labels; a random order
+would find the shares k / n and 2 k / n. Labels that are wrong without being swapped count against it. The means and
 standard deviations are over seeds.
 """
 

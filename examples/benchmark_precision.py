@@ -2,9 +2,9 @@
 
     python examples/benchmark_precision.py runs/gda runs/maple --dataset pictures
 
-A row for each adapter and precision: the share of pictures with the same label, the largest difference of a score,
-the accuracy of both, and the time on this device beside float32's, of the model alone on ready pixel values, in turns.
-The last line says what `--dtype auto` chooses here.
+A row for each adapter and precision: the share of pictures with the same label, the largest difference of a score, the
+accuracy of both, and the time on this device beside float32's, of the model alone on ready pixel values, in turns. The
+last line gives the choice of `--dtype auto` on this device.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 The methods as the released research codes compute them, plainly on a CLIPModel's own modules, and the shortest way
 to read what a method is: sentences padded to the whole context, all classes at once, nothing shared, cut, chunked or
-kept. Mutual prompt learning has no released code; here it is what its file in hf_tgpt/methods says, in this manner.
+kept. Mutual prompt learning has no released code; here it follows its file in hf_tgpt/methods, written in this way.
 
 A reference takes a CLIP, an adapter's learner (for its weights), pixel_values (b, 3, h, w) and labels (b,). It gives
 a dict with logits (b, c) and loss. Letters as in hf_tgpt/encoders/base.py, and c classes, n prompt tokens.

@@ -1,4 +1,4 @@
-"""Trains the toy CLIP that ships with this package, from nothing, on pictures of the toy world.
+"""Trains the toy CLIP that ships with this package, from scratch, on pictures of the toy world.
 
     python examples/pretrain_tiny_clip.py --output_dir tiny-clip
     python examples/pretrain_tiny_clip.py --family siglip --pictures 20000 --epochs 8 --output_dir tiny-siglip
@@ -32,7 +32,7 @@ from hf_tgpt.utils.compat import pil_image_processor
 
 @dataclass(frozen=True)
 class Family:
-    """What the model of a family and its tokenizer have that CLIP's has not."""
+    """What a family's model and tokenizer have that CLIP's do not."""
 
     name: str  # of its classes in transformers, before Config, Model and ImageProcessor
     special: dict[str, str]  # the tokenizer's special tokens, in the order of their ids

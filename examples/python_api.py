@@ -1,4 +1,4 @@
-"""The package in Python, from pictures to answers, on the toy world: no file, no GPU and no Hub is needed.
+"""The package in Python, from pictures to answers, on the toy world: no files, GPU or Hub needed.
 
 python examples/python_api.py
 """
@@ -39,7 +39,7 @@ with tempfile.TemporaryDirectory() as checkpoints:
     hf_tgpt.train(prompted, training, config, accelerator, checkpoints)
 print(f"MaPLe after 20 steps {hf_tgpt.evaluate(prompted, test, accelerator)['accuracy']:.3f}")
 
-# 5. Saved, loaded and asked: a picture, other classes for a method that classifies by text, a new class by pictures.
+# 5. Saved, loaded and used: a picture, other classes for a method that classifies by text, a new class by pictures.
 with tempfile.TemporaryDirectory() as folder:
     prompted.save_pretrained(folder)
     classifier = hf_tgpt.load_classifier(folder)
@@ -47,4 +47,4 @@ with tempfile.TemporaryDirectory() as folder:
     print(classifier(picture, top_k=2))
     print(classifier(picture, class_names=["red things", "blue things"]))
 hf_tgpt.add_classes(model, {"something else": [row["image"] for row in data["train"].select(range(3))]})
-print(f"GDA knows {len(model.class_names)} classes now")
+print(f"GDA has {len(model.class_names)} classes now")

@@ -20,11 +20,11 @@ from .metrics import classification_metrics
 
 
 class UnknownClasses(ValueError):
-    """A classifier with fixed classes is asked for other classes."""
+    """A classifier with fixed classes cannot classify these classes."""
 
 
 def for_classes(model: AdaptedModel, class_names: Sequence[str]) -> Callable[..., ImageClassifierOutput]:
-    """A trained model as a classifier among `class_names`, in their order. The model itself is not changed.
+    """A trained model as a classifier among `class_names`, in their order. The model itself does not change.
 
     A model that takes new classes classifies among them. A model with fixed classes is restricted to those that are
     named. Raises UnknownClasses, a ValueError, if one of them is not a class of the model.
@@ -74,8 +74,8 @@ def predict(
 ) -> dict[str, np.ndarray]:
     """`logits` (n, c) and `labels` (n,) of all pictures, from a model in evaluation mode or any other classifier.
 
-    `loader` must be prepared by `accelerator`; every picture counts once, however many processes share the work. Where
-    the output holds other answers too (its `other_logits`; TGP-T's {"wise_ft": ...}), they are `wise_ft_logits` (n, c).
+    `loader` must be prepared by `accelerator`; every picture counts once, however many processes share the work. If the
+    output also has `other_logits` (TGP-T's {"wise_ft": ...}), they are returned as `wise_ft_logits` (n, c).
     """
     parts: dict[str, list[torch.Tensor]] = {"logits": [], "labels": []}
     for batch in tqdm(loader, desc=description, leave=False, disable=silent(accelerator)):
@@ -93,7 +93,7 @@ def predict(
 def evaluate(*args: Any, **kwargs: Any) -> dict[str, Any]:
     """All metrics of `evaluation.metrics` for the output of `predict`, with the same arguments.
 
-    For other outputs of the model only the accuracy: with TGP-T, `wise_ft_accuracy`.
+    For the model's other logits only the accuracy is computed: with TGP-T, `wise_ft_accuracy`.
 
     Example:
         >>> accelerator = Accelerator()

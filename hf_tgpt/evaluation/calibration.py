@@ -1,6 +1,6 @@
 """Probabilities that can be trusted: a temperature, answers of several classes with a known coverage, "none of these".
 
-All of it is learned from the logits of held-out pictures, on which the model was not trained, and kept in a small file
+All of it is fitted to the logits of held-out pictures, on which the model was not trained, and stored in a small file
 beside the adapter.
 
 Sources. The temperature: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv 1706.04599, section 4.
@@ -31,7 +31,7 @@ from ..adapters.folder import CALIBRATION
 from ..adapters.peft_towers import HEAD_WEIGHTS
 from ..utils.files import file_digest, read_json, write_json
 
-KEPT = 0.95  # share of right answers that are not taken for strangers
+KEPT = 0.95  # share of right answers that are not rejected
 # An adapter's weights; the head of 2SFS; those of a linear probe of version 0.1.0.
 _WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, HEAD_WEIGHTS, "linear_probe.safetensors")
 _LEAST, _MOST = 1e-3, 1e4  # temperatures
@@ -41,12 +41,12 @@ _ENOUGH = 2
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out pictures tell of a classifier's logits; `calibrate` makes one.
+    """A calibration of a classifier's logits on held-out pictures; `calibrate` makes one.
 
     `probabilities` are those of each picture's own class, divided by the temperature before, {class: one for each of
     its pictures}; its keys are all classes that it was measured among. A picture whose largest logit is below
-    `reject_below` is taken for none of them, which keeps the share `kept` of right answers; None: there were too few
-    of those to tell. `pictures` says what was measured on, and `strangers` how well pictures of other things were told
+    `reject_below` counts as none of the classes, which keeps the share `kept` of right answers; None: there were too
+    few right answers. `pictures` says what was measured on, and `strangers` how well pictures of other things were told
     apart, if there were any. `settings` are the values that the adapter's changeable fields had, `weights` is the
     digest of its weights.
     """
@@ -71,7 +71,7 @@ class Calibration:
         return self.count / (self.count + 1)
 
     def includes(self, class_names: Sequence[str]) -> bool:
-        """Whether these are among the classes that it was measured on, so that the temperature holds for them."""
+        """Whether these are among the classes that it was measured on, so the temperature is valid for them."""
         return set(class_names) <= self.probabilities.keys()
 
     def is_for(self, class_names: Sequence[str]) -> bool:
@@ -79,13 +79,13 @@ class Calibration:
         return set(class_names) == self.probabilities.keys()
 
     def scaled(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (b, c) whose softmax can be trusted: divided by the temperature, which keeps their order."""
+        """Logits (b, c) with a calibrated softmax: divided by the temperature, which keeps their order."""
         return logits / self.temperature
 
     def answers(self, logits: torch.Tensor, class_names: Sequence[str], coverage: float) -> torch.Tensor:
         """Which classes belong to each picture's answer: logits (b, c) of the model -> booleans (b, c).
 
-        The likeliest class always does, so that no answer is empty. Raises ValueError as `least_probabilities`.
+        The likeliest class always does, so no answer is empty. Raises ValueError as `least_probabilities` does.
 
         Example:
             >>> logits, labels = torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
@@ -98,12 +98,12 @@ class Calibration:
         return belongs.scatter(-1, logits.argmax(-1, keepdim=True), True)
 
     def least_probabilities(self, coverage: float, class_names: Sequence[str]) -> torch.Tensor:
-        """The probability from which on a class belongs to an answer of this coverage, (c,).
+        """The least probability with which a class belongs to an answer of this coverage, (c,).
 
         A class with enough pictures has a threshold of its own, so that the coverage holds for its own pictures too.
         The others share one; while they have too few pictures together, the classes with the next fewest join them.
 
-        Raises ValueError for a `coverage` that is not between 0 and 1, or that so few pictures cannot tell.
+        Raises ValueError for a `coverage` that is not between 0 and 1, or that needs more pictures.
         """
         if not 0 < coverage < 1:
             raise ValueError(f"`coverage`={coverage!r}: choose a share between 0 and 1, such as 0.9.")
@@ -128,7 +128,7 @@ class Calibration:
     def rejected(self, logits: torch.Tensor) -> torch.Tensor:
         """Which pictures show none of the classes: logits (b, c) of the model -> booleans (b,).
 
-        Raises ValueError where there were too few right answers to tell.
+        Raises ValueError if there were too few right answers.
         """
         if self.reject_below is None:
             raise ValueError(
@@ -139,7 +139,7 @@ class Calibration:
         return familiarity(logits) < self.reject_below
 
     def facts(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """What another program needs for logits that are divided by the temperature already."""
+        """What another program needs for logits that are already divided by the temperature."""
         shares = [share for share in (0.8, 0.9, 0.95, 0.99) if _fewest(share) <= self.count]
         below = None if self.reject_below is None else self.reject_below / self.temperature
         return {
@@ -150,7 +150,7 @@ class Calibration:
         }  # fmt: skip
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes calibration.json; the adapter's own files stay as they are."""
+        """Writes calibration.json; the adapter's own files do not change."""
         write_json(Path(folder) / CALIBRATION, asdict(self))
 
 
@@ -163,7 +163,7 @@ def calibrate(
     kept: float = KEPT,
     **notes: Any,
 ) -> Calibration:
-    """A calibration by the logits (n, c) of held-out pictures and their labels (n,).
+    """A calibration from the logits (n, c) of held-out pictures and their labels (n,).
 
     `unknown` (m, c) are the logits of pictures that show none of the classes; they only measure how well the threshold
     tells them apart. `kept` is the share of right answers that are not to be rejected, `notes` are other fields of a
@@ -196,10 +196,10 @@ def calibrate(
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature by which logits (n, c) of pictures with these labels (n,) have the least cross entropy.
+    """The temperature that minimises the cross entropy of logits (n, c) of pictures with these labels (n,).
 
-    Departs from Guo et al. in a weak prior, a normal one of deviation 1 on the temperature's logarithm. Without it, a
-    few pictures that are all answered right would make the answers certain.
+    Departs from Guo et al. in a weak prior: normal with deviation 1 on the temperature's logarithm. Without it, a few
+    pictures that are all classified correctly would make all answers certain.
     """
     low, high = math.log(_LEAST), math.log(_MOST)
     for _ in range(60):  # halves the interval in which the slope changes its sign
@@ -214,8 +214,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 def familiarity(logits: torch.Tensor) -> torch.Tensor:
     """How much pictures look like one of the classes: logits (b, c) of the model -> their largest, (b,).
 
-    On a model that is trained with a sigmoid, such as SigLIP, its sigmoid is the probability of the likeliest class by
-    itself.
+    For a model trained with a sigmoid, such as SigLIP, its sigmoid is the likeliest class's own probability.
     """
     return logits.double().amax(-1)
 
@@ -223,8 +222,8 @@ def familiarity(logits: torch.Tensor) -> torch.Tensor:
 def tell_apart(known: torch.Tensor, unknown: torch.Tensor) -> dict[str, float]:
     """How well scores (n,) of known pictures lie above those (m,) of strangers.
 
-    `auroc` is the share of pairs in which they do, `fpr95` the share of strangers that are let in by the threshold that
-    keeps 95 % of the known.
+    `auroc` is the share of pairs in which they do, `fpr95` the share of strangers that pass the threshold that keeps 95
+    % of the known.
 
     Example:
         >>> tell_apart(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]))
@@ -243,7 +242,7 @@ def tell_apart(known: torch.Tensor, unknown: torch.Tensor) -> dict[str, float]:
 def read_calibration(folder: str | os.PathLike[str]) -> Calibration | None:
     """The calibration of the adapter in a folder, None if it has none.
 
-    One of other weights is warned of, and not used. Raises ValueError for a damaged file.
+    One made with other weights causes a warning and is not used. Raises ValueError for a damaged file.
     """
     path = Path(folder) / CALIBRATION
     if not path.is_file():
@@ -284,7 +283,7 @@ def digest_of_weights(folder: str | os.PathLike[str]) -> str:
 
 
 def _fewest(share: float) -> int:
-    """The fewest pictures that can tell this share: of n, n / (n + 1) is the most."""
+    """The fewest pictures for this share: with n, the largest possible is n / (n + 1)."""
     return math.ceil(round(share / (1 - share), 6))
 
 

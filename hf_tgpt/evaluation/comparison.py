@@ -1,7 +1,7 @@
 """Statistics of a comparison: methods on data sets, at numbers of shots, over seeds.
 
 A run is a dict of what it measured: accuracies as fractions, `seconds`, `peak_memory_bytes`, `trainable_parameters`.
-What a run lacks is left out of every mean.
+Measures that a run lacks are left out of means.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def mean_and_deviation(numbers: Sequence[float]) -> tuple[float, float | None]:
 def with_averages(runs: Runs, datasets: Sequence[str], seeds: Sequence[int], measures: Sequence[str]) -> Runs:
     """The runs and, as cases of the data set "average", their averages over several data sets, seed by seed.
 
-    A method has one where all of its runs are there. A harmonic mean is that of the averages, as in the tables of the
-    papers on base-to-new generalisation.
+    A method has one if all of its runs exist. A harmonic mean is the harmonic mean of the averages, as in the papers'
+    tables on base-to-new generalisation.
     """
     added: Runs = {}
     for case in [case for case in runs if case.dataset == datasets[0]] if len(datasets) > 1 else []:
@@ -70,9 +70,9 @@ def _average(runs: list[dict[str, Any]], measures: Sequence[str]) -> dict[str, A
 
 @dataclass(frozen=True)
 class Lead:
-    """By how much the best method is ahead of the next one: the mean over seeds of the difference of the two.
+    """The best method's lead over the next one: the mean over seeds of their difference.
 
-    `interval` holds the true mean with 95 % confidence if the differences are normal (Student's t, paired by seed); one
+    `interval` is the mean's 95 % confidence interval if the differences are normal (Student's t, paired by seed); one
     seed gives none.
     """
 
@@ -84,7 +84,7 @@ class Lead:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.interval is not None and self.interval[0] > 0
 
 
@@ -114,9 +114,9 @@ def lead(methods: Mapping[str, Mapping[int, float]]) -> Lead | None:
 
 
 def per_class(methods: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> tuple[list[str], list[list[float]]]:
-    """Class names (c) and the accuracy of each of them, over seeds, for each method (m, c); NaN where it is not known.
+    """Class names (c) and each class's accuracy, over seeds, for each method (m, c); NaN if unknown.
 
-    Classes are those that the first run names; runs with other classes do not count.
+    The classes are the first run's; runs with other classes are left out.
     """
     runs = [run for by_seed in methods.values() for run in by_seed.values() if run.get("class_names")]
     names = runs[0]["class_names"] if runs else []

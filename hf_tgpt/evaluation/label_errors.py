@@ -1,4 +1,4 @@
-"""Which labels are probably wrong and which pictures are unlike all others, by features of a frozen image tower.
+"""Finds labels that are probably wrong and pictures unlike all others, from a frozen image tower's features.
 
 Letters as in `encoders/base.py`, and n pictures, c classes.
 """
@@ -24,7 +24,7 @@ _BLOCK = 2048  # pictures that are compared with all others at a time
 
 @dataclass(frozen=True)
 class LabelError:
-    """A picture that a head which never saw it takes for another class; `score` is 1 - p(its label)."""
+    """A picture that a head fitted without it assigns to another class; `score` is 1 - p(its label)."""
 
     row: int
     suggested: int
@@ -32,10 +32,10 @@ class LabelError:
 
 
 def cross_validated(head: FeatureHead, encoder: DualEncoder, data: Features, steps: Steps) -> torch.Tensor | None:
-    """Logits (n, c) of a head that is fitted to other pictures than those it judges, averaged over three repeats.
+    """Logits (n, c) of a head that is not fitted to the pictures it classifies, averaged over three repeats.
 
-    What the head leaves open is searched once, on all pictures. The logits of the only picture of a class are not
-    finite, since without it the class is unknown; None is for data in which all classes are so.
+    The head's hyperparameters are searched once, on all pictures. The logits of a class's only picture are not finite,
+    since without it the class is unknown; the result is None if every class has a single picture.
 
     Raises ValueError for features that are not finite and for classes without a picture.
     """
@@ -59,7 +59,7 @@ def cross_validated(head: FeatureHead, encoder: DualEncoder, data: Features, ste
 
 
 def label_errors(logits: torch.Tensor, labels: torch.Tensor) -> list[LabelError]:
-    """The pictures whose cross-validated answer is another class than their label, the least likely labels first.
+    """The pictures whose cross-validated answer differs from their label, the least likely labels first.
 
     logits (n, c), labels (n,). Probabilities are calibrated by one temperature. Pictures whose logits are not finite
     are left out. Ranking by the probability of the given label is "self-confidence" in Northcutt, Jiang, Chuang:
@@ -88,8 +88,8 @@ def label_errors(logits: torch.Tensor, labels: torch.Tensor) -> list[LabelError]
 def outliers(features: torch.Tensor) -> list[tuple[int, float]]:
     """Rows that are far from their nearest neighbours, and how far, the farthest first: unit features (n, d).
 
-    How far is 1 minus the mean cosine to the five nearest; far is more than three interquartile ranges above
-    the upper quartile of all.
+    The distance is 1 minus the mean cosine to the five nearest; far is more than three interquartile ranges above the
+    upper quartile of all distances.
 
     Example:
         >>> features = torch.nn.functional.normalize(torch.tensor([[1.0, 0.01 * i] for i in range(20)] + [[0.0, 1.0]]))

@@ -1,4 +1,4 @@
-"""Classification metrics on logits, as few-shot evaluation of CLIP reports them, and calibration.
+"""Classification metrics on logits, as reported in few-shot evaluation of CLIP, and calibration error.
 
 Each is an `evaluate.Metric` that is constructed directly, so nothing is loaded from the Hub. They work wherever
 `evaluate` does: with `add_batch`, in `evaluate.combine` and across processes (`num_process`, `process_id`).

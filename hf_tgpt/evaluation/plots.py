@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Of Okabe and Ito, without their yellow, which is hard to see on white.
+# Okabe and Ito's, without their yellow, which is hard to see on white.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
 _MARKERS = "osD^v<>PX*h"
 PLOTS_REMEDY = 'pip install "hf-tgpt[plots]"'
 
 
 def can_plot() -> bool:
-    """Whether there is matplotlib, an extra."""
+    """Whether matplotlib, an extra, is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def require_matplotlib() -> None:
-    """Raises ValueError without matplotlib, saying how to install it."""
+    """Raises ValueError, with the remedy, if matplotlib is not installed."""
     if not can_plot():
         raise ValueError(f"Plots need matplotlib: {PLOTS_REMEDY}.")
 
@@ -44,7 +44,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the picture, in fonts of this machine where matplotlib's own lacks a script; warns where all do."""
+    """Writes the picture, with fonts of this machine if matplotlib's own lacks a script; warns if all do."""
     missing = _draw(figure, path)
     if missing and (families := _families_with(missing)):
         from matplotlib.text import Text
@@ -75,7 +75,7 @@ def _draw(figure: Figure, path: str | os.PathLike[str]) -> set[str]:
 
 
 def _families_with(characters: set[str]) -> list[str]:
-    """Font families of this machine that have these characters, as far as there are any."""
+    """Font families of this machine that have these characters, if any."""
     from matplotlib import font_manager
 
     families, left = [], set(characters)
@@ -132,7 +132,7 @@ def plot_classes(
     """A picture of the classes whose accuracy changed `most`, from metrics to metrics, and the confusion matrix.
 
     `predictions` and `labels` (n,) are class numbers. The confusion matrix shows shares of a class's images; of more
-    than `most` classes, those that are confused most.
+    than `most` classes, the most confused ones.
     """
     count = len(class_names)
     confusion = np.zeros((count, count))
@@ -201,7 +201,7 @@ def plot_bars(path: str | os.PathLike[str], title: str, measures: list[str], tab
 
 
 def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Table) -> None:
-    """A picture of one measure over the number of shots, a line for each method."""
+    """A picture of one measure against the number of shots, one line per method."""
     figure = new_figure(8, 5)
     axes = figure.subplots()
     for i, name in enumerate(dict.fromkeys(method for _, method in table)):
@@ -256,7 +256,7 @@ def _style(number: int) -> dict[str, Any]:
 def plot_costs(
     path: str | os.PathLike[str], title: str, points: dict[str, tuple[float, float, tuple[float, float | None]]]
 ) -> None:
-    """A picture of accuracy beside time and beside memory: {method: (seconds, MiB, (mean, deviation))}, in percent."""
+    """A picture of accuracy against time and memory: {method: (seconds, MiB, (mean, deviation))}, in percent."""
     figure = new_figure(11, max(4.5, 1.5 + 0.25 * len(points)))
     panels = figure.subplots(1, 2, sharey=True)
     for i, (method, (seconds, memory, accuracy)) in enumerate(points.items()):

@@ -35,10 +35,10 @@ def read_published(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def published_beside(
     rows: list[dict[str, Any]], run: dict[str, Any], dataset: str, classes: str
 ) -> list[dict[str, Any]]:
-    """Those of the `rows` that are of the same training and test as a run.
+    """The `rows` with the same training and test as a run.
 
-    `run` is the content of its results.json, `dataset` and `classes` are what it is tested on. Raises ValueError,
-    with what there are numbers for, if nothing is published for that.
+    `run` is the content of its results.json, `dataset` and `classes` are what it is tested on. Raises ValueError, which
+    lists what there are numbers for, if nothing is published for that.
     """
     if not run:
         raise ValueError(
@@ -67,6 +67,6 @@ def published_beside(
 
 
 def _name(dataset: str) -> str:
-    """As the catalogue calls it."""
+    """The data set's name in the catalogue."""
     benchmark, _ = find_benchmark(dataset)
     return dataset if benchmark is None else benchmark.name

@@ -51,7 +51,7 @@ def test_the_python_example_reads_and_runs_from_top_to_bottom(capsys):
     assert gda > zero_shot + 0.3
     assert "MaPLe after 20 steps 0." in out
     assert "{'label': 'red things'" in out
-    assert out.endswith("GDA knows 41 classes now\n")
+    assert out.endswith("GDA has 41 classes now\n")
 
 
 def test_the_notebook_has_the_code_of_the_python_example():

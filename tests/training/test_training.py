@@ -276,4 +276,4 @@ def test_a_warm_up_as_long_as_the_training_is_cut_to_a_tenth_and_said(run, caplo
     assert shares[-1] < 0.01
     assert [rate(step, 201, 10, config) for step in (0, 199)] == [1 / 200, 1]  # it fits
     run(METHODS["maple"], max_steps=10, warmup_epochs=9, validate=False)
-    assert caplog.messages == ["The warm-up of 36 steps is cut to 1, because there are 10 in all."]
+    assert caplog.messages == ["The warm-up of 36 steps is cut to 1, because there are only 10 steps in all."]

@@ -64,9 +64,7 @@ class PromptTuner(BaseTuner):
             if not target.learners:
                 undo(parent)
             raise
-        if not any(
-            parameter.is_meta for parameter in learner.parameters()
-        ):  # low_cpu_mem_usage: the weights come later
+        if not any(parameter.is_meta for parameter in learner.parameters()):  # low_cpu_mem_usage: weights come later
             learner.to(encoder.model.device)
         learner.train(encoder.model.training)
         target.learners[adapter_name] = learner

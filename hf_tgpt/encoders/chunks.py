@@ -61,10 +61,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.autocast = dict(
             device_type=device, enabled=torch.is_autocast_enabled(device), dtype=torch.get_autocast_dtype(device)
         )
-        ctx.random = (
-            torch.get_rng_state(),
-            *get_device_states(*weights),
-        )  # so that dropout drops the same elements again
+        ctx.random = torch.get_rng_state(), *get_device_states(*weights)  # so that dropout drops the same again
         ctx.save_for_backward(*weights)
         return torch.cat([encode(part) for part in parts])
 

@@ -84,9 +84,7 @@ def _load_packed(files: dict[str, list[Path]], suffix: str) -> dict[str, Dataset
         with _uncounted():
             loaded = load_dataset(
                 _PACKED[suffix],
-                content.hexdigest()[
-                    :16
-                ],  # else a file's earlier content with the same time stamp would come from the cache
+                content.hexdigest()[:16],  # else old content with the same time stamp would come from the cache
                 data_files={split: [glob.escape(str(file)) for file in part] for split, part in files.items()},
             )
         for part in loaded.values():

@@ -343,7 +343,7 @@ def _for_parser(owner: type, group: str, recipe: dict[str, Any] | None = None, w
         metadata = {name: value for name, value in own.metadata.items() if name in ("help", "choices", "metavar")}
         metadata["help"] = metadata["help"].replace("%", "%%")
         if own.name in recipe:
-            metadata["help"] += " (by the recipe)"
+            metadata["help"] += " (default: %(default)s, from the recipe)"
         default: Any = {"default": own.default, "default_factory": own.default_factory}
         copies.append((own.name, _kind(hints[own.name]), field(metadata=metadata, **default)))
     made = dataclasses.make_dataclass(owner.__name__, copies)

@@ -18,9 +18,11 @@ def test_the_uncertain_are_chosen_and_each_group_of_them_is_there():
     features, groups = blobs([50, 5, 5, 60])
     unsure = groups < 3
     probabilities = torch.where(unsure[:, None], torch.tensor([0.4, 0.35, 0.25]), torch.tensor([0.9, 0.1, 0.0]))
+    probabilities[:, 0] += torch.linspace(0, 0.05, len(groups))
     for seed in range(5):
         chosen = next_to_label(features, probabilities, 6, seed=seed)
         assert len(set(chosen)) == 6
+        assert chosen == sorted(chosen)  # the rows are in the order of their uncertainty
         assert set(groups[chosen].tolist()) == {0, 1, 2}
     assert next_to_label(features, probabilities, 6) == next_to_label(features, probabilities, 6)
 

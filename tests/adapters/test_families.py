@@ -280,7 +280,7 @@ def test_chinese_clip_reads_chinese(load_clip):
     learner = get_peft_model(load_clip("chinese_clip"), config).learner
     words = model.text_model.embeddings.word_embeddings.weight
     assert torch.equal(learner.text_prompts, words[inputs.input_ids[0, 1:3]])
-    with pytest.raises(ValueError, match=r"holds '\[SEP\]', which ends a sentence"):
+    with pytest.raises(ValueError, match=r"contains '\[SEP\]', which ends a sentence"):
         get_peft_model(load_clip("chinese_clip"), config_class("coop")(class_names=["猫[SEP]"]))
 
 

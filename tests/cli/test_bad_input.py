@@ -49,7 +49,7 @@ def test_numbers_of_numpy_are_numbers():
 
 
 def test_a_class_name_with_the_token_that_ends_sentences_is_named(reader, load_clip):
-    with pytest.raises(ValueError, match=r"class name 'a<\|endoftext\|>b' holds '<\|endoftext\|>'"):
+    with pytest.raises(ValueError, match=r"class name 'a<\|endoftext\|>b' contains '<\|endoftext\|>'"):
         get_peft_model(load_clip(), reader.config(class_names=["cat", "a<|endoftext|>b"]))
 
 

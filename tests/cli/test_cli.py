@@ -204,7 +204,7 @@ def test_prediction_takes_the_pictures_that_training_would(adapters, pictures, c
 
 
 def test_progress_is_told_in_lines_where_nobody_watches(adapters, pictures, capsys, monkeypatch):
-    monkeypatch.setattr("hf_tgpt.cli.predict._SECONDS", 0)
+    monkeypatch.setattr("hf_tgpt.cli.predict_processes._SECONDS", 0)
     assert run("predict", adapters["maple"], pictures) == 0
     assert "3 of 4 pictures\n4 of 4 pictures\n" in capsys.readouterr().err
 
@@ -381,7 +381,7 @@ def test_several_processes_go_on_where_several_were_killed_and_write_what_one_wr
     assert manifest["done_before"] == len(lines)
     ((skipped,),) = [manifest["skipped"]]
     assert skipped["image"] == str(pictures / "m.png")
-    assert "no picture of a known kind" in skipped["error"]
+    assert "not a picture of a known kind" in skipped["error"]
     assert not list(tmp_path.glob("*.part*"))
 
 

@@ -304,7 +304,7 @@ def test_what_no_tensor_tells_is_asked_for(tmp_path):
         ValueError, match=r"`activation`=None.*give 'quick_gelu' for weights of OpenAI, DFN.*'gelu' for"
     ):
         convert(tmp_path)
-    with pytest.raises(ValueError, match="`heads`=None, and the towers' widths 96 and 64 are no multiples of 64"):
+    with pytest.raises(ValueError, match="`heads`=None, and the towers' widths 96 and 64 are not multiples of 64"):
         convert(tmp_path, activation="gelu")
     with pytest.raises(ValueError, match=r"`heads`=\[5, 1\], but 5 heads do not divide the image tower's width of 96"):
         convert(tmp_path, activation="gelu", heads=[5, 1])

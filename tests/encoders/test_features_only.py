@@ -11,8 +11,7 @@ from PIL import Image
 import hf_tgpt
 from hf_tgpt.encoders import FAMILIES, encoder_of
 from hf_tgpt.encoders.features_only import other_model_class
-from hf_tgpt.inference.demo import Demonstration
-from hf_tgpt.inference.explain import image_attention
+from hf_tgpt.inference.explain import attention_pictures, image_attention
 from hf_tgpt.inference.loading import load_classifier
 from hf_tgpt.inference.onnx import export_onnx
 from hf_tgpt.inference.plain_transformers import export_transformers
@@ -136,7 +135,7 @@ def test_attention_is_refused_and_the_page_shows_the_picture_alone(clip, tmp_pat
     classifier = load_classifier(tmp_path)
     with pytest.raises(ValueError, match="whose attention cannot be read; explain an adapter on one of CLIPModel"):
         image_attention(classifier, PICTURE)
-    shown = Demonstration(classifier).attention(PICTURE)
+    shown = attention_pictures(classifier, PICTURE)
     assert [(title, picture.size) for title, picture in shown.items()] == [("what the model sees", (32, 32))]
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's, without their yellow, which is hard to see on white.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
 _MARKERS = "osD^v<>PX*h"
+_FILLS = ("full", "none", "left")  # of markers without lines, which tell no dashes
 PLOTS_REMEDY = 'pip install "hf-tgpt[plots]"'
 
 
@@ -262,10 +263,16 @@ def plot_costs(
     for i, (method, (seconds, memory, accuracy)) in enumerate(points.items()):
         mean, deviation = _known(accuracy)
         for axes, cost in zip(panels, (seconds, memory), strict=True):
-            axes.errorbar(cost, mean, deviation, label=method, capsize=2, **_style(i) | {"linestyle": "none"})
+            style = _style(i) | {"linestyle": "none", "fillstyle": _FILLS[i // len(_MARKERS) % len(_FILLS)]}
+            axes.errorbar(cost, mean, deviation, label=method, capsize=2, **style)
     seconds_of = [seconds for seconds, _, _ in points.values()]
     if max(seconds_of) > 10 * min(seconds_of):
+        from matplotlib.ticker import LogLocator
+
         panels[0].set_xscale("log")
+        panels[0].xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for format_ticks in (panels[0].xaxis.set_major_formatter, panels[0].xaxis.set_minor_formatter):
+            format_ticks("{x:.0f}")
     else:
         panels[0].set_xlim(0)
     panels[0].set(xlabel="seconds", ylabel="accuracy in percent", title=title)

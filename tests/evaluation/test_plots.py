@@ -39,6 +39,15 @@ def test_all_methods_of_a_comparison_differ_without_their_colours():
     assert len({(style["marker"], style["linestyle"]) for style in styles}) == len(LABELS)
 
 
+def test_costs_of_all_methods_differ_without_their_colours(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    points = {label: (float(i + 1), 500.0, (float(i), 1.0)) for i, label in enumerate(LABELS)}
+    plots.plot_costs(tmp_path / "costs.png", "pictures", points)
+    drawn = [container.lines[0] for container in figures[0].axes[0].containers]
+    assert len({(line.get_marker(), line.get_fillstyle()) for line in drawn}) == len(LABELS)
+
+
 def test_bars_of_measures_and_curves_differ_without_their_colours(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))

@@ -40,7 +40,8 @@ def without_damaged(dataset: Dataset, about: str = "images") -> Dataset:
             blank.append(name)
     if damaged:
         remark(
-            f"{count(len(damaged), 'image')} skipped, because they cannot be read, of {len(dataset)} {about}: "
+            f"{count(len(damaged), 'image')} skipped, of {len(dataset)} {about}, because "
+            f"{'they' if len(damaged) > 1 else 'it'} cannot be read: "
             f"{_some(list(damaged.values()))}."
         )
         if len(damaged) == len(dataset):

@@ -39,6 +39,8 @@ def main(args: argparse.Namespace) -> int:
     classifier = classifier_of(args)
     columns = 1 if args.coverage else min(args.top_k, len(names or classifier.class_names))
     asked = {name: value for name, value in (("coverage", args.coverage), ("reject", args.reject)) if value}
+    # Refuses what cannot be answered before a file is made.
+    classifier.question(args.top_k, class_names=names, scores=args.scores, **asked)
     sort = None
     if args.sort_into:
         sort = Sorter(args.sort_into, names or classifier.class_names, args.min_score or 0.0, args.copy)

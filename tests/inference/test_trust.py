@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, METHODS, ImageProcessor, make_classifier, make_clip, shake
+from conftest import CLASS_NAMES, METHODS, Failed, ImageProcessor, make_classifier, make_clip, shake
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -408,6 +408,10 @@ def test_rows_of_predict_hold_the_answers_classes_and_the_nearest_of_a_stranger(
         assert row["label"] == (answer[0]["label"] or "")
         assert row["labels"].split("; ") == [part["label"] or "" for part in answer]
         assert row["nearest"] == answer[0].get("nearest", "")
+    replace(classifier.calibration, reject_below=None).save(folder)  # as where there were too few pictures
+    with pytest.raises(Failed, match=r"to keep 0\.95 of the right answers"):
+        run_command(*asked, "--output", tmp_path / "more.csv", "--sort_into", tmp_path / "sorted")
+    assert not [*tmp_path.glob("more.csv*"), *tmp_path.glob("sorted")]
 
 
 def familiarity_of(classifier, image):

@@ -78,7 +78,7 @@ def write_card(
 
 
 def _calibration(folder: str | os.PathLike[str]) -> Calibration | None:
-    """The calibration of these weights. One that is damaged or of others is no reason to fail where these are saved."""
+    """The calibration of these weights. Saving must not fail because it is damaged or belongs to other weights."""
     with suppress(ValueError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return read_calibration(folder)
@@ -86,14 +86,14 @@ def _calibration(folder: str | os.PathLike[str]) -> Calibration | None:
 
 
 def replace_empty_card(folder: str | os.PathLike[str], config: PromptConfig) -> None:
-    """Puts our card where PEFT has just left its empty form or changed our card; a card that somebody wrote stays."""
+    """Writes our card in place of PEFT's empty form or PEFT's changes to our card; a card that somebody wrote stays."""
     readme, results = Path(folder) / CARD, Path(folder) / "results.json"
     if readme.exists() and (is_ours(readme) or _EMPTY in readme.read_text(encoding="utf-8")):
         write_card(folder, config, read_json(results) if results.exists() else None)
 
 
 def is_ours(card: str | os.PathLike[str]) -> bool:
-    """Whether the card is generated and not rewritten by somebody."""
+    """Whether the card is generated and has not been rewritten."""
     return _OURS in Path(card).read_text(encoding="utf-8")
 
 
@@ -129,7 +129,7 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult] | None:
         "zero_shot_accuracy": "Zero-shot accuracy of the base model",
     }
     title = dataset_title(results)
-    if title is None:  # it is unknown what was measured
+    if title is None:  # the data set is unknown
         return None
     metrics = [
         EvalResult(

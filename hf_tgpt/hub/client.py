@@ -21,14 +21,14 @@ from ..adapters.peft_towers import HEAD_WEIGHTS, NOTE
 from ..utils.compat import connection_error
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
-# The pictures that a run has seen, a line each: 16 hexadecimal digits of its content, and the split that it was in.
+# The pictures that a run has seen, one per line: 16 hexadecimal digits of the content's hash, and the split.
 SEEN_PICTURES = "seen_pictures.txt"
-# What a card shows, if it lies beside it; `hf-tgpt explain` makes the latter where somebody wants it to.
+# The pictures that a card shows if they are in its folder; the second is made by `hf-tgpt explain`, if at all.
 PLOTS = {"training.png": "training curve and per-class change", "attention.png": "where the adapter looks"}
 # The files beside an adapter that are for users.
 RUN_FILES = ("results.json", *PLOTS, "training_log.jsonl", SEEN_PICTURES, CALIBRATION)
 FILES = (CONFIG, WEIGHTS, CARD, *RUN_FILES)
-# What PEFT's own adapters have besides.
+# The additional files of PEFT's own adapters.
 NOTED_FILES = (NOTE, HEAD_WEIGHTS)
 _OLD = ("linear_probe.safetensors",)
 

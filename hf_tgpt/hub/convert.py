@@ -1,4 +1,4 @@
-"""From the research releases' files and tensor names to ours and back."""
+"""Converts the research releases' files and tensor names to ours and back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..adapters.tuner import PromptTuner
 from ..methods import available_methods, config_class
 
 _PREFIX = f"base_model.model.{SLOT}.{PromptTuner.prefix}."
-# Parts of a model that the releases save by themselves, in files whose names lack them.
+# Parts of a model that the releases save in separate files, where tensor names have no such prefix.
 _PARTS = ("prompt_learner.", "cls_head.")
 # What training leaves in a release's file beside tensors: Dassl saves its scheduler's inner one as an object.
 _LEFTOVERS = ("torch.optim.", "dassl.", "solver.", "numpy.", "collections.defaultdict", "builtins.dict")
@@ -59,7 +59,7 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor], method: str
 
 
 def convert_to_original_state_dict(state_dict: dict[str, torch.Tensor], method: str) -> dict[str, torch.Tensor]:
-    """An adapter's state dict, as PEFT saves it -> the release's names. Raises ValueError for a tensor without one.
+    """An adapter's state dict, as PEFT saves it -> the release's names. Raises ValueError for an unknown tensor.
 
     Example:
         >>> state_dict = hf_tgpt.convert_to_original_state_dict(peft.get_peft_model_state_dict(model), "coop")
@@ -113,8 +113,8 @@ def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors by name in a checkpoint that torch.save or safetensors wrote.
 
     A pickle is a program. It is read with `weights_only=True`, which allows tensors and plain containers but no code;
-    what is left of optimisers and schedulers is read as empty objects. Raises ValueError for a file with anything else,
-    naming it, and for one that holds no tensors.
+    the state of optimisers and schedulers is read as empty objects. Raises ValueError for a file that holds anything
+    else, naming it, or no tensors.
     """
     file = Path(file)
     if not file.is_file():
@@ -160,16 +160,16 @@ def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 def _check_names(file: Path) -> None:
-    """Raises ValueError for a name of absurd length, with which torch would take hours to word its refusal."""
+    """Raises ValueError for an absurdly long name, for which torch would take hours to format its error."""
     with file.open("rb") as stream:
-        for _ in range(5):  # torch's old files are so many pickles in a row, and then bare numbers
+        for _ in range(5):  # torch's old format is this many pickles in a row, followed by bare numbers
             for code, argument, _ in pickletools.genops(stream):
                 if code.name == "GLOBAL" and len(str(argument)) > 200:
                     raise ValueError("a name in it is too long")
 
 
 class _Ignored:
-    """Stands where a checkpoint names a class that is not to be made."""
+    """Replaces a class in a checkpoint that must not be instantiated."""
 
     def __init__(self, *args: Any) -> None:
         """Nothing is kept."""

@@ -40,16 +40,17 @@ def convert_base(
     """Writes the plain CLIP in open_clip's `file` to a new `folder`, as a CLIPModel with tokenizer and image processor.
 
     `file` is .safetensors, a pickle (.bin, .pt, .pth, read with `weights_only=True`) or the folder of one of them. What
-    the tensors do not tell is read from open_clip_config.json beside it. Without one, `activation` ("quick_gelu" or
+    the tensors do not define is read from open_clip_config.json beside it. Without one, `activation` ("quick_gelu" or
     "gelu") is needed, `heads` (of the image and of the text tower) are taken for those of open_clip's models (of width
-    64; 16 in image towers wider than 1024), and pictures are prepared as OpenAI's. Both options go before the config.
+    64; 16 in image towers wider than 1024), and pictures are preprocessed as for OpenAI's models. Both options override
+    the config.
 
-    `tokenizer` is a Hub id or a folder; by default that beside the file, else `openai/clip-vit-base-patch32`.
+    `tokenizer` is a Hub id or a folder; by default the one beside the file, else `openai/clip-vit-base-patch32`.
 
-    Returns what was converted: activation, heads, sizes, type of the weights and tokenizer. Nothing is written unless
-    all of it could be, and was read again and gave the same answers.
+    Returns what was converted: activation, heads, sizes, type of the weights and tokenizer. The folder appears only if
+    everything was written, could be read again and gave the same answers.
 
-    Raises ValueError for another model than a plain CLIP, such as CoCa, SigLIP, EVA or one with a ResNet.
+    Raises ValueError for a model that is not a plain CLIP, such as CoCa, SigLIP, EVA or one with a ResNet.
 
     Example:
         >>> facts = hf_tgpt.convert_base("bioclip", "bioclip-transformers")
@@ -86,7 +87,7 @@ def convert_base(
 
 
 def _weights_file(path: Path) -> Path:
-    """The file itself, or the one with weights in the folder. Raises ValueError where that is not clear."""
+    """The file itself, or the folder's file of weights. Raises ValueError if that is ambiguous."""
     if not path.is_dir():
         if path.is_file() and path.suffix not in _SUFFIXES:
             raise ValueError(f"{str(path)!r} does not end with {', '.join(_SUFFIXES)}; name a file of weights.")
@@ -108,7 +109,7 @@ def _is_program(file: Path) -> bool:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """open_clip's config; empty where there is none. Raises ValueError for any other JSON."""
+    """open_clip's config; empty if there is none. Raises ValueError for any other JSON."""
     if not file.is_file():
         return {}
     config = read_json(file)
@@ -119,7 +120,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _load_tokenizer(tokenizer: str | os.PathLike[str] | None, beside: Path) -> Any:
-    """The named one, that in the folder, or CLIP's own from the Hub. Raises ValueError where none can be loaded."""
+    """The named tokenizer, the folder's, or CLIP's own from the Hub. Raises ValueError if none can be loaded."""
 
     def in_folder(folder: Path) -> bool:
         return any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES)
@@ -129,9 +130,9 @@ def _load_tokenizer(tokenizer: str | os.PathLike[str] | None, beside: Path) -> A
         raise ValueError(
             f"`tokenizer`={name!r} holds neither tokenizer.json nor vocab.json and merges.txt; name another."
         )
-    try:  # a folder of open_clip's need not tell what kind it is; for a Hub id AutoTokenizer would make an empty one
+    try:  # open_clip's folders may not define its class; for a Hub id AutoTokenizer would make an empty one
         return AutoTokenizer.from_pretrained(name, **({"config": CLIPConfig()} if os.path.isdir(name) else {}))
-    except Exception as error:  # the readers of its files raise nearly anything
+    except Exception as error:  # the readers of its files may raise any exception
         raise ValueError(
             f"`tokenizer`={name!r} could not be loaded ({str(error).partition(chr(10))[0]}); connect to the Hub, or "
             "name a folder with CLIP's tokenizer, such as that of a CLIP which `hf download` wrote."
@@ -139,7 +140,7 @@ def _load_tokenizer(tokenizer: str | os.PathLike[str] | None, beside: Path) -> A
 
 
 def _image_processor(config: Mapping[str, Any], size: int) -> Any:
-    """How open_clip prepares pictures of a model's size. Raises ValueError for what a CLIP's processor does not do."""
+    """open_clip's preprocessing for a model's image size. Raises ValueError for what a CLIP's processor cannot do."""
     possible = {
         "resize_mode": ("shortest", "squash"),
         "interpolation": tuple(_RESAMPLING),
@@ -150,7 +151,7 @@ def _image_processor(config: Mapping[str, Any], size: int) -> Any:
         if name in possible and value not in possible[name]:
             choices = " or ".join(map(repr, possible[name]))
             raise ValueError(f"{name!r} of 'preprocess_cfg' in {CONFIG} is {value!r}; only {choices} can be converted.")
-        if name not in (*possible, "mean", "std", "fill_color"):  # the last is for a resize_mode that is not possible
+        if name not in (*possible, "mean", "std", "fill_color"):  # the last is for an unsupported resize_mode
             raise ValueError(
                 f"{name!r} of 'preprocess_cfg' in {CONFIG} is not known; a CLIP's processor may not do it."
             )
@@ -173,7 +174,7 @@ def _image_processor(config: Mapping[str, Any], size: int) -> Any:
 
 @torch.no_grad()
 def _check_written(folder: Path, model: CLIPModel) -> None:
-    """Raises ValueError unless the folder's model has the weights and the answers of the one that was written."""
+    """Raises ValueError unless the folder's model has the same weights and outputs as the one that was written."""
     again = CLIPModel.from_pretrained(folder, dtype=model.dtype).eval()
     shape = encoder_of(model).shape()
     picture = torch.linspace(-1, 1, 3 * shape["image_size"] ** 2, dtype=model.dtype)
@@ -184,7 +185,7 @@ def _check_written(folder: Path, model: CLIPModel) -> None:
     before, after = model.state_dict(), again.state_dict()
     same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     answers, tolerance = (model(**inputs), again(**inputs)), torch.finfo(model.dtype).eps ** 0.5
-    for name in ("image_embeds", "text_embeds"):  # the same kernels round otherwise where weights lie elsewhere
+    for name in ("image_embeds", "text_embeds"):  # rounding depends on where weights lie in memory
         one, other = (answer[name] for answer in answers)
         same = same and torch.allclose(one, other, rtol=0, atol=tolerance)
     if not same:

@@ -1,4 +1,4 @@
-"""What has been trained, by name: loaded onto its base model."""
+"""Loads trained adapters, by name, onto their base models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_base_model(
     """The model that an adapter was trained on, at the commit that the adapter records.
 
     `revision`, `token` and `cache_dir` are for finding the adapter, `kwargs` for `load_clip`. Raises ValueError for a
-    folder without an adapter, HubError if the repository cannot be had.
+    folder without an adapter, HubError if the repository cannot be downloaded.
 
     Example:
         >>> clip = hf_tgpt.load_base_model("me/my-pictures")
@@ -62,7 +62,7 @@ def load_adapter(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **
     try:
         return PeftModel.from_pretrained(clip, folder, **kwargs)
     except Exception:
-        if plain and isinstance(clip, PromptedModel):  # attached, before its weights turned out to be damaged
+        if plain and isinstance(clip, PromptedModel):  # attached before its weights proved to be damaged
             undo(clip)
         raise
 
@@ -71,7 +71,7 @@ def load_trained(clip: PreTrainedModel, name_or_path: str | os.PathLike[str], **
     """Loads what any method's `save_pretrained` wrote, a folder or Hub id, onto a fresh base model, in evaluation mode.
 
     `kwargs` are those of `PeftModel.from_pretrained`. Raises ValueError if the folder is missing, incomplete or
-    damaged, HubError if the repository cannot be had.
+    damaged, HubError if the repository cannot be downloaded.
 
     Example:
         >>> model = hf_tgpt.load_trained(hf_tgpt.load_base_model("runs/my-run"), "runs/my-run")

@@ -1,4 +1,4 @@
-"""Folders with a `reference.json`: of PEFT's own adapters, and those of zero-shot and linear probes by 0.1.0."""
+"""Folders with a `reference.json`: those of PEFT's own adapters, and of zero-shot and linear probes from 0.1.0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..methods import config_class, method_name
 from ..utils.files import read_json
 from ..utils.names import check_class_names
 
-# In the folder of a linear probe, then.
+# In the folder of a linear probe from 0.1.0.
 PROBE_WEIGHTS = "linear_probe.safetensors"
 # The methods whose folders have had a note, and their weights beside what PEFT saves.
 _NOTED = {"zero_shot": None, "linear_probe": PROBE_WEIGHTS, "lora": None, "two_stage": None}
@@ -42,7 +42,7 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def noted_config(note: dict[str, Any]) -> PromptConfig:
-    """The method's config that a note describes. Raises ValueError or TypeError for one of nonsense."""
+    """The method's config that a note describes. Raises ValueError or TypeError if it is invalid."""
     config = config_class(note["method"])(class_names=note["class_names"], **note["config"])
     config.base_model_name_or_path = note["base_model"]
     return config
@@ -57,7 +57,7 @@ def load_noted(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Adapte
             built.load_weights(folder)
         elif weights := _NOTED[note["method"]]:
             built.learner.head.load_state_dict(load_file(Path(folder) / weights))
-    except Exception as error:  # a config or weights of nonsense make PEFT, torch and safetensors raise nearly anything
+    except Exception as error:  # an invalid config or weights may make PEFT, torch and safetensors raise any exception
         raise ValueError(
             f"The config or the weights in {str(folder)!r} cannot be used ({error}); train it again."
         ) from error

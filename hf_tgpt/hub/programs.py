@@ -1,4 +1,4 @@
-"""The files by which the Hub runs an adapter: a handler for Inference Endpoints, and the demo's page for a Space."""
+"""The files that run an adapter on the Hub: a handler for Inference Endpoints, and the demo's page for a Space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from huggingface_hub import SpaceCard, SpaceCardData
 from ..utils.version import __version__
 
 APP, REQUIREMENTS = "app.py", "requirements.txt"
-# Of which the Hub installs this version in a Space; the oldest that the page works with (pyproject.toml).
+# The version of gradio for a Space: the oldest that the page works with (pyproject.toml).
 GRADIO = "6.31.0"
 OURS = "Written by `hf-tgpt push --space`"
 _HANDLER = '''"""Answers at an Inference Endpoint of the Hub."""
@@ -35,7 +35,7 @@ Drop a picture, and see the likeliest of {count} classes by a {method} adapter, 
 
 
 def endpoint_files(package: str | None = None) -> dict[str, str]:
-    """{name: text} of the files beside an adapter by which Inference Endpoints serve it.
+    """{name: text} of the files that Inference Endpoints need beside an adapter.
 
     Example:
         >>> sorted(endpoint_files())

@@ -42,10 +42,10 @@ def push_folder(
     """Publishes a saved adapter or a run's folder: weights, config, card, results.json, plot and training log.
 
     Everything is in one commit, so that the repository has either the whole adapter or its previous content, and a
-    failed push can be repeated. `private` makes a new repository private, `revision` is the branch, `tags` are added
-    to the card. A card that somebody has written is kept. Local paths are not published. With `endpoint`, the
-    repository also has the files by which Inference Endpoints of the Hub serve it; `package` is what they install in
-    place of the released hf-tgpt, such as a wheel's address.
+    failed push can be repeated. `private` makes a new repository private, `revision` is the branch, `tags` are added to
+    the card. A card that somebody has written is kept. Local paths are not published. With `endpoint`, the repository
+    also has the files that the Hub's Inference Endpoints need to serve it; `package` is what they install in place of
+    the released hf-tgpt, such as the URL of a wheel.
 
     Raises ValueError if the folder contains no adapter of this package, or for an `endpoint` one whose base model is
     not on the Hub, HubError if the Hub refuses.
@@ -90,8 +90,8 @@ def push_folder(
 
 
 def config_to_publish(folder: str | os.PathLike[str]) -> PromptConfig:
-    """The config of the method in a folder, ours or, by its note, PEFT's. Raises ValueError if there is none, or if the
-    folder is damaged.
+    """The config of the method in a folder: ours, or PEFT's from its note. Raises ValueError if there is none, or if
+    the folder is damaged.
     """
     noted = os.path.isfile(os.path.join(folder, NOTE))
     config = noted_config(read_note(folder)) if noted else read_config(folder)
@@ -143,7 +143,7 @@ def check_repository(
 
 
 def check_token(api: HfApi) -> None:
-    """Raises HubError if the token may only read."""
+    """Raises HubError if the token is read-only."""
     user = api.whoami()
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(
@@ -157,7 +157,7 @@ def push_model(model: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
     kwargs.pop("max_shard_size", None)  # PEFT's; an adapter of this package is one file
     name = model.active_adapter
     config = model.peft_config[name]
-    run = config.folder  # the saving sets another
+    run = config.folder  # saving sets another one
     with TemporaryDirectory() as folder:
         try:
             model.save_pretrained(folder, selected_adapters=[name])
@@ -230,7 +230,7 @@ def _licence(api: HfApi, name: str | None, kind: type[ModelCard] | type[DatasetC
 
 
 def _branch(api: HfApi, repo_id: str, revision: str | None) -> str | None:
-    """The branch, or None if it does not exist, so that it would start from the main branch."""
+    """The branch, or None if it does not exist and would start from the main branch."""
     return revision if revision and api.revision_exists(repo_id, revision) else None
 
 

@@ -1,4 +1,4 @@
-"""The files in the folder of a trained adapter, here or on the Hub."""
+"""The files in the folder of a trained adapter, local or on the Hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .old_formats import read_note
 
 
 def local_folder(name_or_path: str | os.PathLike[str], **hub: Any) -> str:
-    """The folder itself, or that in the cache with the files of a repository; `hub` goes to `client.download`."""
+    """The folder itself, or the cached folder of a repository's files; `hub` is passed to `client.download`."""
     name = os.path.expanduser(name_or_path)
     return name if name.startswith((".", os.sep)) or os.path.isdir(name) else download(name, **hub)
 
@@ -49,7 +49,7 @@ def is_cut_off(folder: str | os.PathLike[str]) -> bool:
 def base_and_revision(name_or_path: str | os.PathLike[str]) -> tuple[str, str | None]:
     """The base model that an adapter was trained on, a Hub id or folder, and its revision if known.
 
-    Raises ValueError if its config does not tell.
+    Raises ValueError if its config names none.
     """
     folder = local_folder(name_or_path)
     if os.path.isfile(os.path.join(folder, NOTE)):

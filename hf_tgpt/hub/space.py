@@ -25,10 +25,10 @@ def push_space(
     """Publishes the page of `hf-tgpt demo` with a saved adapter or a run's folder as a Space, in one commit.
 
     The Space holds the adapter itself, and loads its base model from the Hub. `package` is what it installs in place of
-    the released hf-tgpt, such as a wheel's address. Pushing again replaces the adapter.
+    the released hf-tgpt, such as the URL of a wheel. Pushing again replaces the adapter.
 
     Raises ValueError if the folder contains no adapter of this package, or one whose base model is not on the Hub;
-    HubError if the Hub refuses, or if there is a Space that was not made so.
+    HubError if the Hub refuses, or if the Space exists but was not made this way.
 
     Example:
         >>> push_space("runs/my-run", "me/my-page", private=True)

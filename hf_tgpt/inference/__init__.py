@@ -1,1 +1,1 @@
-"""Trained classifiers at work: on pictures of any kind, explained, exported, on a web page."""
+"""Uses trained classifiers: predicts, explains, exports, and serves them."""

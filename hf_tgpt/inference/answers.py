@@ -1,4 +1,4 @@
-"""From logits to answers: a picture's likeliest classes, those that it may be of, or none."""
+"""From logits to answers: a picture's likeliest classes, a set with a given coverage, or none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Scores = Literal["softmax", "sigmoid"]
 
 
 class Guess(TypedDict):
-    """A class and its probability; of a picture of none of the classes no label, and the `nearest` class."""
+    """A class and its probability; for a picture of none of the classes, no label but the `nearest` class."""
 
     label: str | None
     score: float
@@ -27,7 +27,7 @@ Answer = list[Guess]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about pictures: among which classes, and which form the answer has (see `Classifier.__call__`)."""
+    """A question about pictures: among which classes, and in which form the answer is (see `Classifier.__call__`)."""
 
     names: list[str]
     top_k: int | None
@@ -38,7 +38,7 @@ class Question:
 
 
 def answers(logits: torch.Tensor, question: Question) -> list[Answer]:
-    """An answer for each row of logits (b, c). The order of the classes is that of their logits, calibrated or not."""
+    """An answer for each row of logits (b, c). Classes are in the order of their logits, calibrated or not."""
     names, calibration = question.names, question.calibration
     if question.scores == "sigmoid":
         scores = logits.sigmoid()
@@ -66,7 +66,7 @@ def answers(logits: torch.Tensor, question: Question) -> list[Answer]:
 def row_of(image: str, answer: Answer | None, error: str, asked: Container[str]) -> dict[str, Any]:
     """A picture's answer as a row for other programs: the likeliest class and its score, and all under "top_k".
 
-    Without an answer, the reason. `asked` holds "coverage" where the answer's classes are to be listed as "labels".
+    Without an answer, it has the reason. If `asked` has "coverage", the answer's classes are also listed as "labels".
 
     Example:
         >>> row_of("cat.jpg", [{"label": "cat", "score": 0.9}], "", ())
@@ -79,5 +79,5 @@ def row_of(image: str, answer: Answer | None, error: str, asked: Container[str])
 
 
 def labels_of(answer: Answer | None) -> list[str]:
-    """The classes of an answer; a stranger's has none."""
+    """The classes of an answer; that of a rejected picture has none."""
     return [guess["label"] for guess in answer or [] if guess["label"] is not None]

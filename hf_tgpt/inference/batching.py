@@ -1,4 +1,4 @@
-"""What several callers wait for, worked off together: the oldest first, with all that can share its batch."""
+"""Batches the work that several callers wait for: the oldest first, with all that can share its batch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class _Waiting:
 
 
 class Batcher:
-    """Calls `work(key, items)`, in one thread, on items of equal keys that callers wait for at the same time.
+    """Calls `work(key, items)`, in one thread, on items with equal keys that callers wait for at the same time.
 
-    An item waits at most `max_wait` seconds for others while there is nothing to do; what arrives during a batch makes
-    the next one. `work` gives a result for each item. What it raises is raised to every caller of that batch.
+    While the worker is idle, an item waits at most `max_wait` seconds for others; items that arrive during a batch form
+    the next one. `work` returns a result for each item. An error in it is raised for every caller of that batch.
 
     Example:
         >>> async def together():
@@ -52,7 +52,7 @@ class Batcher:
         self._thread.shutdown()
 
     async def __call__(self, key: Hashable, items: Sequence[Any]) -> list[Any]:
-        """The results of the items; a caller that is cancelled takes its items back."""
+        """The results of the items; if a caller is cancelled, its items are removed from the queue."""
         now = asyncio.get_running_loop().time()
         waiting = [_Waiting(key, item, now) for item in items]
         self._waiting += waiting
@@ -73,7 +73,7 @@ class Batcher:
             items = [each.item for each in batch]
             try:
                 results = await loop.run_in_executor(self._thread, self.work, batch[0].key, items)
-            except Exception as error:  # for those who asked; the others' batches go on
+            except Exception as error:  # raised for these callers; other batches continue
                 for each in batch:
                     if not each.result.done():
                         each.result.set_exception(error)
@@ -83,7 +83,7 @@ class Batcher:
                     each.result.set_result(result)
 
     async def _fill(self) -> None:
-        """Returns when there is a full batch, or one that has waited long enough."""
+        """Returns when a batch is full or has waited long enough."""
         loop = asyncio.get_running_loop()
         while True:
             left = self._waiting[0].since + self.max_wait - loop.time() if self._waiting else None
@@ -94,7 +94,7 @@ class Batcher:
                 await asyncio.wait_for(self._arrived.wait(), left)
 
     def _next(self) -> list[_Waiting]:
-        """Takes the oldest and those of its key, without what nobody waits for any more."""
+        """Takes the oldest item and others with its key, except those that nobody waits for any more."""
         waiting = [each for each in self._waiting if not each.result.done()]
         batch = [each for each in waiting if each.key == waiting[0].key][: self.max_batch]
         taken = set(map(id, batch))

@@ -1,4 +1,4 @@
-"""What is wrong with labelled pictures, found before anything is trained on them."""
+"""Finds what is wrong with labelled pictures, before any training on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..methods.zero_shot import zero_shot_beside
 from ..training.config import TrainingConfig, steps_of
 from .encoded import Encoded, encode_splits
 
-_MOST_COMPARED = 50_000  # pictures; comparing more with each other would take longer than the rest
+_MOST_COMPARED = 50_000  # pictures; comparing more of them would take longer than everything else
 _FEW = 4  # pictures of a class
 _TINY = 4  # times smaller than what the model sees
 _TAKEN = 0.5  # of a class's pictures that are taken for another class
@@ -38,11 +38,11 @@ def check_pictures(
     folder: str | os.PathLike[str] | None = None,
     num_workers: int = 0,
 ) -> tuple[Facts, Encoded]:
-    """What is odd about the pictures and classes of `load_splits`, as JSON would hold it, and the encoded pictures.
+    """What is odd about the pictures and classes of `load_splits`, as JSON-like data, and the encoded pictures.
 
     The lists are `label_errors` (the worst first), `duplicates`, `outliers`, `unreadable`, `blank`, `tiny`,
     `spelled_alike`, `unknown_by_name` and `confused_by_name`; `imbalance` and `per_class` count. `clip` is a base
-    model, `templates` its sentences for zero-shot, and `folder` stores the features.
+    model, `templates` are its sentences for zero-shot; features are stored in `folder`.
 
     Raises ValueError if no picture can be read.
 
@@ -73,7 +73,7 @@ def _named(encoded: Encoded, row: int, names: list[str], **more: Any) -> Facts:
 
 
 def _of_files(encoded: Encoded, names: list[str], seen: int) -> Facts:
-    """Files that cannot be read, show nothing or are smaller than the model sees by far."""
+    """Files that cannot be read, show nothing, or are far smaller than the model's input."""
     looks = list(enumerate(encoded.looks))
     return {
         "unreadable": [_named(encoded, i, names, problem=look.problem) for i, look in looks if look.problem],
@@ -87,7 +87,7 @@ def _of_files(encoded: Encoded, names: list[str], seen: int) -> Facts:
 
 
 def _duplicates(encoded: Encoded, names: list[str]) -> list[Facts]:
-    """Groups of equal and of nearly equal pictures, those first that are in several classes, then in several splits."""
+    """Groups of equal or nearly equal pictures: first those in several classes, then those in several splits."""
     equal = equal_pictures(encoded.dataset)
     readable = set(encoded.readable.tolist())
     equal = [rows for rows in equal if readable.issuperset(rows)]
@@ -117,9 +117,9 @@ def _duplicates(encoded: Encoded, names: list[str]) -> list[Facts]:
 
 
 def _of_classes(encoded: Encoded, names: list[str], clip: Any, templates: list[str] | None) -> Facts:
-    """What needs the model: label errors, outliers and how well it knows the classes, beside their sizes.
+    """The checks that need the model: label errors, outliers and its recall of each class, beside the classes' sizes.
 
-    Classes whose names differ in spelling alone count as one here, and blank pictures are left out.
+    Classes whose names differ only in spelling count as one here, and blank pictures are left out.
     """
     counts = Counter(encoded.labels.tolist())
     alike: dict[str, list[int]] = {}
@@ -199,9 +199,9 @@ def _judged(
 def _by_name(
     head: GDA, encoder: DualEncoder, names: list[str], features: torch.Tensor, labels: torch.Tensor, facts: Facts
 ) -> torch.Tensor:
-    """Each class's recall (c,) of zero-shot classification; what is odd about it goes to `facts`.
+    """The recall (c,) of each class in zero-shot classification; oddities are added to `facts`.
 
-    A class is unknown by name where it is recognised no better than by chance.
+    A class is unknown by name if zero-shot classification recognises it no better than chance.
     """
     texts = head.texts(encoder)
     answers = torch.cat([head.scaled(encoder, part @ texts.T).argmax(-1) for part in features.split(4096)])
@@ -217,5 +217,5 @@ def _by_name(
 
 
 def _means(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """The mean of the values (n,) of each class (c,); not finite where there is none."""
+    """The mean of the values (n,) of each class (c,); not finite for a class without any."""
     return values.new_zeros(classes).index_add_(0, labels, values) / labels.bincount(minlength=classes)

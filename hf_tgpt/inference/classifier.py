@@ -1,4 +1,4 @@
-"""From pictures of any kind to class names, with whatever has been trained."""
+"""Classifies pictures of any kind with a trained model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .answers import Answer, Question, Scores, answers
 from .pictures import is_one, load_image, rows_of
 from .turns import answering
 
-# Class texts of image-conditioned prompts that are held at a time, one for each pair of image and class.
+# Class texts of image-conditioned prompts in memory at a time, one for each pair of image and class.
 _PAIRS = 65_536
-# Other lists of classes whose features are kept.
+# How many other class lists have their features kept.
 _LISTS = 8
 _ITS_CLASSES = "the classes that the adapter was calibrated with, all of them; leave out `class_names`"
 
@@ -34,10 +34,10 @@ _ITS_CLASSES = "the classes that the adapter was calibrated with, all of them; l
 class Classifier:
     """A trained model as a function from pictures to the names of their classes; `hf_tgpt.load_classifier` makes one.
 
-    `model` is a PeftModel with an adapter of this package, or a `TowerClassifier` such as LoRA; `transform` makes pixel
-    values of an RGB picture; `calibration` is what held-out pictures told of its logits. Any number of threads may ask
-    one classifier, each about classes of its own. (PEFT's switches, such as `disable_adapter`, act on the model, and so
-    on the answers of all threads.)
+    `model` is a PeftModel with an adapter of this package, or a `TowerClassifier` such as LoRA; `transform` turns an
+    RGB picture into pixel values; `calibration` is the one of its logits on held-out pictures. Any number of threads
+    may use one classifier, each with its own classes. (PEFT's switches, such as `disable_adapter`, act on the model,
+    and so affect the answers in all threads.)
 
     Example:
         >>> classifier = hf_tgpt.load_classifier("runs/my-run")
@@ -73,7 +73,7 @@ class Classifier:
 
     @property
     def takes_new_classes(self) -> bool:
-        """Whether it also classifies by names that it was not trained on."""
+        """Whether it can also classify among names that it was not trained on."""
         return self.model.takes_new_classes
 
     def __call__(
@@ -92,22 +92,22 @@ class Classifier:
         One picture is a path, a URL, a PIL image, the bytes of a file, an open file, {"bytes", "path"}, an array (h, w)
         or (h, w, 1, 3 or 4) or a tensor (1, 3 or 4, h, w), integers of 0..255 or floats of 0..1. A list, an array or
         tensor with one more dimension, or a `datasets.Dataset` give a list of answers; an iterator, a generator or an
-        IterableDataset give an iterator, which reads `batch_size` pictures at a time. Rows of a data set have their
-        picture in the column of images.
+        IterableDataset give an iterator, which reads `batch_size` pictures at a time. In rows of a data set, the
+        picture is in the image column.
 
-        `class_names` are other classes for this call, of methods whose class list is open; of others they are some of
-        the classes that they know. Scores are softmax probabilities among the classes asked about. With
-        `scores`="sigmoid", on SigLIP, each is the probability of its class by itself: they do not add up to 1, and
-        where all are low the picture shows none of these classes.
+        `class_names` are other classes for this call, if the method's class list is open; otherwise they are a subset
+        of its classes. Scores are softmax probabilities among the classes asked about. With `scores`="sigmoid", on
+        SigLIP, each is the probability of its class by itself: they do not add up to 1, and if all are low, the picture
+        shows none of these classes.
 
-        With a calibration (`hf-tgpt calibrate`), softmax probabilities are those that held-out pictures confirm, and
-        the order of the labels is the same. `coverage`, such as 0.9, then answers with as many classes as it takes for
-        the right one to be among them for this share of pictures, whatever `top_k` is. With `reject`, a picture of none
-        of the classes is answered by [{"label": None, "nearest": its nearest class, "score"}].
+        With a calibration (`hf-tgpt calibrate`), softmax probabilities match the accuracy on held-out pictures, and the
+        order of the labels is the same. `coverage`, such as 0.9, then answers with as many classes as it takes for the
+        right one to be among them for this share of pictures, whatever `top_k` is. With `reject`, a picture of none of
+        the classes is answered by [{"label": None, "nearest": its nearest class, "score"}].
 
         Raises ValueError for a picture that cannot be read, naming it, for bad class names, for classes that a method
-        with fixed ones does not know, for a sigmoid on a base model that is not trained with one, and for `coverage`
-        and `reject` where there is no calibration of these classes.
+        with fixed ones does not have, for a sigmoid on a base model not trained with one, and for `coverage` and
+        `reject` without a calibration of these classes.
         """
         options: Any = {"class_names": class_names, "scores": scores, "coverage": coverage, "reject": reject}
         if is_one(images):
@@ -128,9 +128,9 @@ class Classifier:
         batch_size: int = 32,
         skip: Callable[[Any, ValueError], None] | None = None,
     ) -> Iterator[tuple[Any, Answer]]:
-        """Pairs of a picture, as it was given, and its answer, while `images` lasts; other arguments as in the call.
+        """Pairs of a picture, as given, and its answer, until `images` ends; other arguments as in `__call__`.
 
-        With `skip`, a picture that cannot be read goes to skip(picture, error) and gets no answer.
+        With `skip`, a picture that cannot be read is passed to skip(picture, error) and gets no answer.
         """
         if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"`batch_size`={batch_size!r}: choose 1 or more.")
@@ -146,7 +146,7 @@ class Classifier:
         coverage: float | None = None,
         reject: bool = False,
     ) -> Question:
-        """What a call with these arguments asks about each picture, for `answers_to`. Raises ValueError as the call."""
+        """The question that a call with these arguments asks, for `answers_to`. Raises ValueError like `__call__`."""
         check_class_names(self.class_names if class_names is None else class_names)
         names = list(self.class_names if class_names is None else class_names)
         if top_k is not None and (not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 1):
@@ -158,11 +158,12 @@ class Classifier:
         return question
 
     def pixel_values(self, image: Any) -> torch.Tensor:
-        """A picture of any kind that the call takes, as the model sees it, (3, s, s). Raises ValueError as the call."""
+        """The pixel values (3, s, s) of a picture of any kind that `__call__` takes. Raises ValueError like it."""
         return self.transform(load_image(image))
 
     def answers_to(self, questions: Sequence[Question], pixel_values: torch.Tensor) -> list[Answer]:
-        """An answer for each picture, pixel values (b, 3, s, s), to its own question; all are about the same classes.
+        """An answer for each picture, pixel values (b, 3, s, s), to its own question; all questions have the same
+        classes.
 
         Example:
             >>> classifier = hf_tgpt.load_classifier("runs/my-run")
@@ -182,12 +183,12 @@ class Classifier:
         return None if self._uncalibrated(class_names) else self.calibration
 
     def temperature(self, class_names: Sequence[str]) -> float:
-        """What logits of these classes are divided by before the softmax; 1 where there is no calibration of them."""
+        """The divisor of these classes' logits before the softmax; 1 without a calibration of them."""
         calibration = self.calibration_for(class_names)
         return 1.0 if calibration is None else calibration.temperature
 
     def _uncalibrated(self, class_names: Sequence[str]) -> str | None:
-        """Why answers about these classes are not calibrated, as what they would need; None if they are."""
+        """What is missing for calibrated answers about these classes; None if nothing is."""
         learner = self.model.learner
         if self.calibration is None:
             return "a calibrated adapter, and this one is not; calibrate it: `hf-tgpt calibrate FOLDER`"
@@ -196,7 +197,7 @@ class Classifier:
         return None if self.calibration.includes(class_names) else _ITS_CLASSES
 
     def _check_question(self, question: Question) -> None:
-        """Raises ValueError where more is asked than the calibration tells."""
+        """Raises ValueError for a `coverage` or `reject` that the calibration does not allow."""
         why, calibration, names = self._uncalibrated(question.names), question.calibration, question.names
         if calibration is not None and not calibration.is_for(names):
             why = _ITS_CLASSES
@@ -269,7 +270,7 @@ class Classifier:
     def among(self, class_names: Sequence[str]) -> Callable[..., ImageClassifierOutput]:
         """The model as a classifier of pixel values among these classes; the features of the last few lists are kept.
 
-        Raises ValueError for bad names, and for classes that a method with fixed ones does not know.
+        Raises ValueError for bad names, and for classes that a method with fixed ones does not have.
         """
         key, learner = tuple(class_names), self.model.learner
         config = None if learner is None else learner.config

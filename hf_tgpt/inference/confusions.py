@@ -1,4 +1,4 @@
-"""What an adapter's answers to its run's test pictures were worth, from the table that `hf-tgpt train` leaves."""
+"""How an adapter classified its run's test pictures, from the table that `hf-tgpt train` writes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PREDICTIONS = "predictions.csv"  # in a run's folder: a row for each test pictur
 
 @dataclass(frozen=True)
 class PredictedAs:
-    """The test pictures that were predicted as one class: their number, how many are of it (`right`), and the other
-    classes that they are of, those with the most pictures first. `tested` is the number of all test pictures.
+    """The test pictures that were predicted as one class: their number, how many belong to it (`right`), and the
+    classes of the others, those with the most pictures first. `tested` is the number of all test pictures.
 
     Example:
         >>> predicted = PredictedAs(pictures=4, right=3, others=[("dog", 1)], tested=9)
@@ -38,9 +38,9 @@ class PredictedAs:
 
 
 def read_predictions(folder: str | os.PathLike[str], class_names: Sequence[str]) -> dict[str, PredictedAs]:
-    """What was predicted as each of the adapter's classes in the test of a run, from `predictions.csv` in its folder.
+    """The test pictures of a run by the class that was predicted for them, from `predictions.csv` in its folder.
 
-    Empty without such a table, and, with a remark, for one that cannot be read or is of other classes.
+    Empty without such a table; also, with a remark, if it cannot be read or has other classes.
 
     Example:
         >>> read_predictions("runs/my-run", ["cat", "dog"])
@@ -55,7 +55,7 @@ def read_predictions(folder: str | os.PathLike[str], class_names: Sequence[str])
     except (ValueError, KeyError) as error:
         remark(f"{file} is not used, since it cannot be read as a table of predictions ({error}).")
         return {}
-    # Where a name begins like a formula, the table has an apostrophe before it, for the sake of spreadsheets.
+    # For spreadsheets, the table has an apostrophe before a name that begins like a formula.
     known = {prefix + composed(name): name for prefix in ("'", "") for name in class_names}
     counts = Counter((known.get(composed(str(label)), ""), known.get(composed(str(as_)), "")) for label, as_ in pairs)
     if any("" in pair for pair in counts):

@@ -1,4 +1,4 @@
-"""What a server counts, in the text format of Prometheus."""
+"""A server's counters, in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Counters:
-    """The counts of one server, which several threads may add to."""
+    """The counters of one server, which several threads may increase."""
 
     def __init__(self) -> None:
         own = self._registry = CollectorRegistry()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import gradio
 
 SHOWN = 10  # classes
-MOST = 1000  # names in an edited list: each costs a pass of the text tower
+MOST = 1000  # names in an edited list: each needs a pass through the text tower
 COVERAGE = 0.9  # of the sets of classes
 _SIDE = 160  # of an example, in pixels
 _TEMPLATE = Path(__file__).with_name("demo.html.jinja")
@@ -46,10 +46,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Trusted:
-    """What the adapter's calibration tells of a picture.
+    """The result of the adapter's calibration for a picture.
 
-    `nearest` is the nearest class of a picture that shows none of them, else None. Otherwise the right class is among
-    `labels` for the share `coverage` of pictures; the calibration has `count` of them.
+    `nearest` is the nearest class if the picture shows none of them, else None. Otherwise `labels` include the right
+    class for the share `coverage` of pictures; the calibration used `count` pictures.
     """
 
     nearest: str | None
@@ -61,8 +61,8 @@ class Trusted:
 class Demonstration:
     """A classifier beside zero-shot CLIP on the same base model, without the adapter.
 
-    Zero-shot CLIP reads the `templates` of the classifier's config, where it has them, else the plainest. Beside an
-    answer stand the nearest of the `examples`, and what answers of that class were worth in a test, of `predictions`.
+    Zero-shot CLIP uses the `templates` of the classifier's config if there are any, else the plainest one. Beside an
+    answer are the nearest `examples` and, from `predictions`, how often answers of that class were right in a test.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Demonstration:
         self.examples, self.predictions = examples, predictions or {}
 
     def answer(self, picture: dict[str, Any] | None, classes: str) -> str:
-        """What the page shows of an uploaded picture, {"path", "orig_name"}, among classes, a line each: HTML.
+        """The page's HTML for an uploaded picture, {"path", "orig_name"}, and classes, one per line.
 
-        What is wrong with either is said there, too.
+        Problems with either are shown there, too.
         """
         if picture is None:
             return _html()
@@ -97,7 +97,7 @@ class Demonstration:
         facts: dict[str, Any] = dict(method=f"adapter ({self.method})", count=len(names), sentence=self._sentence())
         facts |= {"trusted": trusted, "wanted": COVERAGE, "calibrated": self.adapted.calibration is not None}
         if set(names) == set(self.adapted.class_names) and not (trusted and trusted.nearest):
-            facts["predicted"] = self.predictions.get(best)  # of a test among the same classes
+            facts["predicted"] = self.predictions.get(best)  # only from a test among the same classes
         if self.examples is not None:
             nearest = self.examples.nearest(image, best)
             facts["examples"] = [(_address(each.picture, small=True), each.label, each.cosine) for each in nearest]
@@ -105,7 +105,7 @@ class Demonstration:
         return _html(scores=scores, pictures=addresses, best=best, **facts)
 
     def compare(self, image: PILImage.Image, class_names: list[str]) -> list[Score]:
-        """The adapter's ten most likely classes, most likely first, and zero-shot CLIP's first if it is another one.
+        """The adapter's ten most likely classes, most likely first, and zero-shot CLIP's first if it is not among them.
 
         Raises ValueError for bad class names.
         """
@@ -119,9 +119,9 @@ class Demonstration:
         ]
 
     def trusted(self, image: PILImage.Image, class_names: list[str]) -> Trusted | None:
-        """What the calibration tells of the picture, None where it is not for these classes.
+        """The calibration's result for the picture; None if it is not for these classes.
 
-        Where it has too few pictures for a coverage of 0.9, the coverage is the largest that it has enough for.
+        If it has too few pictures for a coverage of 0.9, the coverage is the largest possible one.
         """
         calibration = self.adapted.calibration_for(class_names)
         if calibration is None or not calibration.is_for(class_names):
@@ -171,7 +171,7 @@ def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
                 button = gr.Button("Classify", variant="primary")
             with gr.Column(min_width=300):
                 shown = gr.HTML(_html())
-        # Without gradio's preprocessing, which opens the file and has its own error for one that is not a picture.
+        # Without gradio's preprocessing, which opens the file and shows its own error if it is not a picture.
         gr.on(
             [picture.change, button.click], demonstration.answer, [picture, classes], shown,
             preprocess=False, concurrency_limit=1, trigger_mode="always_last", api_name="classify",
@@ -181,7 +181,7 @@ def make_page(demonstration: Demonstration, title: str) -> gradio.Blocks:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections at an address. Raises ValueError if it cannot, naming the port."""
+    """A socket that listens at an address. Raises ValueError if it cannot, naming the port."""
     if not 0 <= port <= 65535:
         raise ValueError(f"`port`={port}: choose 1 to 65535, or 0 for any free port.")
     try:
@@ -201,21 +201,21 @@ def serve(page: gradio.Blocks, listener: socket.socket) -> None:
     # The theme's own font has no Latin letters in the semibold file that gradio brings.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
     theme = gr.themes.Default(font=[font, "system-ui", "sans-serif"])
-    # Not page.launch(), which asks itself over HTTP whether it runs, and so fails behind a proxy.
+    # Not page.launch(), which checks over HTTP whether it runs, and so fails behind a proxy.
     app = gr.mount_gradio_app(
         FastAPI(), page, "/", footer_links=[], run_history=False, max_file_size="50mb", ssr_mode=False, pwa=False,
         mcp_server=False, enable_monitoring=False, theme=theme,
     )  # fmt: skip
-    page.has_launched = True  # without launch() gradio would take any file of this machine for a dropped one
+    page.has_launched = True  # without launch(), gradio would accept any file on this machine as a dropped one
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # Open pages hold connections that end by being cancelled, which uvicorn would report as errors.
+            # Connections of open pages end by cancellation, which uvicorn would report as errors.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             await super().shutdown(sockets)
 
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C, which uvicorn passes on when it has ended
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C, which uvicorn raises again after it has stopped
         server.run(sockets=[listener])
 
 

@@ -1,4 +1,4 @@
-"""All pictures of a data set, looked at and sent through the image tower once."""
+"""All pictures of a data set, inspected and encoded by the image tower once."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ..training.features import cache_features, encode_pictures
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pictures of all splits behind each other: n of them, m of which can be read.
+    """The pictures of all splits, one split after another: n pictures, m of which can be read.
 
     Shapes: `looks` and `splits` n, `labels` (n,), `readable` (m,) the rows that can be read, `features` (m, d) of those
-    in one centre view, float32 at unit length, and `states` (m, ...) what the model's `image_states` gave of them.
+    in one centre view, float32 at unit length, and `states` (m, ...) the model's `image_states` of them.
     """
 
     dataset: Dataset
@@ -37,7 +37,7 @@ class Encoded:
     states: torch.Tensor
 
     def place(self, row: int) -> dict[str, Any]:
-        """What a picture is called: its file, and its row in its split."""
+        """How a picture is named: its file, split and row there."""
         return {
             "file": self.looks[row].file,
             "split": self.splits[row],
@@ -52,10 +52,10 @@ def encode_splits(
     folder: str | os.PathLike[str] | None = None,
     num_workers: int = 0,
 ) -> Encoded:
-    """Looks at all pictures of data sets with the columns `image` and `label`, and encodes those that can be read.
+    """Inspects all pictures of data sets with the columns `image` and `label`, and encodes those that can be read.
 
-    The features are those of the model's image tower with its adapter. With a `folder` they are stored there, and read
-    from there the next time (see `training.features.cache_features`), which needs a frozen image tower.
+    The features are those of the model's image tower with its adapter. With a `folder` they are stored there and reused
+    the next time (see `training.features.cache_features`), which needs a frozen image tower.
 
     Raises ValueError if none can be read, or if the image tower's output depends on texts.
 
@@ -89,7 +89,7 @@ def encode_splits(
 
 
 def unlabelled(files: Sequence[str]) -> dict[str, Dataset]:
-    """Files as the split "" of `encode_splits`, whose only class has no name. None of them is opened.
+    """Files as the split "" for `encode_splits`, whose only class has no name. No file is opened.
 
     Example:
         >>> unlabelled(["cat.jpg"])[""].num_rows

@@ -1,4 +1,4 @@
-"""What Inference Endpoints of the Hub ask: an adapter's repository with `handler.py` answers as a custom handler."""
+"""The custom handler of an adapter's repository for the Hub's Inference Endpoints."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .answers import Answer
 from .loading import load_classifier
 from .untrusted import check_picture, from_base64
 
-# Of the zero-shot task's requests.
+# From requests of the zero-shot task.
 _SYNONYMS = {"candidate_labels": "class_names"}
 
 
 class EndpointHandler:
-    """The adapter in a folder, asked as the Hub does: `handler({"inputs": ..., "parameters": ...})`.
+    """The adapter in a folder, called the way the Hub does: `handler({"inputs": ..., "parameters": ...})`.
 
-    `inputs` is a picture or a list of them: a PIL image, as the toolkit makes of a request of the type image/*, the
+    `inputs` is a picture or a list of them: a PIL image, which the toolkit makes from a request of type image/*, the
     bytes of a file, or base64, with or without the head of a data URI. `parameters` are those of a `Classifier`'s call:
     top_k, class_names (or candidate_labels), scores, coverage and reject. Nothing is fetched, and no path is opened.
 
@@ -47,7 +47,7 @@ class EndpointHandler:
             [_picture(f"inputs[{i}]", each) for i, each in enumerate(inputs)] if isinstance(inputs, list) else None
         )
         answers = self.classifier(_picture("inputs", inputs) if pictures is None else pictures, **asked)
-        return answers  # type: ignore[return-value]  # an iterator is the answer to an iterator
+        return answers  # type: ignore[return-value]  # only an iterator gets an iterator
 
 
 def _picture(name: str, given: Any) -> bytes | PILImage.Image:

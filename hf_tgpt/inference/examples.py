@@ -1,4 +1,4 @@
-"""The labelled pictures nearest to a picture, to show what an answer rests on."""
+"""The labelled pictures nearest to a picture, as evidence for an answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST = 5000  # pictures that are compared
 
 @dataclass(frozen=True)
 class Example:
-    """A labelled picture, and the cosine of the angle between its image feature and that of the picture asked about."""
+    """A labelled picture, and the cosine of the angle between its image feature and the queried picture's."""
 
     picture: PILImage.Image
     label: str
@@ -31,11 +31,11 @@ class Example:
 
 
 class Examples:
-    """Labelled pictures whose image features are ready to be compared with others'; `described` says what they are.
+    """Labelled pictures with image features to compare others with; `described` names them for users.
 
-    The features are those of the image tower with the adapter, or without it where they would depend on class texts.
-    Of more than 5,000 pictures equally many of each class are taken, drawn at random. Pictures that cannot be read are
-    passed over. With a `folder`, features of a frozen image tower are stored there. Any number of threads may ask.
+    The features are those of the image tower with the adapter, or without it if they would depend on class texts. From
+    more than 5,000 pictures, equally many of each class are drawn at random. Pictures that cannot be read are skipped.
+    With a `folder`, features of a frozen image tower are stored there. Any number of threads may use it.
 
     Raises ValueError if no picture can be read.
 
@@ -79,7 +79,7 @@ class Examples:
     def nearest(self, image: PILImage.Image, label: str, count: int = 3) -> list[Example]:
         """The `count` nearest pictures of a class, the nearest first, and last the nearest one of any other class.
 
-        There are fewer where the class has fewer.
+        There are fewer if the class has fewer.
         """
         feature = features_of(self._tower, self._transform(image)[None])[0]
         cosines = (self._features @ feature).numpy()
@@ -96,6 +96,6 @@ class Examples:
         for row in rows.tolist():
             try:
                 picture = decode_image(self._pictures[row]["image"])
-            except ValueError:  # its file has gone since
+            except ValueError:  # its file has been removed since
                 continue
             yield Example(picture, self._labels[row], float(cosines[row]))

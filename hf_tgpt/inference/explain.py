@@ -26,9 +26,9 @@ Words = list[list[tuple[str, float]]]
 def nearest_words(classifier: Classifier, image: Any = None, count: int = 5) -> dict[str, Words]:
     """The words of the vocabulary nearest to each learned token, {set of tokens: [[(word, number), ...], ...]}.
 
-    The number is the Euclidean distance to the word's embedding, as CoOp's authors measure it (IJCV 2022, section
-    4.3). TGP-T's prompts belong to an `image`; there it is the score of the word that its sentence losses train.
-    Deeper prompts stand among hidden states, where no words are. Raises ValueError for a model without text prompts.
+    The number is the Euclidean distance to the word's embedding, as CoOp's authors measure it (IJCV 2022, section 4.3).
+    TGP-T's prompts belong to an `image`; there it is the score of the word that its sentence losses train. Deeper
+    prompts are among hidden states, where there are no words. Raises ValueError for a model without text prompts.
     """
     learner, encoder = _learner(classifier), _encoder(classifier)
     pixels = None if image is None else _pixels(classifier, image)
@@ -60,7 +60,7 @@ def bonder_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tens
 @answering()
 @torch.no_grad()
 def query_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tensor]:
-    """A method's queries' attention to patches, {queries: (n, rows, columns)}; empty without queries."""
+    """The attention of a method's queries to patches, {queries: (n, rows, columns)}; empty without queries."""
     encoder = _encoder(classifier)
     maps = classifier.model.learner.query_attention(encoder, _pixels(classifier, image))
     return {name: _patches(encoder, weights[0]) for name, weights in maps.items()}
@@ -71,11 +71,10 @@ def query_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tenso
 def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torch.Tensor:
     """The attention of the picture's feature to patches in a `layer` of the image tower: (heads, rows, columns).
 
-    That is what the CLS token looks at, prompts included, and in a tower without one what its pooling looks at, which
-    stands behind the last layer; in an earlier layer, what the patches look at in the mean. A head's map and its
-    attention to the CLS token and to prompts, which are left out, sum to 1. Where the tower runs
-    more than once for a picture, the last time counts. Raises ValueError for a base model whose layers are not known
-    here, such as ALIGN.
+    This is the attention of the CLS token or, in a tower without one, of the pooling after the last layer; in an
+    earlier layer of such a tower, the patches' mean attention. A head's map and its attention to the CLS token and to
+    prompts, which are left out, sum to 1. If the tower runs more than once for a picture, the last run counts. Raises
+    ValueError for a base model with unknown layers, such as ALIGN.
     """
     encoder = _encoder(classifier)  # its own view, so that other calls are not affected
     if not encoder.takes_prompts:
@@ -96,8 +95,8 @@ def image_attention(classifier: Classifier, image: Any, layer: int = -1) -> torc
 
 
 def mean_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tensor]:
-    """What looks at the picture, and its mean attention to patches (rows, columns): a method's own queries, or else
-    what the image feature is read from, in the last layer.
+    """The mean attention to patches (rows, columns), with a title: of a method's own queries, or else of what the image
+    feature is read from, in the last layer.
 
     Raises ValueError as `image_attention` does.
 
@@ -117,7 +116,7 @@ def mean_attention(classifier: Classifier, image: Any) -> dict[str, torch.Tensor
 def chosen_classes(classifier: Classifier, image: Any) -> Answer:
     """The classes whose texts form the visual prompt of mutual prompt learning (TVP), and their weights.
 
-    [{"label", "score"}, ...], the largest first, without those that take no part. Raises ValueError for another method.
+    [{"label", "score"}, ...], the largest first, without those of weight 0. Raises ValueError for another method.
     """
     learner = _learner(classifier)
     shares = learner.class_shares(_encoder(classifier), _pixels(classifier, image))
@@ -132,12 +131,12 @@ def chosen_classes(classifier: Classifier, image: Any) -> Answer:
 
 
 def attention_figure(classifier: Classifier, image: Any, maps: dict[str, torch.Tensor]) -> Figure:
-    """The picture as the model sees it, and once for each title with its map (rows, columns) laid over it."""
+    """The picture as the model sees it, and once for each title with its map (rows, columns) as an overlay."""
     return attention_rows(classifier, {"": (image, maps)})
 
 
 def attention_rows(classifier: Classifier, rows: dict[str, tuple[Any, dict[str, torch.Tensor]]]) -> Figure:
-    """The same of several pictures, {title: (image, maps)}, a row for each."""
+    """The same for several pictures, {title: (image, maps)}, a row for each."""
     columns, side = 1 + max(len(maps) for _, maps in rows.values()), 2.6
     figure = new_figure(side * columns, (side + 0.4) * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False)
@@ -162,10 +161,9 @@ def overlay(picture: PILImage.Image, weights: torch.Tensor) -> PILImage.Image:
 
 
 def attention_pictures(classifier: Classifier, image: Any) -> dict[str, PILImage.Image]:
-    """The part of the picture that reaches the model, and under what looked at it, the mean attention over it.
+    """The part of the picture that reaches the model and, by title, the mean attention laid over it.
 
-    Of a base model whose layers are not known here, the former alone. Raises ValueError for the latter without
-    matplotlib.
+    For a base model with unknown layers, only the former. Raises ValueError for the latter without matplotlib.
     """
     cropped = as_seen(classifier, image)
     if not _encoder(classifier).takes_prompts:
@@ -200,6 +198,6 @@ def _pixels(classifier: Classifier, image: Any) -> torch.Tensor:
 
 
 def _patches(encoder: DualEncoder, weights: torch.Tensor) -> torch.Tensor:
-    """Attention (..., CLS, patches, prompts) -> that to the patches, (..., rows, columns)."""
+    """Attention (..., CLS, patches, prompts) -> attention to the patches, (..., rows, columns)."""
     rows, start = encoder.patch_rows(), encoder.class_tokens
     return weights[..., start : start + rows * rows].unflatten(-1, (rows, rows))

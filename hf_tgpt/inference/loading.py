@@ -1,4 +1,4 @@
-"""Trained adapters by name, ready to classify: one, or several on base models that they share."""
+"""Loads trained adapters, ready to classify: one, or several that share base models."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def load_classifier(
 ) -> Classifier:
     """A trained adapter with the base model and the image processor that it belongs to, ready to classify.
 
-    `name_or_path` is a folder or an id on the Hub, there at `revision`; `device` is by default the GPU where there is
-    one; `base_model` is another copy of the one that the adapter names. `dtype` is what the towers compute in: "fp32",
-    "bf16", "fp16" or "auto", which is bf16 where this device is faster with it; features, adapter and logits are in
-    float32. Raises ValueError if one of them cannot be loaded. The adapter's calibration, if it has one (`hf-tgpt
-    calibrate`), is used for all answers.
+    `name_or_path` is a folder or an id on the Hub, there at `revision`; `device` is by default the GPU if there is one;
+    `base_model` is another copy of the one that the adapter names. `dtype` is the precision of the towers: "fp32",
+    "bf16", "fp16" or "auto", which is bf16 if this device is faster with it; features, adapter and logits are in
+    float32. Raises ValueError if one of them cannot be loaded. The adapter's calibration, if it has one
+    (`hf-tgpt calibrate`), is used for all answers.
 
     Example:
         >>> classifier = hf_tgpt.load_classifier("runs/my-run")
@@ -49,10 +49,10 @@ def load_classifiers(
     revision: str | None = None,
     dtype: str | torch.dtype = "fp32",
 ) -> dict[str, Classifier]:
-    """Several adapters by names of your own; other arguments as in `load_classifier`, for all of them.
+    """Several adapters by names that you choose; other arguments as in `load_classifier`, for all of them.
 
-    Those that were trained on one base model share its weights, which are in memory once, whatever their methods are.
-    Each has towers of its own to adapt, so none changes another's answers.
+    Adapters of one base model share its weights, which are in memory once, whatever the methods. Each adapts towers of
+    its own, so none changes another's answers.
 
     Example:
         >>> classifiers = load_classifiers({"maple": "runs/my-run", "coop": "runs/my-coop-run"})

@@ -1,4 +1,4 @@
-"""A trained classifier as an ONNX file, with its class list frozen, for programs without this package."""
+"""Exports a trained classifier to ONNX, with its class list frozen, for programs without this package."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Writes `path`, which computes `logits` (b, c) from `pixel_values` (b, 3, size, size), for any batch size b.
 
-    Class texts that do not depend on the image are frozen into a matrix, so that the text tower stays out. Beside it
-    is a JSON file of the same name, which is also returned: the labels in the order of the logits, and how pixel values
-    are made of a picture. `class_names` is as in `Classifier.__call__`. Of a calibrated adapter the logits are divided
-    by its temperature, so that their softmax gives the scores of the classifier; the JSON file has its thresholds.
+    Class texts that do not depend on the image are frozen into a matrix, so the text tower is left out. A JSON file of
+    the same name beside it, whose content is returned, has the labels in the order of the logits and the preprocessing
+    of pictures. `class_names` is as in `Classifier.__call__`. The logits of a calibrated adapter are divided by its
+    temperature, so their softmax gives the classifier's scores; the JSON file has its thresholds.
 
-    Raises ValueError for a `path` without .onnx, for a missing exporter, and for an adapter that does things ONNX has
-    no place for, naming them.
+    Raises ValueError for a `path` without .onnx, for a missing exporter, and for an adapter with operations that ONNX
+    does not support, naming them.
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -51,7 +51,7 @@ def export_onnx(
     texts = None if names == model.class_names else model.texts_for(names)
     encoder = encoder_of(model.get_base_model())
     module = _Tempered(model.learner.standalone(encoder, texts), classifier.temperature(names))
-    # The fused attention is traced with a mask and as causal at once, which its ONNX form refuses.
+    # Fused attention is traced with both a mask and is_causal, which its ONNX operator refuses.
     encoder.use_eager_attention()
     with exporting(), _quiet(), torch.no_grad():
         device = next(module.parameters()).device
@@ -89,13 +89,13 @@ class _Tempered(torch.nn.Module):
 
 
 def quantize_onnx(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
-    """Writes an ONNX model with its linear layers' weights in int8, their inputs quantised as they come."""
+    """Writes an ONNX model with int8 weights in its linear layers, whose inputs are quantised dynamically."""
     _require("onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(path)
-    # The quantiser turns the weights of each Gemm round where they are, so no other node may read them there, nor may
+    # The quantiser transposes the weights of each Gemm in place, so no other node may read them, nor may
     # their former shapes be noted.
     del model.graph.value_info[:]
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -122,7 +122,7 @@ def onnx_accuracy(path: str | os.PathLike[str], images: FewShotImages, batch_siz
 
 
 def describe(classifier: Classifier, names: list[str]) -> dict[str, Any]:
-    """What a program needs beside the model: labels, and how pictures become pixel values."""
+    """What a program needs beside the model: labels, and the preprocessing of pictures."""
     transform, calibration = classifier.transform, classifier.calibration_for(names)
     return {
         "labels": names,

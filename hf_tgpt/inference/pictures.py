@@ -1,4 +1,4 @@
-"""Pictures of any kind, one or millions."""
+"""Reads pictures of any kind, one or millions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECONDS = 30
 def load_image(image: Any) -> PILImage.Image:
     """One picture of any kind that `Classifier` takes as RGB, upright, transparency on white.
 
-    Raises ValueError for what cannot be read, naming it, and for a URL without a network to reach it.
+    Raises ValueError, naming the picture, if it cannot be read, and for a URL if there is no network.
     """
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         return _download(image)
@@ -56,13 +56,13 @@ def _is_open_file(image: Any) -> bool:
 
 
 def rows_of(images: Iterable[Any]) -> Iterable[Any]:
-    """A data set's pictures undecoded, so that one that cannot be read is named; anything else as it is."""
+    """A data set's pictures undecoded, so that an unreadable one can be named; anything else unchanged."""
     if not isinstance(images, datasets.Dataset | datasets.IterableDataset):
         if isinstance(images, Iterable):
             return images
         raise ValueError(f"`images` is a {type(images).__name__}; give pictures, or paths, URLs or arrays of them.")
     features = images.features
-    if features is None:  # of a stream whose columns are unknown before it starts
+    if features is None:  # for a stream whose columns are unknown before it starts
         return images
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(columns) != 1:
@@ -103,7 +103,7 @@ def _download(url: str) -> PILImage.Image:
     try:
         response = get_session().get(url, timeout=_SECONDS)
         response.raise_for_status()
-    except Exception as error:  # the client's own kinds, which change with it
+    except Exception as error:  # the client's own exceptions, which differ by client
         reason = str(error).partition("\n")[0]
         raise ValueError(f"cannot read {url}: {reason}; check the address.") from error
     return decode_image({"bytes": response.content, "path": url})

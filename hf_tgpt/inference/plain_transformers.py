@@ -1,4 +1,4 @@
-"""A trained classifier as a plain vision model of transformers and a class matrix."""
+"""Exports a trained classifier as a plain vision model of transformers and a class matrix."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def export_transformers(
     """Writes the image tower as a plain model, its image processor and a class matrix; returns how to use them.
 
     The matrix is `classifier.safetensors`: `weight` (c, d) and `bias` (c,) of a linear layer on unit image embeddings
-    that gives the logits, of a calibrated adapter divided by its temperature. `README.md` holds the snippet that is
+    that gives the logits, divided by the temperature if the adapter is calibrated. `README.md` has the snippet that is
     returned. The tower is the family's `vision_class`, for CLIP a CLIPVisionModelWithProjection.
 
-    transformers' own CLIPForImageClassification cannot hold these: its head reads the mean of the last layer's patch
-    tokens, CLIP's features are the CLS token after a norm and a projection, at unit length, and no weights of a linear
-    head make the one of the other. SiglipForImageClassification likewise reads the mean, and no attention pooling.
+    transformers' CLIPForImageClassification cannot be used: its head takes the mean of the last layer's patch tokens,
+    but CLIP's features are the CLS token after a norm and a projection, at unit length, and no linear head turns one
+    into the other. SiglipForImageClassification also takes the mean instead of attention pooling.
 
     Raises ValueError where the image tower has learned prompts or the texts depend on the image.
     """

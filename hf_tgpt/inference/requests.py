@@ -1,4 +1,4 @@
-"""What a request to `hf-tgpt serve` holds: pictures, and what is asked about them; limits, and errors that say both."""
+"""Requests to `hf-tgpt serve`: pictures and options, their limits, and errors with status and remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .untrusted import PIXELS, from_base64
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a server takes: bytes of a request, its pictures, pixels of each; pictures and seconds in all."""
+    """A server's limits: bytes, pictures, seconds and class names per request, pixels per picture, queue length."""
 
     body: int = 32 * 2**20
     pictures: int = 64
@@ -29,7 +29,7 @@ class Limits:
 
 
 class Refused(Exception):
-    """A request that is not answered: its HTTP status, the reason with its remedy, and the field that is to change."""
+    """A refused request: its HTTP status, the reason with the remedy, and the field to change."""
 
     def __init__(self, status: int, message: str, field: str | None = None, **more: Any):
         super().__init__(message)
@@ -37,7 +37,7 @@ class Refused(Exception):
 
 
 class Options(BaseModel):
-    """What is asked about the pictures, as in `Classifier.__call__`; the descriptions are those of the API's page."""
+    """The options of a request, as in `Classifier.__call__`; the descriptions appear on the API's page."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -51,7 +51,7 @@ class Options(BaseModel):
 
 @dataclass
 class Picture:
-    """A picture of a request under the name that its errors give it; `data` is None where `problem` says why."""
+    """A picture of a request and its name in errors; if `data` is None, `problem` has the reason."""
 
     name: str
     data: bytes | None
@@ -59,10 +59,10 @@ class Picture:
 
 
 async def read_request(request: Request, limits: Limits, hold: Callable[[int], None]) -> tuple[list[Picture], Options]:
-    """The pictures and options of a request: a form of files, JSON, or one picture as the body.
+    """The pictures and options of a request: a form with files, JSON, or one picture as the body.
 
-    `hold` is told how many bytes each part of the body has, and may refuse it. Raises Refused for a request that is
-    malformed or too large.
+    `hold` is called with the number of bytes of each part of the body, and may refuse it. Raises Refused for a request
+    that is malformed or too large.
     """
     request = Request(request.scope, _limited(request, limits.body, hold))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -88,7 +88,7 @@ async def read_request(request: Request, limits: Limits, hold: Callable[[int], N
 
 
 def _limited(request: Request, most: int, hold: Callable[[int], None]) -> Any:
-    """The receiver of a request's parts, which stops behind so many bytes."""
+    """Receives a request's parts, and refuses it after this many bytes."""
     refused = Refused(413, f"The request is larger than {most:,} bytes; send fewer or smaller pictures.", "body")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
@@ -112,7 +112,7 @@ async def _from_form(request: Request, given: dict[str, Any], limits: Limits) ->
     pictures: list[Picture] = []
     most = limits.class_names + len(Options.model_fields)
     try:
-        # One more than the limit, so that ours says what to do.
+        # One more than the limit, so that our error, which has a remedy, comes first.
         async with request.form(max_files=limits.pictures + 1, max_fields=most) as form:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
@@ -151,7 +151,7 @@ def _from_text(name: str, text: Any) -> Picture:
 
 
 def _add(given: dict[str, Any], name: str, value: Any) -> None:
-    """Adds an option of a query or form, where a list is a name that is there several times."""
+    """Adds an option of a query or form, in which a list is a repeated name."""
     if name == "class_names":
         given.setdefault(name, []).append(value)
     elif name in given:

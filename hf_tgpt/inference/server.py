@@ -30,7 +30,7 @@ from .requests import Limits, Options, Picture, Refused, read_request
 from .untrusted import check_picture
 
 _TEMPLATE = Path(__file__).with_name("server.html.jinja")
-_BODIES_AT_A_TIME = 8  # of the largest size, in memory
+_BODIES_AT_A_TIME = 8  # requests of the largest size that are in memory at a time
 _PICTURES = {"type": "array", "items": {"type": "string", "format": "binary"}}
 _BODIES = {
     "multipart/form-data": {"schema": {"type": "object", "properties": {"images": _PICTURES}}},
@@ -56,18 +56,18 @@ class Service:
         self.classifiers, self.limits, self.counters = dict(classifiers), limits, Counters()
         self.batcher = Batcher(self._classify, max_batch, max_wait)
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pictures")
-        self._in_use = 0  # of the queue's places
+        self._in_use = 0  # the queue's occupied places
         self._held = 0  # bytes of bodies that are not decoded yet
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """As long as the server runs."""
+        """Runs the batcher while the server runs."""
         async with self.batcher:
             yield
         self._threads.shutdown()
 
     async def answer(self, request: Request) -> dict[str, Any]:
-        """The content of an answer to a request. Raises Refused."""
+        """The content of the answer to a request. Raises Refused."""
         with self._places(1):  # before the body is read, so that waiting bodies are limited too
             try:
                 return await asyncio.wait_for(self._answer(request), self.limits.timeout)
@@ -123,7 +123,7 @@ class Service:
             raise Refused(422, str(error), named[1] if named else "class_names") from error
 
     def _pixels(self, name: str, picture: Picture) -> torch.Tensor | None:
-        """What the model sees of a picture; None, and the picture's problem, for one that cannot be read."""
+        """A picture's pixel values; None, with the problem set on the picture, if it cannot be read."""
         if picture.data is None:
             return None
         try:
@@ -145,7 +145,7 @@ class Service:
 
     @contextmanager
     def _memory(self) -> Iterator[Callable[[int], None]]:
-        """A function that counts bytes until the end of the block, and raises Refused where requests have too many."""
+        """A function that counts bytes until the end of the block, and raises Refused if all requests have too many."""
         held = 0
 
         def hold(count: int) -> None:
@@ -246,12 +246,12 @@ def make_app(service: Service) -> FastAPI:
 
 
 def serve(app: FastAPI, listener: socket.socket, timeout: float) -> None:
-    """Answers at the listener's address until SIGINT or SIGTERM, then the requests that wait, and returns."""
+    """Serves at the listener's address until SIGINT or SIGTERM, then finishes the pending requests and returns."""
     wait = int(timeout) + 1
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=wait
     )
-    # uvicorn ends by raising the signal again, for whoever listened before.
+    # uvicorn ends by raising the signal again, for earlier handlers.
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
         with suppress(KeyboardInterrupt):
@@ -261,7 +261,7 @@ def serve(app: FastAPI, listener: socket.socket, timeout: float) -> None:
 
 
 def warm_up(classifiers: Mapping[str, Classifier]) -> None:
-    """Has each classifier answer once, so that the first request waits for nothing that is made once."""
+    """Runs each classifier once, so that the first request does not wait for one-time work."""
     for classifier in classifiers.values():
         size = classifier.transform.size
         classifier.answers_to([classifier.question()], torch.zeros(1, 3, size, size))

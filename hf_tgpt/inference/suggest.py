@@ -1,4 +1,4 @@
-"""Which pictures to label next, among many without labels."""
+"""Chooses which pictures to label next, among many without labels."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..methods.zero_shot import zero_shot_beside
 from .classifier import Classifier
 from .encoded import Encoded, encode_splits, unlabelled
 
-_MOST_COMPARED = 50_000  # pictures; comparing more with each other would take longer than the rest
+_MOST_COMPARED = 50_000  # pictures; comparing more of them would take longer than everything else
 _BATCH = 256
-_PAIRS = 65_536  # class texts of image-conditioned prompts that are held at a time
+_PAIRS = 65_536  # class texts of image-conditioned prompts in memory at a time
 _GUESSES = 5  # of each picture
 Facts = dict[str, Any]
 
@@ -35,12 +35,12 @@ def suggest_pictures(
     num_workers: int = 0,
     seed: int = 0,
 ) -> Facts:
-    """The `count` pictures among `files` whose labels would help the classifier most, as JSON would hold them.
+    """The `count` pictures among `files` whose labels would help the classifier most, as JSON-like data.
 
-    `suggestions` are {"file", "suggested", "score", "guesses"}, the most uncertain first: the label that the classifier
-    would give, its probability, and the five likeliest labels. The other facts count what was left out: `known`
-    pictures (by `data.duplicates.digests` or by file) with their copies, files that show nothing, and `copies` of
-    others; `unreadable` are {"file", "problem"}. `folder` stores the features. See `evaluation.acquisition`.
+    `suggestions` are {"file", "suggested", "score", "guesses"}, the most uncertain first: the predicted label, its
+    probability, and the five likeliest labels. The other facts count what was left out: `known` pictures (by
+    `data.duplicates.digests` or by file) with their copies, files that show nothing, and `copies` of others;
+    `unreadable` are {"file", "problem"}. Features are stored in `folder`. See `evaluation.acquisition`.
 
     Raises ValueError if no picture can be read, and for a `count` below 1.
 
@@ -84,7 +84,7 @@ def _answer(file: str, probabilities: torch.Tensor, class_names: list[str]) -> F
 
 
 def _with_copies(encoded: Encoded, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the readable pictures are known or nearly equal to a known one, and which to one before them."""
+    """Which of the readable pictures are known or nearly equal to a known one, and which to an earlier one."""
     place = {row: i for i, row in enumerate(encoded.readable.tolist())}
     pairs = [(place[rows[0]], place[row]) for rows in equal_pictures(encoded.dataset) for row in rows[1:]
              if rows[0] in place and row in place]  # fmt: skip
@@ -109,7 +109,7 @@ def _probabilities(classifier: Classifier, encoded: Encoded, chosen: np.ndarray,
 
 
 def _answers(classifier: Classifier, encoded: Encoded, chosen: np.ndarray, num_workers: int) -> Iterator[torch.Tensor]:
-    """Logits (b, c), from the image states where they are the adapter's own, else from the pictures."""
+    """Logits (b, c), from the image states if they are the adapter's own, else from the pictures."""
     model, size = classifier.model, _BATCH
     if not len(chosen):
         return

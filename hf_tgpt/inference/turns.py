@@ -1,6 +1,6 @@
 """Who may use torch at a time: any number of answers together, an export alone.
 
-torch notes in the whole process, not in a thread, that it exports a model; other threads would then take its ways too.
+torch's export state is global to the process, not per thread, so it would affect other threads.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _EXPORT = threading.Lock()
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """For what may run beside other answers; it waits while a model is exported."""
+    """For work that may run beside other answers; it waits while a model is exported."""
     with _ANSWERS:
         yield
 
 
 @contextmanager
 def exporting() -> Iterator[None]:
-    """For an export; it waits for the answers under way."""
+    """For an export; it waits for answers in progress."""
     with _EXPORT:
         for _ in range(_MOST):
             _ANSWERS.acquire()

@@ -1,4 +1,4 @@
-"""Pictures from strangers: bytes and base64 that are looked at before they are decoded."""
+"""Untrusted pictures: bytes and base64 that are checked before they are decoded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from ..data.images import reads_heic
 
 PIXELS = 50_000_000
-# Others that Pillow knows start programs of their own, such as Ghostscript, or are made for printing and medicine.
+# Pillow's other formats start programs such as Ghostscript, or are for printing and medicine.
 _KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "MPO", "PPM")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
 
@@ -39,9 +39,9 @@ def from_base64(text: object) -> bytes:
 
 
 def check_picture(data: bytes, pixels: int = PIXELS) -> None:
-    """Raises ValueError for bytes that are no picture of a kind for the web, or one of more pixels.
+    """Raises ValueError for bytes that are not a picture in a web format, or have too many pixels.
 
-    It reads the head of the file alone.
+    It reads only the file's header.
 
     Example:
         >>> with open("cat.jpg", "rb") as file:

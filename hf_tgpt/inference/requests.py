@@ -41,11 +41,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str | None = Field(None, description="Name of the adapter; needed where several are served.")
+    model: str | None = Field(None, description="Name of the adapter; needed if several are served.")
     top_k: int | None = Field(5, ge=1, description="Classes per picture; null: all.")
-    class_names: list[str] | None = Field(None, description="Other classes, of open methods; else some of its own.")
-    scores: Literal["softmax", "sigmoid"] = Field("softmax", description="sigmoid: of SigLIP, each class by itself.")
-    coverage: float | None = Field(None, gt=0, lt=1, description="Share of answers to hold the right class: 0.9.")
+    class_names: list[str] | None = Field(None, description="Other classes for open methods; otherwise a subset.")
+    scores: Literal["softmax", "sigmoid"] = Field("softmax", description="sigmoid: for SigLIP, each class by itself.")
+    coverage: float | None = Field(None, gt=0, lt=1, description="Share of answers with the right class, such as 0.9.")
     reject: bool = Field(False, description="Whether pictures of none of the classes get no label.")
 
 

@@ -40,10 +40,10 @@ _BODIES = {
 _ERRORS = {
     400: "malformed",
     413: "too large",
-    415: "another type of content",
-    422: "an option that cannot be had, or no picture that can be read",
-    500: "a fault of the server",
-    503: "busy; try again after the seconds in Retry-After",
+    415: "unsupported type of content",
+    422: "an unavailable option, or no readable picture",
+    500: "server error",
+    503: "busy; try again after the number of seconds in Retry-After",
 }
 
 
@@ -188,7 +188,7 @@ def make_app(service: Service) -> FastAPI:
 
     @app.post("/predict", openapi_extra=described, responses=responses, summary="The classes of pictures")
     async def predict(request: Request) -> JSONResponse:
-        """Pictures are files of a form, `images` in JSON as base64 or data URIs, or the body itself.
+        """Pictures are files in a form, `images` in JSON as base64 or data URIs, or the body itself.
 
         In JSON and in forms, options may also stand beside the pictures. A picture that cannot be read has an `error`
         in place of an answer.

@@ -1,4 +1,4 @@
-"""Labels that people gave to suggested pictures, beside the pictures that a run was trained on: the next data set."""
+"""Merges labels for suggested pictures with the pictures of a run into the next data set."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from .loaded import data_of_run, remark_on_cut_off
 from .output import list_remarks
 
 LABELLED, RECIPE = "labelled.csv", "train.json"
-_FILES = ("file", "image", "path", "file_name")  # the column of files, by the first name that is there
-_NEAR = 0.8  # of difflib's likeness, from which on a new name may be a known one misspelled
+_FILES = ("file", "image", "path", "file_name")  # names of the column of files; the first one found is used
+_NEAR = 0.8  # difflib's ratio from which a new name may be a misspelled known one
 _SHOTS = 16  # of training, unless a class has more
 
 
 @dataclass
 class Answers:
-    """The labels of a table: {file: label} of those that can be used, and the rows that cannot, with the reason."""
+    """The labels of a table: {file: label} for the usable rows, and the other rows with the reason."""
 
     labels: dict[str, str] = field(default_factory=dict)
     empty: int = 0
@@ -48,7 +48,7 @@ class Answers:
 
 
 def take_in(args: argparse.Namespace, output: Path) -> int:
-    """Writes a table of the run's pictures and the answered ones, and a recipe to train on it; trains nothing."""
+    """Writes a table of the run's pictures and the labelled ones, and a recipe to train on it; trains nothing."""
     run = local_folder(args.adapter, revision=args.revision)
     with list_remarks():
         remark_on_cut_off(run)
@@ -78,8 +78,8 @@ def take_in(args: argparse.Namespace, output: Path) -> int:
 def read_answers(file: Path, names: Sequence[str], folders: Sequence[str] = ()) -> Answers:
     """The answers in a table with the columns `file` and `label`, among or beside the classes `names`.
 
-    Relative paths are looked for from here, beside the table and in `folders`. A name that differs from a class in
-    spelling alone is that class; with one that is near a class, a remark asks. Raises ValueError for another table.
+    Relative paths are looked up from here, beside the table and in `folders`. A name that differs from a class only in
+    spelling is that class; a name close to a class causes a remark. Raises ValueError for other tables.
     """
     if not file.is_file():
         raise ValueError(f"`answers`={str(file)!r} does not exist; name the CSV file with the labels.")
@@ -126,7 +126,7 @@ def _remark_on_new(name: str, known: list[str]) -> None:
 
 
 def _leave_out_known(answers: Answers, seen: dict[str, str], file: str) -> None:
-    """Leaves out pictures that the run has already, copies of each other, and those that cannot be read."""
+    """Leaves out pictures that the run already has, duplicates, and those that cannot be read."""
     paths = list(answers.labels)
     content = digests(Dataset.from_dict({"image": [{"bytes": None, "path": path} for path in paths]})) if paths else []
     first: dict[str, str] = {}
@@ -145,7 +145,7 @@ def _leave_out_known(answers: Answers, seen: dict[str, str], file: str) -> None:
 
 
 def _former(run: str) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """File, label and split of each picture of a run, and its classes; nothing of a run that does not record them.
+    """File, label and split of each picture of a run, and its classes; empty for a run that does not record them.
 
     Raises ValueError if its pictures are not files, so that no table can list them.
     """
@@ -174,7 +174,7 @@ def _former(run: str) -> tuple[list[tuple[str, str, str]], list[str]]:
 
 
 def _write(file: Path, rows: list[tuple[str, str, str]], with_splits: bool) -> None:
-    """The table, whole or not at all."""
+    """Writes the table, completely or not at all."""
     draft = file.with_name(file.name + ".part")
     with draft.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -184,7 +184,7 @@ def _write(file: Path, rows: list[tuple[str, str, str]], with_splits: bool) -> N
 
 
 def _recipe(run: str, model: str | None, table: Path, largest: int) -> dict[str, Any]:
-    """The run's own options with the new data; what described the former data is left out."""
+    """The run's own options with the new data; those about the previous data are left out."""
     note = Path(run) / "run.json"
     former = read_json(note) if note.is_file() else {}
     of_data = {own.name for own in fields(DataArguments)} - {"model"}

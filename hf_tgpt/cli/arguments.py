@@ -34,7 +34,7 @@ _NOT_SETTINGS = {
     "config", "recipes", "output_dir", "resume", "log_with", "push_to_hub", "private", "json", "cache_dir",
     "num_workers", "save_every", "keep_checkpoints", "strict", "allow_fewer", "report",
 }  # fmt: skip
-# Options of gradient descent, which a method that is fitted in closed form does not use.
+# Options of gradient descent, which methods fitted in closed form do not use.
 _OF_STEPS = (
     "optimizer", "learning_rate", "weight_decay", "adam_epsilon", "batch_size", "gradient_accumulation_steps", "epochs",
     "max_steps", "warmup_steps", "warmup_epochs", "warmup_learning_rate", "max_grad_norm", "non_finite",
@@ -84,7 +84,7 @@ class DataArguments:
         return {"source": self.dataset} | {name: getattr(self, name) for name in names}
 
     def zero_shot_templates(self, class_names: list[str], templates: list[str] | None = None) -> dict[str, Any]:
-        """Templates for zero-shot: the class descriptions, else `templates`, else those of a known data set, if any."""
+        """Templates for zero-shot: the class descriptions, else `templates`, else the known data set's, if any."""
         if self.class_descriptions:
             return {"templates": read_class_descriptions(self.class_descriptions, class_names)}
         benchmark, _ = find_benchmark(self.dataset)
@@ -140,7 +140,7 @@ class Arguments:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome, and so must be the same when a run is resumed."""
+        """The arguments that affect the outcome, and so must be the same when a run is resumed."""
         parts = (*(vars(part) for part in (self.data, self.run)), dataclasses.asdict(self.training), self.method_config)
         merged = {name: value for part in parts for name, value in part.items() if name not in _NOT_SETTINGS}
         return {"method": self.method} | merged
@@ -179,7 +179,7 @@ def parse_arguments(
             TrainingConfig(**vars(training)),
             method_by_default=first.method is None and first.config is None,
         )
-        config_class(method)(class_names=["any", "other"], **result.method_config)  # the data's come later
+        config_class(method)(class_names=["any", "other"], **result.method_config)  # those about the data come later
     except ValueError as error:
         parser.error(in_options(str(error)))
     result.data.model = base_model_of(result.data.model, result.data.dataset)
@@ -209,7 +209,7 @@ def parse_arguments(
 
 
 def parser_of(owner: type, group: str, **options: Any) -> Parser:
-    """A parser of one dataclass's fields, in a group of that title, to which a program adds its own."""
+    """A parser of one dataclass's fields, in a group of that title, to which a program adds its own options."""
     return Parser([_for_parser(owner, group)], **options)
 
 
@@ -221,7 +221,7 @@ def parser_of_all_methods() -> Parser:
 
 
 def _choice_parser(prog: str | None) -> Parser:
-    """Of the options by which a method and its recipe are chosen."""
+    """Adds the options that choose a method and its recipe."""
     choice = Parser(prog=prog, add_help=False)
     choice.add_argument("--method", help=f"one of {', '.join(available_methods())} (default: the recipe's, or "
                         f"{DEFAULT_METHOD}; on the toy world {TOY_METHOD})")  # fmt: skip
@@ -276,18 +276,18 @@ class Parser(CommandParser, HfArgumentParser):
             underscores = [option for option in action.option_strings if "-" not in option.lstrip("-")]
             action.option_strings = underscores or action.option_strings
         for own in (own for kind in self.dataclass_types for own in dataclasses.fields(kind)):
-            if own.type is bool and own.default is not True:  # where it is True, HfArgumentParser adds the same
+            if own.type is bool and own.default is not True:  # if the default is True, HfArgumentParser adds it itself
                 self.add_argument(f"--no_{own.name}", action="store_false", dest=own.name, help=argparse.SUPPRESS)
 
     def read(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
-        """The dataclasses that the arguments fill (None: those of the process), and at last all other arguments.
+        """The dataclasses filled from the arguments (None: the process's), followed by all other arguments.
 
-        Ends the program for an argument that nobody takes.
+        Ends the program for an unknown argument.
         """
         speak_of(self)
         *parts, unknown = self.parse_args_into_dataclasses(
             underscored(sys.argv[1:] if arguments is None else arguments),
-            look_for_args_file=False,  # a file beside the program that happens to have its name
+            look_for_args_file=False,  # a file that happens to be named like the program
             return_remaining_strings=True,
         )
         self.refuse_unknown(unknown, _owners())
@@ -300,7 +300,7 @@ def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]
     method = method_name(first.method or default)
     kind = first.recipes or ("toy" if base_model_of(first.model, first.dataset) is None else "papers")
     own = Path(RECIPES[kind].format(method))
-    if not (RECIPES_FOLDER / own).is_file():  # what needs no other settings for a toy has no recipe of its own for it
+    if not (RECIPES_FOLDER / own).is_file():  # methods that need no other settings for a toy have no toy recipe
         own = Path(RECIPES["papers"].format(method))
     path = first.config or own
     if not path.exists() and path.name == str(path):
@@ -313,14 +313,14 @@ def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]
 
 
 def base_model_of(model: str | None, dataset: str) -> str | None:
-    """The model that --model and --dataset mean; None is the toy CLIP."""
+    """The model that --model and --dataset select; None is the toy CLIP."""
     if model is None and not dataset.startswith("toyworld"):
         return DEFAULT_MODEL
     return None if model == TOY else model
 
 
 def _owners() -> dict[str, list[str]]:
-    """Which methods each field of a method's config is of."""
+    """The methods that have each config field."""
     owners: dict[str, list[str]] = {}
     for method, kind in available_methods().items():
         for own in dataclasses.fields(kind):
@@ -335,7 +335,7 @@ def _not_by_hand() -> set[str]:
 
 
 def _for_parser(owner: type, group: str, recipe: dict[str, Any] | None = None, without: set[str] | None = None) -> type:
-    """A dataclass of the same fields for HfArgumentParser, which changes the types of those that it is given."""
+    """A copy of a dataclass for HfArgumentParser, which changes the field types of its dataclasses."""
     hints, recipe, copies = typing.get_type_hints(owner), recipe or {}, []
     for own in dataclasses.fields(owner):
         if own.name in (without or ()):
@@ -353,7 +353,7 @@ def _for_parser(owner: type, group: str, recipe: dict[str, Any] | None = None, w
 
 
 def _kind(hint: Any) -> Any:
-    """What HfArgumentParser takes in place of a type: of several the list, and of an optional one what reads "none"."""
+    """The type for HfArgumentParser: for a union the list, and for an optional type one that also reads "none"."""
     kinds = typing.get_args(hint) if _is_union(hint) else (hint,)
     lists = [kind for kind in kinds if typing.get_origin(kind) is list]
     if lists or hint is bool:
@@ -372,7 +372,7 @@ def _none_or(kind: type, text: str) -> Any:
 
 
 def _apply_recipe(parser: argparse.ArgumentParser, file: Path | None, recipe: dict[str, Any], kinds: list) -> None:
-    """Makes a recipe's values the parser's defaults, after a look at their names and types."""
+    """Makes a recipe's values the parser's defaults, after checking their names and types."""
     hints = {name: hint for kind in kinds for name, hint in kind._hints.items()}
     known = {name for kind in kinds for name in kind.__dataclass_fields__}
     for name, value in recipe.items():
@@ -386,7 +386,7 @@ def _apply_recipe(parser: argparse.ArgumentParser, file: Path | None, recipe: di
 
 
 def _fits(name: str, value: Any, hint: Any) -> bool:
-    """Whether a recipe's value, which may also be written as on the command line, is of a field's type."""
+    """Whether a recipe's value, which may also be written as on the command line, has a field's type."""
     kinds = {typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if _is_union(hint) else (hint,))}
     if isinstance(value, str) and kinds & {int, float, Path}:
         return True  # the parser reads it

@@ -1,7 +1,7 @@
 """Calibrates a trained adapter with pictures that it was not trained on, and writes calibration.json beside it.
 
-From then on its probabilities can be trusted, `predict --coverage 0.9` answers with as many classes as it takes, and
-`predict --reject` tells pictures of none of them. By default the pictures are the validation split of the run's own
+After that its probabilities can be trusted, `predict --coverage 0.9` answers with as many classes as that needs, and
+`predict --reject` detects pictures of none of them. By default the pictures are the validation split of the run's own
 data; without one, a head on frozen features is cross-validated on its training pictures.
 """
 
@@ -50,7 +50,7 @@ _SHOWN = 0.9  # the coverage whose answers are described
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Runs the calibration; `argv` is by default that of the process."""
+    """Runs the calibration; `argv` defaults to that of the process."""
     data, args = parser(prog).read(argv)
     tidy_output()
     folder = os.path.expanduser(args.adapter)
@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def held_out_pictures(splits: DatasetDict, folder: str) -> Dataset | None:
     """The pictures to calibrate a run's adapter with, none of which it was trained on; None if there are none.
 
-    `splits` are those of `load_splits` with `seed`=None. That is their validation split. Where there is none, it is
-    what the run held out for validation, if these are the run's own pictures; of others it is the test split.
+    `splits` are those of `load_splits` with `seed`=None. The validation split is used. Without one, it is what the run
+    held out for validation if these are the run's own pictures, and the test split if they are not.
     """
     seen = seen_pictures(folder)
     pictures = splits.get("validation")
@@ -130,7 +130,7 @@ def held_out_pictures(splits: DatasetDict, folder: str) -> Dataset | None:
 def describe(
     calibration: Calibration, logits: torch.Tensor, labels: torch.Tensor, class_names: list[str]
 ) -> dict[str, Any]:
-    """What a calibration says of the pictures that it was made with."""
+    """What a calibration reports about the pictures that it was made with."""
     before, after = (
         classification_metrics(values.double().numpy(), labels.numpy())["expected_calibration_error"]
         for values in (logits, calibration.scaled(logits))
@@ -177,7 +177,7 @@ def parser(prog: str | None = None) -> Parser:
 
 
 def _relabelled(pictures: Dataset, model: AdaptedModel) -> Dataset:
-    """The pictures with the numbers that the model gives their classes."""
+    """The pictures, with labels as the model numbers its classes."""
     numbers = {composed(name): number for number, name in enumerate(model.class_names)}
     names = class_names(pictures)
     labels = pictures["label"][:]

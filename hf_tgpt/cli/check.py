@@ -1,4 +1,4 @@
-"""`hf-tgpt check`: what is wrong with pictures and their labels, before any training."""
+"""`hf-tgpt check`: finds what is wrong with pictures and their labels, before any training."""
 
 from __future__ import annotations
 

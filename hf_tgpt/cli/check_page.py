@@ -20,7 +20,7 @@ def write_check_page(path: Path, facts: dict[str, Any], encoded: Encoded, count:
     start = {split: encoded.splits.index(split) for split in set(encoded.splits)}
 
     def small(found: dict[str, Any]) -> dict[str, str]:
-        """A picture's address and what is under it."""
+        """A picture's data URI and its caption."""
         record = undecoded[start[found["split"]] + found["row"]]["image"]
         split = f" ({found['split']})" if found["split"] else ""
         return {"address": thumbnail(record), "name": found["file"], "label": f"{found['label']}{split}"}
@@ -32,7 +32,7 @@ def write_check_page(path: Path, facts: dict[str, Any], encoded: Encoded, count:
             for found in facts[kind][:count]
         ]
 
-    # Of files that cannot be read there is no picture.
+    # Unreadable files have no picture.
     shown = {kind: cards(kind) for kind in ("label_errors", "duplicates", "outliers", "blank", "tiny")}
     classes = _hardest_first(facts["per_class"])[:count]
     write_page(path, "check.html.jinja", facts=facts, shown=shown, count=count, classes=classes)

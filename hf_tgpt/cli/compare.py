@@ -1,12 +1,12 @@
-"""Compares methods on data sets over shots and seeds, and reports by how much the best one is ahead.
+"""Compares methods on data sets over shots and seeds, and reports the best one's lead.
 
 Without --methods it compares zero-shot with the methods on frozen features, which take seconds each; `--methods all`
 compares every method. The protocol "few-shot" trains and tests on all classes, then tests on each of --test_datasets
 (cross-dataset transfer, domain generalisation); "base-to-new" trains on the first half of the classes and tests on
 both halves.
 
-Each run is one `hf-tgpt train`, in a folder of its own; every option that is not listed here is passed to it. The same
-call with the same --output_dir continues where it was interrupted, and adds what is new.
+Each run is one `hf-tgpt train` in its own folder; every option that is not listed here is passed to it. The same
+command with the same --output_dir continues where it was interrupted, and adds what is new.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ hf-tgpt compare --dataset pictures --shots 1 4 16 --output_dir results
 hf-tgpt compare --methods fast maple "short MaPLe: maple --prompt_depth 1" --datasets toyworld:codes pictures
 """
 
-# Options of train that each run is given here, and what to type instead.
+# Options of train that this command sets for each run, and what to type instead.
 OURS = {
     "method": "--methods", "seed": "--seeds", "resume": "--output_dir, the folder to continue in",
     "push_to_hub": "`hf-tgpt train` for the best method",
 }  # fmt: skip
-# Options of all runs together, which one of several methods cannot have for itself.
+# Options that all runs share, so they cannot be set for a single method.
 _OF_ALL = ("dataset", "shots", "classes", "output_dir", "cache_dir", "model", "json")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Runs the comparison; `argv` is by default that of the process. Returns 1 if any run failed, else 0."""
-    # 1. Arguments, all of which are checked before the first run.
+    """Runs the comparison; `argv` defaults to that of the process. Returns 1 if any run failed, else 0."""
+    # 1. Arguments, all checked before the first run.
     options = parser(prog)
     args, for_train = options.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
     tidy_output()
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         for source in args.datasets:
             _check(options, method, ["--dataset", source, *shots, *for_train])
 
-    # 2. The runs, each only if it is missing.
+    # 2. The missing runs.
     names = short_names([*args.datasets, *args.test_datasets])
     trials = [
         Trial(Case(names[source], number, method.label), source, method, seed, classes[protocol],
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         comparison = Comparison(run, args, for_train, of_data, of_any, names)
         runs = comparison.run(trials)
 
-    # 3. The table for people, the same for programs, and pictures.
+    # 3. Tables for people and for programs, and plots.
     measures: dict[str, str] = {}
     if "base-to-new" in args.protocols:
         measures |= {"base": "base", "new": "new", "harmonic_mean": "H"}
@@ -132,19 +132,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 @dataclass
 class Comparison:
-    """The runs of a comparison, one after the other, and what they gave."""
+    """The runs of a comparison, one after the other, and their results."""
 
     runner: Runner
     args: argparse.Namespace
     for_train: list[str]
-    of_data: dict[str, Any]  # what evaluate has to know of the data that was trained on
-    of_any: dict[str, Any]  # and of any
+    of_data: dict[str, Any]  # evaluate's options for the training data
+    of_any: dict[str, Any]  # and for any data
     names: dict[str, str]
     failures: list[str] = field(default_factory=list)
-    place: str = ""  # of the run that is under way, among all
+    place: str = ""  # position of the current run among all
 
     def run(self, trials: list[Trial]) -> Runs:
-        """Calls what is missing and returns all results by case and seed, without those that failed."""
+        """Runs what is missing and returns all results by case and seed, without those that failed."""
         runs: Runs = {}
         taken: dict[str, list[float]] = {}  # seconds, by method
         for number, trial in enumerate(trials, 1):
@@ -162,7 +162,7 @@ class Comparison:
         return runs
 
     def _trained(self, trial: Trial) -> dict[str, Any] | None:
-        """The results of a training, which runs if there are none; None if it fails."""
+        """The results of a training run, which is started if there are none; None if it fails."""
         if not trial.done:
             about = ["--dataset", trial.source, "--classes", trial.classes, "--shots", str(trial.case.shots)]
             about += ["--no_report", "--seed", str(trial.seed), *self.for_train, "--output_dir", str(trial.folder)]
@@ -173,8 +173,8 @@ class Comparison:
         return read_json(trial.folder / "results.json")
 
     def _measured(self, trial: Trial, results: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-        """What a training and the tests of it tell of its case, beside what is `known` by the other protocol."""
-        # What a run costs by itself: features that another one has stored count as its own.
+        """The results of a training run and its tests, in addition to those already `known` from the other protocol."""
+        # The cost of a run by itself: features that another run has stored are included.
         costs = {"seconds": results["seconds"] + results.get("feature_seconds", 0)}
         costs |= {name: results[name] for name in ("trainable_parameters", "peak_memory_bytes")}
         if "base-to-new" in self.args.protocols and trial.classes == "base":
@@ -188,7 +188,7 @@ class Comparison:
         return results | costs | tested
 
     def _accuracy(self, trial: Trial, source: str, classes: str, of_data: dict[str, Any]) -> float | None:
-        """Of `hf-tgpt evaluate`; None where a method does not know these classes, and where it fails."""
+        """The results of `hf-tgpt evaluate`; None if the method lacks these classes or the evaluation fails."""
         file = trial.folder / f"{data_folder(source)}-{classes}.json"
         picture = file.with_suffix(".png")
         if not file.exists() or (self.args.class_pictures and not picture.exists()):
@@ -207,12 +207,12 @@ class Comparison:
 
 
 def say(text: str) -> None:
-    """Prints what is not the result."""
+    """Prints progress and remarks."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _time_left(todo: list[Trial], taken: dict[str, list[float]]) -> str:
-    """In words, by the mean of each method's runs so far, or of all."""
+    """The remaining time in words, from the mean of each method's runs so far, or of all runs."""
     usual = statistics.fmean(seconds for each in taken.values() for seconds in each)
     left = sum(statistics.fmean(taken.get(trial.method.label, [usual])) for trial in todo)
     if not todo:
@@ -263,11 +263,11 @@ def _refuse(parser: argparse.ArgumentParser, words: Sequence[str], names: dict[s
 
 
 def _check(parser: CommandParser, method: Method, words: list[str]) -> None:
-    """Ends the program, with train's own words, for options that it would not take."""
+    """Ends the program, with train's own error, for options that train would refuse."""
     options = underscored(method.words[1:])
     _refuse(parser, options, OURS | {name: f"--{name} beside --methods" for name in _OF_ALL})
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # which names train and its help
+        with contextlib.redirect_stderr(io.StringIO()):  # the error names train and its help
             parse_arguments(["--method", method.words[0], *options, *words])
     except WrongArguments as error:
         reason, own = error.message, re.match("unrecognized arguments: (--[^ =]+)", error.message)
@@ -279,7 +279,7 @@ def _check(parser: CommandParser, method: Method, words: list[str]) -> None:
 
 
 def _data_options(for_train: list[str], prog: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of train's options those on the data that it is to run on, and those that any evaluation takes."""
+    """Train's options about its own data, and those that any evaluation takes."""
     parser = parser_of(DataArguments, "", prog=prog, add_help=False)
     parser.add_argument("--mixed_precision")
     parser.add_argument("--dtype", default=DTYPES[0])
@@ -291,5 +291,5 @@ def _data_options(for_train: list[str], prog: str) -> tuple[dict[str, Any], dict
 def _check_data(source: str, of_data: dict[str, Any]) -> None:
     """Raises ValueError or OSError for data that cannot be read."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each run lists what is odd
+        warnings.simplefilter("ignore")  # each run lists the remarks on its data
         load_splits(**DataArguments(**of_data | {"dataset": source}).source, seed=None)

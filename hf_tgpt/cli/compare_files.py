@@ -28,7 +28,7 @@ def write_comparison(
     runs = averaged(runs, datasets, seeds, list(measures))
     present = [name for name in measures if any(values(runs[case], name) for case in runs)]
     columns = {name: measures[name] for name in present}
-    # What methods are ranked by.
+    # The measure that methods are ranked by.
     main = next((name for name in ("accuracy", "harmonic_mean", "base") if name in columns), None)
     table = {case: _row(by_seed, columns) for case, by_seed in runs.items()}
     leads = {group: _lead(runs, group, main) for group in dict.fromkeys(case[:2] for case in runs)} if main else {}
@@ -53,7 +53,7 @@ def _row(by_seed: Mapping[int, Mapping[str, Any]], columns: Mapping[str, str]) -
 
 
 def _lead(runs: Runs, group: tuple[str, int], main: str) -> Lead | None:
-    """Of one data set and number of shots, in percent."""
+    """The table of one data set and number of shots, in percent."""
     found = {case.method: values(by_seed, main) for case, by_seed in runs.items() if case[:2] == group}
     return lead({label: {seed: 100 * value for seed, value in each.items()} for label, each in found.items() if each})
 

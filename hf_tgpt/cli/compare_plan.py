@@ -51,7 +51,7 @@ LABELS |= {name: name for name in available_methods() if not any(name in words.s
 @dataclass(frozen=True)
 class Method:
     label: str
-    words: tuple[str, ...]  # of train, after --method
+    words: tuple[str, ...]  # options of train after --method
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def short_names(sources: Sequence[str]) -> dict[str, str]:
         names = {source: _called(source, count) for source, count in parts.items()}
         taken = list(names.values())
         longer = {source: count + 1 for source, count in parts.items() if taken.count(names[source]) > 1}
-        if not longer or max(longer.values()) > 30:  # no path has so many parts
+        if not longer or max(longer.values()) > 30:  # more parts than any path has
             return names
         parts |= longer
 
@@ -142,7 +142,7 @@ def _called(source: str, parts: int) -> str:
 
 
 def _place(source: str) -> tuple[Path | None, str]:
-    """The path that a data set is read from, if it is one, and the name before it, of NAME:FOLDER."""
+    """The path that a data set is read from, if any, and the name before it in NAME:FOLDER."""
     path = Path(source).expanduser()
     benchmark, folder = (None, None) if path.exists() else find_benchmark(source)
     if benchmark is not None:

@@ -1,4 +1,4 @@
-"""Runs of other commands, one after the other, each in a process of its own that ends when this one does."""
+"""Runs other commands, one after the other, each in its own process, which ends when this one does."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import Any
 
 from ..training.interruption import EXIT_CODES, Interruption, interruptions
 
-# Seconds that a run has to save itself in when it is to end.
+# Seconds that a stopped run has for saving its state.
 GRACE = 60.0
 _PRELOADED = ["hf_tgpt.cli.main", "hf_tgpt.cli.train", "hf_tgpt.cli.evaluate"]
 
 
 class Runner:
-    """Calls commands of hf-tgpt, as `runner()` gives it."""
+    """Runs commands of hf-tgpt; `runner()` makes one."""
 
     def __init__(self, interruption: Interruption, launcher: Sequence[str]):
         self._interruption = interruption
@@ -35,9 +35,9 @@ class Runner:
             self._processes.set_forkserver_preload(_PRELOADED)
 
     def run(self, arguments: Sequence[str], log: Path) -> str:
-        """Calls a command; all that it prints is added to `log`. Returns why it failed, "" if it did not.
+        """Runs a command and appends its output to `log`. Returns why it failed, "" if it did not.
 
-        Where SIGTERM or Ctrl-C arrives, it is passed on, and this program ends when the run has saved itself.
+        SIGTERM and Ctrl-C are passed on, and this program ends when the run has saved its state.
         """
         self._stop_if_asked()
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +50,13 @@ class Runner:
             while process.is_alive() and time.monotonic() < deadline:
                 process.join(0.2)
                 if self._interruption.signal and deadline == float("inf"):
-                    with suppress(ProcessLookupError):  # it has ended just now
+                    with suppress(ProcessLookupError):  # it has just ended
                         os.kill(process.pid, self._interruption.signal)
                     deadline = time.monotonic() + GRACE
             while self._interruption.signal and _is_there(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.1)  # a launcher may end before what it launched
+                time.sleep(0.1)  # a launcher may end before the processes that it launched
         finally:
-            _tell(process.pid, signal.SIGKILL)  # what it may have left
+            _tell(process.pid, signal.SIGKILL)  # processes that it may have left
             process.join()
         self._stop_if_asked()
         return _why(log, start, process.exitcode) if process.exitcode else ""
@@ -74,7 +74,7 @@ def runner(launcher: Sequence[str] = ()) -> Iterator[Runner]:
 
 
 def _call(arguments: list[str], launcher: list[str], log: Path, folder: str) -> None:
-    """In the new process, which leads a group of its own: a terminal's Ctrl-C reaches the parent alone."""
+    """Runs in the new process, which leads its own group, so that a terminal's Ctrl-C reaches only the parent."""
     os.setsid()
     os.chdir(folder)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -88,8 +88,8 @@ def _call(arguments: list[str], launcher: list[str], log: Path, folder: str) -> 
     launched = subprocess.Popen([*launcher, "-m", "hf_tgpt", *arguments])
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # this process is of the group, too
-        _tell(os.getpid(), number)  # the group, as launchers do not tell their children
+        signal.signal(number, signal.SIG_IGN)  # this process is in the group, too
+        _tell(os.getpid(), number)  # the group, as launchers do not pass signals to their children
 
     for number in EXIT_CODES:
         signal.signal(number, pass_on)
@@ -107,10 +107,10 @@ def _end_with_parent() -> None:
 
 
 def _tell(group: int, number: int) -> bool:
-    """Sends a signal to all processes of a group; False where there is none any more."""
+    """Sends a signal to all processes of a group; False if none is left."""
     try:
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):  # the latter on macOS, of a group whose last process has ended
+    except (ProcessLookupError, PermissionError):  # the latter on macOS, for a group whose last process has ended
         return False
     return True
 
@@ -120,7 +120,7 @@ def _is_there(group: int) -> bool:
 
 
 def _why(log: Path, start: int, code: int) -> str:
-    """The last line that a failed run has written, which is its error."""
+    """The last line of a failed run's output, which is its error."""
     if code < 0:
         hint = ", as where memory runs out" if -code == signal.SIGKILL else ""
         return f"ended by {signal.Signals(-code).name}{hint}"

@@ -1,4 +1,4 @@
-"""Completion in a shell, by a static script, so that the shell need not start Python at each tab."""
+"""Shell completion with a static script, so that pressing Tab does not start Python."""
 
 from __future__ import annotations
 

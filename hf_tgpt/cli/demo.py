@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> int:
         classifier, folder = classifier_of(args), local_folder(args.adapter, revision=args.revision)
         with list_remarks():
             examples = None if args.examples is None else _examples(args, folder, classifier)
-            # The test was of the adapter as it was trained.
+            # The test is only valid for the adapter as trained.
             predictions = {} if args.set else read_predictions(folder, classifier.class_names)
         page = make_page(Demonstration(classifier, examples, predictions), title)
         host, port = listener.getsockname()[:2]
@@ -40,9 +40,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _examples(args: argparse.Namespace, folder: str, classifier: Classifier) -> Examples:
-    """The training pictures in the data set that --examples names, the run's own where it names none.
+    """The training pictures in the data set of --examples, or in the run's own if none is named.
 
-    All pictures of its training split, if none is known to have been trained on.
+    All pictures of its training split, if none of them is known to be a training picture.
     """
     own = args.examples is True
     dataset = results_of(folder).get("dataset") if own else args.examples

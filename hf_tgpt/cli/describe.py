@@ -1,7 +1,7 @@
 """Writes a description of every training image with a vision-language model, as training data for TGP-T.
 
-Any image-to-text or vision-language model of the Hub can be used. The output has one JSON line per image; a call that
-was stopped continues where it was. A file that describes all training images may be the `captions.jsonl` in the folder
+Any image-to-text or vision-language model of the Hub can be used. The output has one JSON line per image; a stopped
+command continues where it left off. A file that describes all training images may be the `captions.jsonl` in the folder
 of the pictures.
 """
 
@@ -33,7 +33,7 @@ QUESTION = "Describe the {class} in this image in one sentence."
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Writes the descriptions; `argv` is by default that of the process.
+    """Writes the descriptions; `argv` defaults to that of the process.
 
     Raises ValueError for an output that was started by another model or has other content, and leaves it unchanged.
     """
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     begun = next((file for file in (draft, args.output) if file.exists()), None)
     described = _described(begun, draft, args.model) if begun else set()
     keys = [image_key(record, root) for record in images]
-    first = {key: row for row, key in reversed(list(enumerate(keys)))}  # equal pictures have one key and one sentence
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}  # equal pictures share one key and one sentence
     rows = [row for row, key in enumerate(keys) if key not in described and first[key] == row]
     before = sum(key in described for key in keys)
     if not args.json:

@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _tower(args: argparse.Namespace) -> tuple[Any, ImageTransform]:
-    """The model whose image tower is asked, and how pixel values are made for it."""
+    """The model whose image tower is used, and its image transform."""
     if args.adapter:
         classifier = load_classifier(args.adapter, args.device, base_model=args.model, dtype=args.dtype)
         return classifier.model, classifier.transform

@@ -1,7 +1,7 @@
 """Tests a trained adapter on any data set, beside zero-shot CLIP, without training.
 
-A method that classifies by text uses the data set's own class names. A method with fixed classes must have all of
-them, and is scored among those alone. On several GPUs: accelerate launch -m hf_tgpt evaluate ...
+A method that classifies by text uses the data set's own class names. A method with fixed classes must have all of them,
+and is scored only among those. On several GPUs: accelerate launch -m hf_tgpt evaluate ...
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _NOTE = "evaluation.json"  # in --output_dir
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Runs the evaluation; `argv` is by default that of the process.
+    """Runs the evaluation; `argv` defaults to that of the process.
 
     Raises UnknownClasses for classes that a method with a fixed list does not have; `--output` then has the reason.
     """
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         _write(args.output, results | {"accuracy": None, "refused": str(error)}, accelerator)
         raise
     plain = zero_shot_beside(trained, names, **data.zero_shot_templates(names, args.templates))
-    if trained.learner.config.follows_data:  # it asks about each data set in that one's words
+    if trained.learner.config.follows_data:  # it uses the templates of each data set
         model = plain
     zero_shot = evaluate(plain, test, accelerator, "zero-shot")
     if changes:
@@ -167,7 +167,7 @@ def parser(prog: str | None = None) -> Parser:
     )
     add = parser.add_argument
     add("adapter", nargs="?", help=ADAPTER)
-    add("--adapter", dest="adapter_option", help=argparse.SUPPRESS)  # as it was before it had a place
+    add("--adapter", dest="adapter_option", help=argparse.SUPPRESS)  # the spelling before it became positional
     add("--revision", help="the adapter's branch, tag or commit on the Hub")
     add_set(parser, "--change")
     add(

@@ -1,4 +1,4 @@
-"""`hf-tgpt info`: what is in an adapter, without its base model."""
+"""`hf-tgpt info`: shows what is in an adapter, without its base model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def describe_adapter(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Method, base model, classes, config, tensors and results of a trained adapter. Raises ValueError for others."""
+    """Method, base model, classes, config, tensors and results of an adapter. Raises ValueError if there is none."""
     folder = Path(local_folder(name_or_path))
     if not folder.is_dir():
         raise ValueError(f"There is no adapter in {os.fspath(name_or_path)!r}; correct the path or the id.")

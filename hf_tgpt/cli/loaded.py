@@ -1,4 +1,4 @@
-"""Loading for the commands that use one adapter."""
+"""Loads an adapter and its data for the commands that use one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def class_names_of(args: argparse.Namespace) -> list[str] | None:
 
 
 def data_of_run(folder: str, given: dict[str, Any]) -> DataArguments:
-    """The arguments for the data, those that are not given from the run; all of the run's if it is its own data."""
+    """The arguments for the data, with missing ones from the run; all of the run's for the run's own data."""
     note = Path(folder) / "run.json"
     settings = read_json(note) if note.is_file() else {}
     settings = {name: value for name, value in (results_of(folder) | settings).items() if name in given}
@@ -67,13 +67,13 @@ def data_of_run(folder: str, given: dict[str, Any]) -> DataArguments:
 
 
 def remark_on_cut_off(folder: str) -> None:
-    """Warns of an adapter whose training was interrupted."""
+    """Warns about an adapter whose training was interrupted."""
     if is_cut_off(folder):
         remark(f"The training in {folder} was interrupted; continue with `hf-tgpt train --resume`.")
 
 
 def training_pictures(splits: DatasetDict, folder: str) -> Dataset:
-    """The pictures of `load_splits`, with `seed`=None, that a run trained on; none if it does not tell."""
+    """The pictures of `load_splits`, with `seed`=None, that a run trained on; none if it has no record."""
     pictures, seen = splits.get("train", splits["test"]), seen_pictures(folder)
     return pictures.select([row for row, digest in enumerate(digests(pictures)) if seen.get(digest) == "train"])
 
@@ -83,9 +83,9 @@ def choose_pictures(
 ) -> tuple[Dataset, dict[str, Any]]:
     """The pictures to test a run's adapter with, and the names of those that it has seen in training.
 
-    `splits` are those of `load_splits` with `seed`=None. Data with a test split have that one. Of other data it is what
-    the run held out, where these are the run's own, and all of it where they are not; `seed` cuts any. Remarks on
-    pictures that the run has seen, and where that is unknown.
+    `splits` are those of `load_splits` with `seed`=None. Data with a test split use it. For other data it is what the
+    run held out if they are the run's own, and everything if they are not; `seed` splits any data. Remarks on pictures
+    that the run has seen, or if that is unknown.
     """
     tested, seen, about = splits["test"], seen_pictures(folder), results_of(folder)
     remark_on_cut_off(folder)

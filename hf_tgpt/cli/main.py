@@ -1,7 +1,7 @@
-"""The program `hf-tgpt`: which commands there are, and their exit status.
+"""The program `hf-tgpt`: its commands and their exit status.
 
-A command's module, and with it torch, PEFT and transformers, is imported when the command runs; help and a mistyped
-option do not wait for them, where they need not.
+A command's module, and with it torch, PEFT and transformers, is imported when the command runs; help and errors for
+mistyped options do not wait for them if they need not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .words import in_options, speak_of
 _DESCRIPTION = (
     "Few-shot learning with CLIP: trains adapters from a few pictures, classifies with them and exports them."
 )
-# Their arguments depend on the method's config or on the data, so their modules make and explain them.
+# Their arguments depend on the method's config or on the data, so their modules define their parsers.
 PARSED_BY_THEMSELVES = {
     "train": "train an adapter and compare it with zero-shot CLIP",
     "evaluate": "test an adapter on any data set, beside zero-shot CLIP",
@@ -53,7 +53,7 @@ PARSED_BY_THEMSELVES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, TextIOWrapper):  # a terminal without Unicode gets \\u732b for a class name, and no error
+    if isinstance(sys.stdout, TextIOWrapper):  # without Unicode, a terminal shows \\u732b for a class name
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(underscored(arguments))
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--json" in arguments:
             print(json.dumps({"error": error.message}, ensure_ascii=False))
         raise
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     command = arguments[0] if arguments else ""
     args = None if command in PARSED_BY_THEMSELVES else parse(arguments)
-    # Without the line of code that a warning comes from; before the imports, which may warn.
+    # Omits the source line of a warning; set before the imports, which may warn.
     warnings.formatwarning = lambda message, *place, **line: f"Note: {in_options(str(message))}\n"
-    # What is imported here takes seconds.
+    # This import takes seconds.
     module = import_module(f".{(command if args is None else args.command).replace('-', '_')}", __package__)
     if args is None:
         return module.main(arguments[1:], prog=f"hf-tgpt {command}") or 0
@@ -90,7 +90,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command that does not parse them by itself; ends the program for wrong ones."""
+    """The arguments of a command without its own parser; ends the program for wrong ones."""
     top, commands = parser()
     args, unknown = top.parse_known_args(arguments)
     commands.choices[args.command].refuse_unknown(unknown)
@@ -107,7 +107,7 @@ class _Completion(argparse.Action):
 
 
 def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
-    """The parser of all commands but those that parse by themselves, and the commands in it."""
+    """The parser of all commands but those with their own parsers, and the commands in it."""
     top = CommandParser("hf-tgpt", description=_DESCRIPTION, epilog=f"`hf-tgpt COMMAND --help` explains one.\n\n{EXIT}")
     top.add_argument("--version", action="version", version=f"hf-tgpt {__version__}")
     top.add_argument(

@@ -1,4 +1,4 @@
-"""How options are spelled, and those that several commands share. Imports no library, so that help is quick."""
+"""The spelling of options, and options that several commands share. Imports no library, so that help is fast."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXIT = """exit status:
 
 
 class WrongArguments(SystemExit):
-    """Ends the program with status 2; `message` is what was printed, without the name of the command."""
+    """Ends the program with status 2; `message` is the printed error without the name of the command."""
 
     def __init__(self, message: str):
         super().__init__(2)
@@ -28,9 +28,9 @@ class WrongArguments(SystemExit):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence that says what to do, without the list of all options.
+    """A parser whose errors are one sentence with the remedy, without the list of all options.
 
-    `examples` are commands, a line each, that the help shows at its end.
+    `examples` are commands, one per line, at the end of the help.
     """
 
     def __init__(self, *args: Any, examples: str = "", **options: Any):
@@ -40,9 +40,9 @@ class CommandParser(argparse.ArgumentParser):
         self._words: Sequence[str] = ()
 
     def lead_with(self, *names: str) -> None:
-        """Lists these arguments first in the help, as those that most people need."""
+        """Lists these arguments, the most used ones, first in the help."""
         first = self.add_argument_group("most used")
-        self._action_groups.insert(1, self._action_groups.pop())  # behind the positional ones
+        self._action_groups.insert(1, self._action_groups.pop())  # after the positional ones
         for name in names:
             (action,) = (action for action in self._actions if action.dest == name)
             for group in self._action_groups:
@@ -53,7 +53,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown = [word for word in self._words if word.startswith("--") and self._is_unknown(word)]
-        if "are required" in message and unknown:  # one of them may be a required one, misspelled
+        if "are required" in message and unknown:  # one of them may be a misspelled required option
             message += f"; {unknown[0]} is unknown{self.nearest(unknown[0])}"
         elif choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             message += _did_you_mean(choice[1], re.findall(r"[^\s,']+", choice[2]))
@@ -66,13 +66,13 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """The arguments; ends the program for one that nobody takes."""
+        """The arguments; ends the program for an unknown one."""
         found, unknown = self.parse_known_args(args, namespace)
         self.refuse_unknown(unknown)
         return found
 
     def refuse_unknown(self, unknown: Sequence[str], owners: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Ends the program for arguments that nobody takes, with the nearest option or, by `owners`, whose it is."""
+        """Ends the program for unknown arguments, naming the closest option or its `owners`."""
         if not unknown:
             return
         first = next((word for word in unknown if word.startswith("--")), unknown[0])
@@ -88,7 +88,7 @@ class CommandParser(argparse.ArgumentParser):
         return word.partition("=")[0] not in self._option_string_actions
 
     def nearest(self, word: str) -> str:
-        """ "; did you mean --X?" with the option that is nearest to `word`, "" if none is near."""
+        """ "; did you mean --X?" with the option closest to `word`, "" if none is close."""
         own = [option for action in self._actions if action.help != argparse.SUPPRESS
                for option in action.option_strings]  # fmt: skip
         return _did_you_mean(word.partition("=")[0], own)
@@ -109,14 +109,14 @@ TO_LABEL = "to-label"  # the folder of suggestions
 JSON = "print the results, or the error, as a JSON object and nothing else on stdout"
 
 
-# Options that mean something when nothing stands behind them.
+# Options that have a meaning without a value.
 _MAY_BE_EMPTY = ("--prompt",)
 
 
 def underscored(arguments: Sequence[str]) -> list[str]:
-    """The arguments with "_" for every "-" in the names of options, so that both are understood.
+    """The arguments with "_" for every "-" in the names of options, so that both are accepted.
 
-    Ends the program for an empty argument, as a script passes one whose variable is not set.
+    Ends the program for an empty argument, which a script may pass if a variable is not set.
     """
     spelled = [_underscored(argument) if argument.startswith("--") else argument for argument in arguments]
     for before, argument in zip(["", *spelled], spelled, strict=False):
@@ -135,7 +135,7 @@ def _underscored(option: str) -> str:
 
 
 def whole_number(text: str, least: int = 0, most: int | None = 2**32 - 1) -> int:
-    """A type of argparse's: by default a seed of numpy's."""
+    """An argparse type: by default a numpy seed."""
     try:
         number = int(text)
     except ValueError:
@@ -146,12 +146,12 @@ def whole_number(text: str, least: int = 0, most: int | None = 2**32 - 1) -> int
 
 
 def at_least_one(text: str) -> int:
-    """A type of argparse's: 1 or more."""
+    """An argparse type: 1 or more."""
     return whole_number(text, 1, None)
 
 
 def fraction(text: str) -> float:
-    """A type of argparse's: 0 to 1."""
+    """An argparse type: 0 to 1."""
     try:
         number = float(text)
     except ValueError:
@@ -162,7 +162,7 @@ def fraction(text: str) -> float:
 
 
 def port(text: str) -> int:
-    """A type of argparse's: a port of TCP, 0 for any."""
+    """An argparse type: a TCP port, 0 for any."""
     return whole_number(text, most=2**16 - 1)
 
 
@@ -179,7 +179,7 @@ def add_classes(parser: argparse.ArgumentParser, purpose: str = "in place of the
 
 
 def share(text: str) -> float:
-    """A type of argparse's: a number between 0 and 1."""
+    """An argparse type: a number between 0 and 1."""
     try:
         number = float(text)
     except ValueError:
@@ -190,7 +190,7 @@ def share(text: str) -> float:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Adds what a calibrated adapter answers beside a label."""
+    """Adds the options for calibrated adapters: `--coverage` and `--reject`."""
     parser.add_argument(
         "--coverage", type=share, metavar="SHARE", help="answer with as many classes as it takes for the right one to "
         "be among them in this share of pictures, such as 0.9 (of an adapter after `hf-tgpt calibrate`)"
@@ -205,13 +205,13 @@ def add_dtype(parser: argparse._ActionsContainer) -> None:
 
 
 def add_set(parser: argparse._ActionsContainer, *also: str) -> None:
-    """Adds `--set`, and other names of it."""
+    """Adds `--set` and its other names."""
     parser.add_argument("--set", *also, dest="set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the "
                         "adapter's config to change for this call, such as wise_ft=0.3")  # fmt: skip
 
 
 def add_model(parser: argparse.ArgumentParser, precision: bool = True) -> None:
-    """Adds what loading an adapter takes beside its name; without `precision` in float32 alone."""
+    """Adds the options for loading an adapter; without `precision`, it is always loaded in float32."""
     group = parser.add_argument_group("adapter and base model")
     add_set(group)
     group.add_argument("--model", help="another copy of the base model: a Hub id or folder")
@@ -222,7 +222,7 @@ def add_model(parser: argparse.ArgumentParser, precision: bool = True) -> None:
 
 
 def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """Adds a data set as the first argument, and what reading it takes."""
+    """Adds a data set as the first argument, and the options for reading it."""
     parser.add_argument("pictures", help="a folder of pictures, a file, a Hub id or a known name, as --dataset in "
                         "training")  # fmt: skip
     group = parser.add_argument_group("pictures")
@@ -234,7 +234,7 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
 
 
 def add_base_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the base model, without an adapter, and where it runs."""
+    """Adds the base model, without an adapter, and its device."""
     parser.add_argument("--model", help="a CLIP or another dual encoder: a Hub id or folder (default: as in training)")
     add_dtype(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU if there is one)")

@@ -19,7 +19,7 @@ from .words import in_options
 
 
 def tidy_output() -> None:
-    """Hides progress bars of the libraries if there is no terminal, and a warning that only PEFT can fix."""
+    """Hides the libraries' progress bars if there is no terminal, and a warning that only PEFT can fix."""
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -30,8 +30,8 @@ def tidy_output() -> None:
 def list_remarks(strict: bool = False, silent: bool = False) -> Iterator[None]:
     """Collects problems with the data and lists them on stderr at the end, also after an error.
 
-    With `strict`, raises ValueError with that list unless it is empty. `silent`: prints nothing, for all processes of
-    a training but one.
+    With `strict`, raises ValueError with that list unless it is empty. `silent`: prints nothing, for all but one
+    process of a training run.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
@@ -62,9 +62,9 @@ def make_room_for(output: str | os.PathLike[str]) -> None:
 
 
 def check_own_folder(output_dir: Path, note: str, what: str) -> None:
-    """Raises ValueError for an unsuitable folder. One with this note is of an earlier call, whose files are replaced.
+    """Raises ValueError for an unsuitable folder. One with this note is from an earlier call; its files are replaced.
 
-    `what` the command makes: a "check", for example.
+    `what` is the command's product, such as a "check".
     """
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
         check_output_dir(output_dir, resume=False)

@@ -1,4 +1,4 @@
-"""What the HTML pages of the commands share: their templates, and small copies of pictures within the page."""
+"""Shared by the HTML pages of the commands: their templates, and embedded thumbnails."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _environment() -> jinja2.Environment:
 
 
 def write_page(path: Path, template: str, **facts: Any) -> None:
-    """Writes a template of this folder, filled in; the names of files may be no Unicode."""
+    """Fills in a template of this folder and writes it; file names may not be valid Unicode."""
     html = _environment().get_template(template).render(facts)
     path.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def thumbnail(record: dict[str, Any]) -> str:
-    """The address of a small copy of a stored picture. Raises ValueError if it cannot be read."""
+    """A thumbnail of a stored picture as a data URI. Raises ValueError if it cannot be read."""
     return address(decode_image(record))
 
 

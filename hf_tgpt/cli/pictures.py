@@ -23,7 +23,7 @@ from .predict import find_files
 
 
 def load_base(args: argparse.Namespace) -> Any:
-    """The base model that --model names, or training's own for such pictures, on its device."""
+    """The base model of --model, or training's default for such pictures, on its device."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     name = base_model_of(args.model, args.pictures) or str(TOY_CLIP)
@@ -31,7 +31,7 @@ def load_base(args: argparse.Namespace) -> Any:
 
 
 def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:
-    """The splits of the data set as they are, after a list of remarks; of data without any, all as the split ""."""
+    """The splits of the data set as they are, after a list of remarks; data without splits are the split ""."""
     with list_remarks():
         splits = load_splits(
             args.pictures,
@@ -49,7 +49,7 @@ def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:
 
 
 def read_splits_or_files(args: argparse.Namespace) -> tuple[dict[str, Dataset], bool]:
-    """The same, and whether labels are known: they are not of one picture and of a folder without class folders."""
+    """The same, and whether labels are known: not for one picture or for a folder without class folders."""
     place = Path(args.pictures)
     flat = place.is_dir() and not args.splits and not subfolders(place) and not find_tables(place)
     if not flat and not is_picture(place):

@@ -1,4 +1,4 @@
-"""`hf-tgpt predict`: the classes of pictures, a line each."""
+"""`hf-tgpt predict`: writes the classes of pictures, one line each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     classifier = classifier_of(args)
     columns = 1 if args.coverage else min(args.top_k, len(names or classifier.class_names))
     asked = {name: value for name, value in (("coverage", args.coverage), ("reject", args.reject)) if value}
-    # Refuses what cannot be answered before a file is made.
+    # Refuses impossible options before a file is made.
     classifier.question(args.top_k, class_names=names, scores=args.scores, **asked)
     sort = None
     if args.sort_into:
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
 
         options = {"class_names": names, "scores": args.scores, "batch_size": args.batch_size, **asked}
         for image, answer in classifier.stream(pictures, args.top_k, skip=skip, **options):
-            if sort is not None and not image.startswith(URLS):  # first, so that a call that continues misses none
+            if sort is not None and not image.startswith(URLS):  # first, so that a continued call misses none
                 sort(image, answer[0]["label"], answer[0]["score"])
             write(image, answer, "")
             progress.update()
@@ -94,12 +94,12 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         facts = {"output": args.output, "images": len(files), "skipped": len(skipped)}
         print(json.dumps(facts if args.output else facts | {"rows": rows}, indent=2, ensure_ascii=False))
-    # The launcher of several processes takes any other status for a crash; their manifest tells what was skipped.
+    # The launcher of several processes takes any other status for a crash; the manifest lists what was skipped.
     return SOME_SKIPPED if skipped and processes.count == 1 else 0
 
 
 def _check_sorting(args: argparse.Namespace) -> None:
-    """Raises ValueError for options of sorting without it, and for a folder among the pictures."""
+    """Raises ValueError for sorting options without --sort_into, and for a folder among the pictures."""
     if not args.sort_into:
         for name in ("min_score", "copy"):
             if getattr(args, name) not in (None, False):
@@ -117,8 +117,8 @@ def _check_sorting(args: argparse.Namespace) -> None:
 def find_files(paths: list[str]) -> list[str]:
     """The pictures in folders, at any depth and sorted by name; files and URLs in the given order, each once.
 
-    Files in folders that are not pictures are counted on stderr. Raises ValueError for a path that does not exist and
-    where there is no picture.
+    Files in folders that are not pictures are counted on stderr. Raises ValueError for a path that does not exist, and
+    if there is no picture.
     """
     if not paths:
         raise ValueError("No picture is given; name files, folders, or a `list` of them.")

@@ -1,4 +1,4 @@
-"""One or several processes that predict: their shares of the pictures, their progress, and what is left at the end."""
+"""One or several processes that predict: their shares of the pictures, their progress, and the final output."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from ..utils.files import read_json, write_json
 from .predict_rows import Output, Writer, jsonl_writer
 
-_SECONDS = 30  # between two lines of progress where there is no terminal
-# For which the first process waits for the last; a share of a million pictures may take long.
+_SECONDS = 30  # between two lines of progress without a terminal
+# How long the first process waits for the last; a share of a million pictures may take long.
 _PATIENCE = timedelta(days=30)
 
 
@@ -31,7 +31,7 @@ class Progress:
             print(f"{done} of {total} pictures are already in the output.", file=sys.stderr)
 
     def update(self) -> None:
-        """Counts a picture, and those that the other processes have done meanwhile."""
+        """Counts a picture, and those that other processes have done in the meantime."""
         step = min(self.step, self.total - self.done)
         self.done += step
         self.bar.update(step)
@@ -51,7 +51,7 @@ class Processes:
     """The processes that `accelerate launch` has started, or this one alone."""
 
     def __init__(self) -> None:
-        # An Accelerator is made only where there are several, since it chooses a device for the whole process.
+        # An Accelerator is made only for several, since it chooses a device for the whole process.
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         self._state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]) if several else None
         self.count = self._state.num_processes if self._state else 1
@@ -59,16 +59,16 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the first, which reads the folder and puts the rows together."""
+        """Whether it is the first, which reads the folder and merges the rows."""
         return self.number == 0
 
     @property
     def device(self) -> str | None:
-        """The device of this one of several processes."""
+        """The device of this process, if there are several."""
         return str(self._state.device) if self._state else None
 
     def check(self, args: argparse.Namespace) -> None:
-        """Raises ValueError for arguments that only one process can have."""
+        """Raises ValueError for arguments that need a single process."""
         if self.count == 1:
             return
         if not args.output:
@@ -83,16 +83,16 @@ class Processes:
     def run(
         self, output: Output, pictures: list[str], classify: Classify, columns: int, asked: Mapping[str, Any]
     ) -> list[tuple[str, str]]:
-        """Writes the rows of all pictures that the output does not have, and returns those that could not be read.
+        """Writes the rows of all pictures that the output lacks, and returns the pictures that could not be read.
 
-        `pictures` and the return value are of the first process.
+        Only the first process needs `pictures` and gets a return value.
         """
         lock = output.lock() if self.is_main else None
         try:
             return self._run(output, pictures, classify, columns, asked)
         finally:
             if lock is not None:
-                os.unlink(lock.lock_file)  # first, or it could be another call's by now
+                os.unlink(lock.lock_file)  # first, as after the release it could be another call's
                 lock.release()
 
     def _run(

@@ -21,7 +21,7 @@ from .output import make_room_for
 
 _KINDS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _BYTE_ORDER_MARK = "\ufeff"  # by which Excel recognises UTF-8
-_BATCH = 10_000  # rows that are held at a time
+_BATCH = 10_000  # rows in memory at a time
 Writer = Callable[[str, Answer | None, str], None]
 
 
@@ -42,11 +42,11 @@ def kind_of(output: str | None, format: str | None) -> str:
 
 
 class Output:
-    """A file that gets its name when all rows are in it, in the order of the pictures.
+    """A file that gets its final name once all rows are in it, in the order of the pictures.
 
-    Until then they are JSON lines beside it, since these can be continued after a kill: in the file with .part behind
-    its name, and while several processes write, in one for each, with .part.0, .part.1 and so on. `about` is what the
-    rows depend on: rows of a call with other arguments are written again.
+    Until then they are JSON lines beside it, since these can be continued after a kill: in a file with .part after its
+    name and, while several processes write, in one per process, with .part.0, .part.1 and so on. `about` is what the
+    rows depend on: rows from a call with other arguments are written again.
 
     Example:
         >>> output = Output("rows.csv", {"kind": "csv"})
@@ -67,19 +67,19 @@ class Output:
         self.path, self.about = Path(path), about
         self.draft = self.path.with_name(self.path.name + ".part")
         self._note = self._beside("json")
-        self.list = self._beside("list")  # of the pictures that several processes share
+        self.list = self._beside("list")  # of the pictures that the processes share
 
     def _beside(self, ending: str) -> Path:
         return self.draft.with_name(f"{self.draft.name}.{ending}")
 
     def _parts(self) -> list[Path]:
-        """The drafts that there are, the common one first."""
+        """The existing drafts, the common one first."""
         others = [file for file in self.path.parent.iterdir()
                   if file.name.startswith(f"{self.draft.name}.") and file.suffix[1:].isdigit()]  # fmt: skip
         return [file for file in (self.draft, *sorted(others)) if file.exists()]
 
     def lock(self) -> FileLock:
-        """Held while a call writes, also by its processes that outlive a killed launcher. Raises ValueError."""
+        """A lock held while a call writes, also by processes that outlive a killed launcher. Raises ValueError."""
         lock = FileLock(self._beside("lock"))
         try:
             lock.acquire(timeout=0)
@@ -90,7 +90,7 @@ class Output:
         return lock
 
     def begin(self, pictures: Sequence[str]) -> list[str]:
-        """The pictures that an earlier call has not written; what it has is put into one file."""
+        """The pictures that earlier calls have not written; their rows are merged into one file."""
         done: set[str] = set()
         try:
             known = read_json(self._note) == self.about
@@ -112,7 +112,7 @@ class Output:
         return [picture for picture in pictures if picture not in done]
 
     def part(self, number: int | None = None) -> TextIO:
-        """The file to append rows to, for `jsonl_writer`; of several processes each has one of its `number`."""
+        """The file to append rows to, for `jsonl_writer`; each of several processes has its own, by `number`."""
         return (self.draft if number is None else self._beside(str(number))).open("a", encoding="utf-8", newline="")
 
     def finish(self, pictures: Iterable[str], columns: int, asked: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -159,7 +159,7 @@ class Output:
 
 
 def _whole_lines(part: Path) -> Iterator[bytes]:
-    """The lines of an unfinished file but its last, if that was cut off."""
+    """The lines of an unfinished file, without the last one if it was cut off."""
     with part.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
@@ -167,7 +167,7 @@ def _whole_lines(part: Path) -> Iterator[bytes]:
 
 
 def _image_of(line: bytes, part: Path) -> str | None:
-    """The picture that a row is about; None for a line that is none, as an earlier version's drafts have."""
+    """The picture of a row; None for a line that is not a row, as in drafts of an earlier version."""
     try:
         return parse_json(line, str(part))["image"]
     except (ValueError, KeyError, TypeError):
@@ -175,7 +175,7 @@ def _image_of(line: bytes, part: Path) -> str | None:
 
 
 def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], columns: int, asked: Mapping[str, Any]) -> None:
-    """Makes a table with the columns of the CSV."""
+    """Writes a table with the columns of the CSV."""
     names = [("label", "score"), *((f"label_{i}", f"score_{i}") for i in range(2, columns + 1))]
     fields = [field for label, score in names for field in ((label, pa.string()), (score, pa.float64()))]
     fields += [(name, pa.list_(pa.string()) if name == "labels" else pa.string()) for name in _beside(asked)]
@@ -192,7 +192,7 @@ def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], columns: int, ask
 
 
 def _beside(asked: Mapping[str, Any]) -> list[str]:
-    """The columns beside classes and scores; `asked` holds what was asked of a calibration."""
+    """The columns beside classes and scores; `asked` has the calibration options in use."""
     return [column for name, column in (("coverage", "labels"), ("reject", "nearest")) if name in asked]
 
 
@@ -202,7 +202,7 @@ def list_writer(rows: list[dict], asked: Mapping[str, Any]) -> Writer:
 
 
 def jsonl_writer(file: TextIO, asked: Mapping[str, Any]) -> Writer:
-    """Writes a JSON object on each line."""
+    """Writes one JSON object per line."""
 
     def write(image: str, answer: Answer | None, error: str) -> None:
         file.write(json.dumps(row_of(image, answer, error, asked), ensure_ascii=False) + "\n")
@@ -212,7 +212,7 @@ def jsonl_writer(file: TextIO, asked: Mapping[str, Any]) -> Writer:
 
 
 def csv_writer(file: TextIO, columns: int, asked: Mapping[str, Any]) -> Writer:
-    """Writes the best classes beside each other, under a head."""
+    """Writes the best classes side by side, under a header."""
     rows = csv.writer(file, lineterminator="\n")
     others = [f"{name}_{i}" for i in range(2, columns + 1) for name in ("label", "score")]
     rows.writerow(["image", "label", "score", *others, *_beside(asked), "error"])

@@ -1,4 +1,4 @@
-"""`hf-tgpt push`: an adapter on the Hub, as a model, as one that Inference Endpoints serve, or as a Space."""
+"""`hf-tgpt push`: publishes an adapter on the Hub: as a model, for Inference Endpoints, or as a Space."""
 
 from __future__ import annotations
 

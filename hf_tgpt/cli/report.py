@@ -29,17 +29,17 @@ from .spreadsheet import write_table
 from .words import in_options
 
 REPORT = "report.html"
-# What the page shows at most; the table has all pictures.
+# The most that the page shows; the table has all pictures.
 _CLASSES = 100  # rows of the table of classes
 _MATRIX = 20  # classes of the confusion matrix
 _PAIRS, _OF_A_PAIR = 9, 3  # pairs of classes, and pictures of each
 _WRONG, _RIGHT = 2, 1  # answers whose attention is shown
-_TEXTS = 500  # pictures times classes, where each picture has texts of its own
+_TEXTS = 500  # pictures times classes, if each picture has its own texts
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A test and what a report tells of it; n pictures, c classes.
+    """A test and what a report shows of it; n pictures, c classes.
 
     `results` are those in results.json, `zero_shot` the metrics of zero-shot. `logits` (n, c) are the classifier's own,
     without a temperature; `labels` (n,) and `pictures` (n rows) are in the same order. `calibration` is the
@@ -124,7 +124,7 @@ def _facts(tested: Tested, errors: ErrorAnalysis, names: list[str]) -> dict[str,
 
 
 def _common_folder(names: list[str]) -> str:
-    """The folder that all files are below, without which their names are short; empty if there is none."""
+    """The common folder of all files, which their short names omit; empty if there is none."""
     return os.path.commonpath(names) if len(names) > 1 and all(map(os.path.isabs, names)) else ""
 
 
@@ -135,7 +135,7 @@ def _with_interval(metrics: dict[str, Any], count: int) -> dict[str, Any]:
 def _with_pictures(
     pairs: list[dict[str, Any]], errors: ErrorAnalysis, names: list[str], undecoded: Dataset
 ) -> list[dict[str, Any]]:
-    """The pairs with small copies of their first pictures; several are made at a time."""
+    """The pairs with thumbnails of their first pictures; several are made in parallel."""
     shown = [row for pair in pairs for row in pair["rows"][:_OF_A_PAIR]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         addresses = dict(zip(shown, pool.map(_small, (undecoded[row]["image"] for row in shown)), strict=True))
@@ -157,7 +157,7 @@ def _with_pictures(
 
 
 def _small(record: dict[str, Any]) -> str | None:
-    """A small copy; None of a picture that has become unreadable since it was tested."""
+    """A thumbnail; None for a picture that has become unreadable since the test."""
     try:
         return thumbnail(record)
     except ValueError:
@@ -181,7 +181,7 @@ def _calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 def _attention(
     tested: Tested, errors: ErrorAnalysis, names: list[str], undecoded: Dataset
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """What the model looks at in a few wrong and right answers of high score; or why this is left out."""
+    """Where the model looks for a few wrong and right answers with high scores; or why this is left out."""
     model, order = tested.classifier.model, errors.worst_first().tolist()
     wrong = int((~errors.right).sum())
     rows = [*order[: min(wrong, _WRONG)], *order[wrong:][::-1][:_RIGHT]]
@@ -195,7 +195,7 @@ def _attention(
     for row in rows:
         try:
             pictures = attention_pictures(tested.classifier, undecoded[row]["image"])
-        except ValueError:  # it has become unreadable since it was tested
+        except ValueError:  # it has become unreadable since the test
             continue
         found.append(
             {

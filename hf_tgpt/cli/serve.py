@@ -59,9 +59,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def named(adapters: list[str]) -> dict[str, str]:
-    """{name: folder or Hub id} of NAME=PLACE, or of places that are named by their last part.
+    """{name: folder or Hub id} from NAME=PLACE, or from places named by their last part.
 
-    Raises ValueError for two of one name.
+    Raises ValueError for two with the same name.
 
     Example:
         >>> named(["cats=runs/my-run", "me/dogs"])

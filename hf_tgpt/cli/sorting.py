@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 UNSURE = "unsure"
-_LONGEST = 200  # bytes, of the 255 that file systems take
-# What a system cannot have in a file's name, or reads otherwise.
+_LONGEST = 200  # bytes, of the 255 that file systems allow
+# Characters that a system forbids in file names, or interprets.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
 
 
 class Sorter:
-    """Puts pictures into a folder for each class, and those of a low score or of no class into the folder `unsure`.
+    """Puts pictures into a folder for each class, and those with a low score or no class into the folder `unsure`.
 
-    Two pictures of one name get two names there, and a picture that is there already is not put there again.
+    Two pictures with one name get two names there; a picture that is already there is not added again.
 
     Example:
         >>> put = Sorter("sorted", ["cat", "black/white cat"], min_score=0.5)
@@ -47,7 +47,7 @@ class Sorter:
 
 
 def put_into(folder: Path, picture: str, copy: bool = False) -> None:
-    """Puts a link to a picture into a folder, or a copy. One that is there already is not put there again.
+    """Puts a link to a picture, or a copy, into a folder. One that is already there is not added again.
 
     Raises OSError or NotImplementedError if the folder cannot take it.
     """
@@ -85,7 +85,7 @@ def folder_names(class_names: Sequence[str]) -> dict[str, str]:
     for name in class_names:
         safe = _UNSAFE.sub("_", name).strip(" .").encode()[:_LONGEST].decode(errors="ignore") or "_"
         number, free = 1, safe
-        while free.casefold() in taken:  # some file systems see no case
+        while free.casefold() in taken:  # some file systems ignore case
             number += 1
             free = f"{safe} ({number})"
         taken.add(free.casefold())

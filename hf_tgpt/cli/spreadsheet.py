@@ -11,7 +11,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes CSV in UTF-8 with the mark by which Excel recognises it; cells of other columns are left out.
+    """Writes CSV in UTF-8 with the BOM that Excel needs; cells of other columns are left out.
 
     Text that begins like a formula gets an apostrophe before it, as OWASP advises (CSV Injection), since the names of
     files and classes may come from anyone.

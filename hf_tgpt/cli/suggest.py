@@ -1,4 +1,4 @@
-"""`hf-tgpt suggest`: which pictures to label next."""
+"""`hf-tgpt suggest`: chooses which pictures to label next."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def _is_url(file: str) -> bool:
 
 
 def _taken_in(output: Path) -> set[str]:
-    """The files whose labels were taken in, by an earlier call for the same folder."""
+    """The files whose labels an earlier call for the same folder has taken in."""
     table = output / LABELLED
     return set(read_delimited(table)["file"]) if table.is_file() else set()
 
 
 def _check_folder(output: Path) -> None:
-    """Raises ValueError for an unsuitable path. What an earlier call wrote is replaced."""
+    """Raises ValueError for an unsuitable path. Files from an earlier call are replaced."""
     if not output.is_dir() or not any(output.iterdir()):
         check_output_dir(output, resume=False)
     elif not any((output / name).is_file() for name in (NOTE, RECIPE)):
@@ -96,7 +96,7 @@ def _check_folder(output: Path) -> None:
 
 
 def _check_answers(output: Path, known: set[str]) -> None:
-    """Raises ValueError where answers would be lost."""
+    """Raises ValueError if answers would be lost."""
     if not (output / ANSWERS).is_file():
         return
     rows = read_delimited(output / ANSWERS)
@@ -120,7 +120,7 @@ def _write_table(file: Path, suggestions: list[dict[str, Any]]) -> None:
 
 
 def _link(folder: Path, suggestions: list[dict[str, Any]]) -> str | None:
-    """Links to the pictures in place of those of an earlier call; None where the system makes no links."""
+    """Links to the pictures, in place of an earlier call's; None if the system cannot make links."""
     for old in folder.iterdir() if folder.is_dir() else ():
         if old.is_symlink():
             old.unlink()

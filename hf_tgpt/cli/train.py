@@ -69,7 +69,7 @@ BY_DEFAULT = (
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Runs the training; `argv` is by default that of the process."""
+    """Runs the training; `argv` defaults to that of the process."""
     # 1. Arguments: --help shows them with the fields of the method's config and of the training.
     args = parse_arguments(argv, prog, __doc__, EXAMPLES)
     config, run = args.training, args.run
@@ -113,9 +113,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     clip = load_clip(model_name, dtype=dtype).to(accelerator.device).eval()
     tokenizer = load_tokenizer(encoder_of(clip), args.method_config.get("tokenizer_name_or_path"))
     processor = load_image_processor(model_name)
-    if (
-        run.push_to_hub and accelerator.is_main_process
-    ):  # before training, so that no work is lost because of a wrong token
+    if run.push_to_hub and accelerator.is_main_process:  # before training, so that a wrong token loses no work
         check_repository(run.push_to_hub, private=run.private or None)
     as_is = ImageTransform.from_processor(processor, train=False)
     check_picture_size(clip, as_is.size)
@@ -143,7 +141,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if run.log_with:
         accelerator.init_trackers("hf-tgpt", {name: str(value) for name, value in args.settings.items()})
     if accelerator.is_main_process:
-        write_seen_pictures(output_dir, chosen | {"test": read["test"]})  # of all classes
+        write_seen_pictures(output_dir, chosen | {"test": read["test"]})  # for all classes
 
     # 6. Stored features if chosen; of test pictures too, if zero-shot uses the same features.
     train_images: FewShotImages | CachedImages = images

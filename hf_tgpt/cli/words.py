@@ -1,4 +1,4 @@
-"""Messages of the library, with its arguments as options of the command line: `shots` becomes --shots."""
+"""Turns library arguments in messages into command-line options: `shots` becomes --shots."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 
 # Arguments of the library that have another name on the command line.
 _OPTIONS = {"source": "dataset", "base_model": "model", "fields": "set", "folder": "to"}
-# Options that name a data set, of commands without --dataset.
+# Options that name a data set, in commands without --dataset.
 _DATA = ("examples", "int8")
 # The options of the running command. A process runs only one, and its warnings come from anywhere.
 _known: set[str] = set()
-_places: set[str] = set()  # those without an option's name
+_places: set[str] = set()  # positional ones
 
 
 def speak_of(parser: argparse.ArgumentParser) -> None:

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTO = "auto"
-_WORTH = 0.8  # of float32's time; what is nearer to it does not pay for the digits
+_WORTH = 0.8  # of float32's time; a smaller gain is not worth the lost digits
 
 
 def read_dtype(name: str | torch.dtype, device: str | torch.device = "cpu") -> torch.dtype:
     """The type that "fp32", "bf16", "fp16" or "auto" stands for; a torch.dtype of these stands for itself.
 
-    "auto" is bfloat16 where the device multiplies it faster, as a measurement of some milliseconds tells, which is
-    made once in a process, and float32 elsewhere. Raises ValueError for anything else.
+    "auto" is bfloat16 if a measurement of a few milliseconds, made once per process, finds it faster on the device, and
+    float32 otherwise. Raises ValueError for anything else.
 
     Example:
         >>> read_dtype("bf16")
@@ -34,7 +34,7 @@ def read_dtype(name: str | torch.dtype, device: str | torch.device = "cpu") -> t
 
 
 def cast_towers(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Casts a dual encoder's weights, but not its logits' scale and bias, which half precision moves by a percent.
+    """Casts a dual encoder's weights, but not the logit scale and bias, which half precision changes by a percent.
 
     Example:
         >>> clip = cast_towers(hf_tgpt.load_clip("openai/clip-vit-base-patch16"), torch.bfloat16)
@@ -55,9 +55,9 @@ def multiplies_faster(dtype: torch.dtype, device: str) -> bool:
         kind: (torch.ones(sizes[:2], dtype=kind, device=device), torch.ones(sizes[1:], dtype=kind, device=device))
         for kind in taken
     }
-    for _ in range(7):  # in turns, so that what else the machine does meets both
+    for _ in range(7):  # alternately, so that other load on the machine affects both
         for kind, (left, right) in pairs.items():
             start = time.perf_counter()
-            float((left @ right)[0, 0])  # which waits for a GPU
+            float((left @ right)[0, 0])  # which waits for the GPU
             taken[kind].append(time.perf_counter() - start)
     return statistics.median(taken[dtype][2:]) < _WORTH * statistics.median(taken[torch.float32][2:])

@@ -53,9 +53,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of results.json: accuracies are fractions, on the test split.
 
-    `about` is what was asked for, `method`, `model` (None: the toy CLIP), `dataset`, `classes` and `shots`,
-    `dtype` of the base model and `training_images`, their number; `remarks` are those of `judge`. Where stored
-    features came from another run, `feature_seconds` is what encoding them took there.
+    `about` has the settings of the run: `method`, `model` (None: the toy CLIP), `dataset`, `classes` and `shots`,
+    `dtype` of the base model and the number of `training_images`; `remarks` are those of `judge`. If stored features
+    came from another run, `feature_seconds` is the time for encoding them there.
     """
     dataset = about["dataset"]
     return {
@@ -86,7 +86,7 @@ def summarise(
 
 
 def _about(source: str) -> dict[str, str | None]:
-    """What is known of a data set by name."""
+    """The known facts about a data set with a name."""
     if source.startswith("toyworld"):
         return {"data_licence": "apache-2.0"}
     benchmark, _ = find_benchmark(source)
@@ -97,7 +97,7 @@ def _about(source: str) -> dict[str, str | None]:
 
 
 def _recipe(config: TrainingConfig) -> dict[str, Any]:
-    """What the training did with the pictures; the rest of the config does not change the outcome."""
+    """The training settings for the pictures; the rest of the config does not change the outcome."""
     apart = {"seed", "num_workers", "save_every", "evaluate_every", "epochs" if config.max_steps else "max_steps"}
     apart |= {"adam_epsilon"} if config.optimizer == "sgd" else set()
     return {name: value for name, value in asdict(config).items() if name not in apart and value is not None}
@@ -148,12 +148,12 @@ def write_run(
     results: dict[str, Any],
     calibration: Calibration | None = None,
 ) -> None:
-    """Adds to a trained model's folder results.json, training_log.jsonl, training.png and the card that describes them,
-    and calibration.json where there is a calibration.
+    """Adds results.json, training_log.jsonl, training.png and the card that describes them to a trained model's folder,
+    and calibration.json if there is a calibration.
 
-    `before` and `after` are the metrics of zero-shot and of the model. The adapter's config notes what it was
-    trained on. All files are whole before they get their names, results.json the last of them. Without matplotlib there
-    is no training.png.
+    `before` and `after` are the metrics of zero-shot and of the model. The adapter's config records what it was trained
+    on. All files are complete before they get their names, results.json last. Without matplotlib there is no
+    training.png.
     """
     staged = folder / "results.tmp"
     shutil.rmtree(staged, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Which pictures to label next, by pool-based active learning in batches: uncertain ones that differ from each other.
 
 Source: Zhdanov: Diverse mini-batch Active Learning, arXiv 1901.05954, section 3: the most informative examples are
-clustered, and the one nearest to each centre is chosen. How informative one is tells its margin (Scheffer,
-Decomain, Wrobel: Active Hidden Markov Models for Information Extraction, IDA 2001).
+clustered, and the one nearest to each centre is chosen. Informativeness is measured by the margin (Scheffer, Decomain,
+Wrobel: Active Hidden Markov Models for Information Extraction, IDA 2001).
 
 Letters: n pictures without a label, c classes, d numbers in a feature, k pictures to choose.
 """
@@ -13,8 +13,8 @@ import math
 
 import torch
 
-SHARE = 0.5  # of all pictures, the more uncertain ones
-_ROUNDS = 20  # of k-means, by which the centres hardly move any more
+SHARE = 0.5  # of all pictures: the more uncertain ones
+_ROUNDS = 20  # of k-means; by then the centres hardly move
 
 
 def uncertainty(probabilities: torch.Tensor) -> torch.Tensor:
@@ -40,12 +40,13 @@ def next_to_label(
 ) -> list[int]:
     """The rows of up to `count` pictures to label next, the most uncertain first.
 
-    features (n, d) at unit length, probabilities (n, c). Of the more uncertain `share` of all pictures, k-means with
-    k centres takes the nearest one to each centre. `seed` draws the first centres. Raises ValueError for a `count`
-    below 1, a `share` that is not above 0 and at most 1, and inputs that are not finite or not of the same pictures.
+    features (n, d) at unit length, probabilities (n, c). Among the most uncertain `share` of all pictures, k-means with
+    k centres takes the picture nearest to each centre. `seed` is for drawing the first centres. Raises ValueError for a
+    `count` below 1, a `share` that is not above 0 and at most 1, and inputs that are not finite or not of the same
+    pictures.
 
     Departs from the paper, which clusters the 10 k most uncertain pictures: half of the pool was better on all data
-    sets that were tried, and with few labels what a model is least sure of is often just odd.
+    sets that were tried, and with few labels the most uncertain pictures are often just odd.
 
     Example:
         >>> features = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [1.0, 1.0]]))
@@ -92,7 +93,7 @@ def _representatives(points: torch.Tensor, count: int, seed: int) -> torch.Tenso
 
 
 def _start(points: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """First centres (k, d) as k-means++ draws them: each with a probability by its squared distance to the others.
+    """First centres (k, d) by k-means++: each is drawn with its squared distance to the others as weight.
 
     Source: Arthur, Vassilvitskii: k-means++: The Advantages of Careful Seeding, SODA 2007.
     """

@@ -5,10 +5,10 @@ beside the adapter.
 
 Sources. The temperature: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv 1706.04599, section 4.
 Answers of several classes: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, chapters 2 and 4 (by
-class: Mondrian), with the score of Sadinle, Lei, Wasserman, Least Ambiguous Set-Valued Classifiers, JASA 2019, as told
-by Angelopoulos, Bates, A Gentle Introduction to Conformal Prediction, arXiv 2107.07511, sections 1 and 4. "None of
-these" by the largest logit: Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, ICML 2022,
-arXiv 1911.11132.
+class: Mondrian), with the score of Sadinle, Lei, Wasserman, Least Ambiguous Set-Valued Classifiers, JASA 2019, as
+described by Angelopoulos, Bates, A Gentle Introduction to Conformal Prediction, arXiv 2107.07511, sections 1 and 4.
+"None of these" by the largest logit: Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings,
+ICML 2022, arXiv 1911.11132.
 
 Letters: b or n pictures, c classes.
 """
@@ -43,11 +43,11 @@ _ENOUGH = 2
 class Calibration:
     """A calibration of a classifier's logits on held-out pictures; `calibrate` makes one.
 
-    `probabilities` are those of each picture's own class, divided by the temperature before, {class: one for each of
-    its pictures}; its keys are all classes that it was measured among. A picture whose largest logit is below
-    `reject_below` counts as none of the classes, which keeps the share `kept` of right answers; None: there were too
-    few right answers. `pictures` says what was measured on, and `strangers` how well pictures of other things were told
-    apart, if there were any. `settings` are the values that the adapter's changeable fields had, `weights` is the
+    `probabilities` are those of each picture's own class, after division of the logits by the temperature,
+    {class: one for each of its pictures}; the keys are all classes in the measurement. A picture whose largest logit is
+    below `reject_below` counts as none of the classes, which keeps the share `kept` of right answers; None: there were
+    too few right answers. `pictures` names the pictures used, and `strangers` has the results for pictures of other
+    things, if there were any. `settings` are the values that the adapter's changeable fields had, `weights` is the
     digest of its weights.
     """
 
@@ -67,19 +67,19 @@ class Calibration:
 
     @property
     def largest_coverage(self) -> float:
-        """The largest share of pictures that an answer's coverage can be: n / (n + 1)."""
+        """The largest possible coverage: n / (n + 1)."""
         return self.count / (self.count + 1)
 
     def includes(self, class_names: Sequence[str]) -> bool:
-        """Whether these are among the classes that it was measured on, so the temperature is valid for them."""
+        """Whether these are among its classes, so the temperature is valid for them."""
         return set(class_names) <= self.probabilities.keys()
 
     def is_for(self, class_names: Sequence[str]) -> bool:
-        """Whether it was measured among exactly these classes, in whatever order."""
+        """Whether these are exactly its classes, in any order."""
         return set(class_names) == self.probabilities.keys()
 
     def scaled(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (b, c) with a calibrated softmax: divided by the temperature, which keeps their order."""
+        """Logits (b, c) with a calibrated softmax: divided by the temperature, which keeps the order."""
         return logits / self.temperature
 
     def answers(self, logits: torch.Tensor, class_names: Sequence[str], coverage: float) -> torch.Tensor:
@@ -98,10 +98,10 @@ class Calibration:
         return belongs.scatter(-1, logits.argmax(-1, keepdim=True), True)
 
     def least_probabilities(self, coverage: float, class_names: Sequence[str]) -> torch.Tensor:
-        """The least probability with which a class belongs to an answer of this coverage, (c,).
+        """The least probability (c,) that a class needs to belong to an answer of this coverage.
 
         A class with enough pictures has a threshold of its own, so that the coverage holds for its own pictures too.
-        The others share one; while they have too few pictures together, the classes with the next fewest join them.
+        The others share one; if they have too few pictures together, the classes with the next fewest join them.
 
         Raises ValueError for a `coverage` that is not between 0 and 1, or that needs more pictures.
         """
@@ -139,7 +139,7 @@ class Calibration:
         return familiarity(logits) < self.reject_below
 
     def facts(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """What another program needs for logits that are already divided by the temperature."""
+        """The thresholds for another program, whose logits are already divided by the temperature."""
         shares = [share for share in (0.8, 0.9, 0.95, 0.99) if _fewest(share) <= self.count]
         below = None if self.reject_below is None else self.reject_below / self.temperature
         return {
@@ -165,9 +165,9 @@ def calibrate(
 ) -> Calibration:
     """A calibration from the logits (n, c) of held-out pictures and their labels (n,).
 
-    `unknown` (m, c) are the logits of pictures that show none of the classes; they only measure how well the threshold
-    tells them apart. `kept` is the share of right answers that are not to be rejected, `notes` are other fields of a
-    `Calibration`. Raises ValueError without a picture, for logits that are not finite and for a bad `kept`.
+    `unknown` (m, c) are the logits of pictures that show none of the classes; they serve only to measure how well the
+    threshold separates them. `kept` is the share of right answers that must not be rejected, `notes` are other fields
+    of a `Calibration`. Raises ValueError without a picture, for logits that are not finite and for a bad `kept`.
 
     Example:
         >>> logits = torch.tensor([[4.0, 0.0], [1.0, 0.0], [0.0, 1.0], [4.0, 0.0]])
@@ -202,7 +202,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     pictures that are all classified correctly would make all answers certain.
     """
     low, high = math.log(_LEAST), math.log(_MOST)
-    for _ in range(60):  # halves the interval in which the slope changes its sign
+    for _ in range(60):  # halves the interval in which the slope changes sign
         middle = (low + high) / 2
         scaled = logits.double() * math.exp(-middle)
         own = scaled.gather(1, labels[:, None]).squeeze(1)
@@ -212,7 +212,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def familiarity(logits: torch.Tensor) -> torch.Tensor:
-    """How much pictures look like one of the classes: logits (b, c) of the model -> their largest, (b,).
+    """How much pictures look like one of the classes: logits (b, c) of the model -> the largest ones (b,).
 
     For a model trained with a sigmoid, such as SigLIP, its sigmoid is the likeliest class's own probability.
     """
@@ -220,10 +220,10 @@ def familiarity(logits: torch.Tensor) -> torch.Tensor:
 
 
 def tell_apart(known: torch.Tensor, unknown: torch.Tensor) -> dict[str, float]:
-    """How well scores (n,) of known pictures lie above those (m,) of strangers.
+    """How well the scores (n,) of known pictures are separated from the lower scores (m,) of unknown ones.
 
-    `auroc` is the share of pairs in which they do, `fpr95` the share of strangers that pass the threshold that keeps 95
-    % of the known.
+    `auroc` is the share of pairs in which the known picture has the higher score, `fpr95` the share of unknown pictures
+    that pass the threshold that keeps 95 % of the known ones.
 
     Example:
         >>> tell_apart(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]))
@@ -240,7 +240,7 @@ def tell_apart(known: torch.Tensor, unknown: torch.Tensor) -> dict[str, float]:
 
 
 def read_calibration(folder: str | os.PathLike[str]) -> Calibration | None:
-    """The calibration of the adapter in a folder, None if it has none.
+    """The calibration of the adapter in a folder; None if it has none.
 
     One made with other weights causes a warning and is not used. Raises ValueError for a damaged file.
     """
@@ -277,16 +277,16 @@ def settings_of(config: PromptConfig) -> dict[str, Any]:
 
 
 def digest_of_weights(folder: str | os.PathLike[str]) -> str:
-    """The digest of the weights in an adapter's folder; empty for a method without any."""
+    """The digest of the weights in an adapter's folder; empty for a method without weights."""
     files = [Path(folder) / name for name in _WEIGHTS]
     return " ".join(file_digest(file).hex()[:16] for file in files if file.is_file())
 
 
 def _fewest(share: float) -> int:
-    """The fewest pictures for this share: with n, the largest possible is n / (n + 1)."""
+    """The fewest pictures for this share: n pictures allow at most n / (n + 1)."""
     return math.ceil(round(share / (1 - share), 6))
 
 
 def _from_the_top(values: Sequence[float], share: float) -> float:
-    """The value above which the next one lies with this probability: that at rank ceil((n + 1) share) from the top."""
+    """The value that the next one exceeds with this probability: that at rank ceil((n + 1) share) from the top."""
     return sorted(values, reverse=True)[math.ceil(round((len(values) + 1) * share, 6)) - 1]

@@ -17,10 +17,10 @@ _QUANTILE = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
 
 def accuracy_interval(accuracy: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy on `count` pictures, as far as chance in choosing the pictures goes.
+    """The 95 % interval of an accuracy on `count` pictures, for chance in the choice of the pictures only.
 
     Source: the score interval of Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA
-    1927, which holds for few pictures and near 0 and 1 too.
+    1927, which is also valid for few pictures and near 0 and 1.
 
     Example:
         >>> [round(bound, 2) for bound in accuracy_interval(0.9, 10)]
@@ -65,12 +65,12 @@ class ErrorAnalysis:
         self.own_scores = np.exp(logits[rows, labels] - highest) / total
 
     def worst_first(self) -> np.ndarray:
-        """All rows (n,): the wrong answers with the highest scores first, the right ones with the highest last."""
+        """All rows (n,): wrong answers first, by falling score, then right answers, by rising score."""
         return np.argsort(np.where(self.right, self.scores, -self.scores - 1), kind="stable")
 
     def by_class(self) -> list[dict[str, Any]]:
         """`class`, `label`, `pictures`, `recall` and `precision` of each class that has a picture, the lowest recall
-        first. The precision of a class that is never answered is None.
+        first. The precision of a class that is never predicted is None.
         """
         count = len(self.class_names)
         pictures, answers = (np.bincount(numbers, minlength=count) for numbers in (self.labels, self.predictions))
@@ -89,8 +89,8 @@ class ErrorAnalysis:
         return sorted(rows, key=lambda row: (row["recall"], row["precision"] or 0.0))
 
     def confused_pairs(self) -> list[dict[str, Any]]:
-        """`label`, `taken_for` and the `rows` of the pictures of each pair of classes that was confused, the pair with
-        the most pictures first, in each the highest score first.
+        """`label`, `taken_for` and the `rows` of the pictures of each pair of confused classes, the pair with the most
+        pictures first; in each pair, the highest score first.
         """
         pairs: dict[tuple[int, int], list[int]] = {}
         for row in self.worst_first()[: int((~self.right).sum())].tolist():
@@ -101,10 +101,10 @@ class ErrorAnalysis:
         ]
 
     def confusion(self, most: int) -> dict[str, Any]:
-        """The confusion matrix of the `most` classes that are confused most, in their order.
+        """The confusion matrix of the `most` classes that are confused most, in label order.
 
-        `label` has their names, `counts` a row for each label with the pictures that were taken for each class, and
-        `elsewhere` how many of a label's pictures were taken for a class that is left out.
+        `label` has their names, `counts` a row for each label with the number of pictures predicted as each class, and
+        `elsewhere` the number of a label's pictures predicted as a class that is left out.
         """
         count, wrong = len(self.class_names), ~self.right
         mistakes = np.bincount(self.labels[wrong], minlength=count)
@@ -121,8 +121,8 @@ class ErrorAnalysis:
         }
 
     def reliability(self, bins: int = 10) -> list[Bin]:
-        """Scores beside the share of answers that are right, in bins of equal width; those without a picture are left
-        out. Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2.
+        """Scores and the share of right answers in bins of equal width; empty bins are left out. Source: Guo et al., On
+        Calibration of Modern Neural Networks, ICML 2017, section 2.
         """
         edges = np.linspace(0, 1, bins + 1)
         number = np.digitize(self.scores, edges[1:-1], right=True)

@@ -15,7 +15,7 @@ from ..adapters.feature_head import FeatureHead
 from ..adapters.fitting import Features, Steps, folds
 from ..encoders import DualEncoder
 
-_REPEATS = 3  # of cross-validation, each with other folds
+_REPEATS = 3  # of cross-validation, each with different folds
 _NEIGHBOURS = 5
 _FAR = 3.0  # interquartile ranges above the upper quartile: "far out" in Tukey's words
 _ROUNDING = 1e-3  # of cosines, where nearly all pictures are alike
@@ -43,7 +43,7 @@ def cross_validated(head: FeatureHead, encoder: DualEncoder, data: Features, ste
         return None
     logits = data.states.new_zeros(len(data.labels), len(head.config.class_names), dtype=torch.float64)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that few pictures tell little
+        warnings.simplefilter("ignore", UserWarning)  # warnings about few pictures
         head.fit(encoder, data, None, steps)
         head.config.search = False
         for repeat in range(_REPEATS):

@@ -118,7 +118,7 @@ class RunArguments:
     )
     dtype: str = _option(DTYPES[0], f"{DTYPE} (default: fp32)", choices=DTYPES)
     report: bool = _option(
-        True, "write report.html, a page of what the adapter gets wrong, and predictions.csv (off: --no_report)"
+        True, "write report.html, on what the adapter gets wrong, and predictions.csv (off: --no_report)"
     )
     log_with: str | None = _option(None, "one of accelerate's trackers, such as tensorboard or wandb (default: none)")
     push_to_hub: str | None = _option(None, "publish the trained adapter in this repository", metavar="USER/NAME")

@@ -175,15 +175,15 @@ def parser(prog: str | None = None) -> Parser:
         nargs="+",
         help="templates for zero-shot (default: those of a known data set, or 'a photo of a {}.')",
     )
-    add("--seed", type=whole_number, help="seed for splitting data without a test split (default: of the run's own "
-        "pictures those that it held out, of others all)")  # fmt: skip
+    add("--seed", type=whole_number, help="seed for splitting data without a test split (default: the "
+        "run's own pictures are those that it held out; other data are used whole)")  # fmt: skip
     add("--num_workers", type=whole_number, default=0, help="processes that decode images")
     add_dtype(parser)
     add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as configured in accelerate)")
     add("--compare_with_published", action="store_true", help="also print published accuracies for the same training "
         "and test (hf_tgpt/recipes/published.csv)")  # fmt: skip
     add("--picture", type=Path, help="a .png file for a plot of the change of each class and the confusion matrix")
-    add("--output_dir", type=Path, help="a folder, new or of an earlier evaluation, for report.html, a page of what "
+    add("--output_dir", type=Path, help="a folder, new or from an earlier evaluation, for report.html, on what "
         "the adapter gets wrong, predictions.csv and evaluation.json (default: no report)")  # fmt: skip
     add("--output", type=Path, help="a JSON file for the results (default: they are only printed)")
     add_json(parser)

@@ -108,7 +108,9 @@ class _Completion(argparse.Action):
 
 def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
     """The parser of all commands but those with their own parsers, and the commands in it."""
-    top = CommandParser("hf-tgpt", description=_DESCRIPTION, epilog=f"`hf-tgpt COMMAND --help` explains one.\n\n{EXIT}")
+    top = CommandParser(
+        "hf-tgpt", description=_DESCRIPTION, epilog=f"`hf-tgpt COMMAND --help` explains a command.\n\n{EXIT}"
+    )
     top.add_argument("--version", action="version", version=f"hf-tgpt {__version__}")
     top.add_argument(
         "--print_completion", action=_Completion, choices=["bash", "zsh", "tcsh"],
@@ -129,8 +131,8 @@ hf-tgpt check pictures --json > problems.json
 """)  # fmt: skip
     add_pictures(check)
     check.add_argument("--output_dir", help="a folder for the page check.html, the table problems.csv and check.json, "
-                       "new or of an earlier check (default: a new one in runs/)")  # fmt: skip
-    check.add_argument("--count", type=at_least_one, default=24, help="entries of each list that the page shows "
+                       "new or from an earlier check (default: a new one in runs/)")  # fmt: skip
+    check.add_argument("--count", type=at_least_one, default=24, help="entries per list on the page "
                        "(default: %(default)s)")  # fmt: skip
     check.add_argument("--cache_dir", help="the folder of stored features (default: in --output_dir)")
     add_base_model(check)
@@ -144,7 +146,7 @@ hf-tgpt embed pictures --output features.parquet --adapter runs/mine
     add_pictures(embed)
     embed.add_argument("--output", required=True, help="a file that ends with .npz (arrays files, labels, splits and "
                        "features) or .parquet (columns file, label, split and features)")  # fmt: skip
-    embed.add_argument("--adapter", help=f"of its image tower, instead of the base model's: {ADAPTER}")
+    embed.add_argument("--adapter", help=f"use its image tower instead of the base model's: {ADAPTER}")
     add_base_model(embed)
     add_json(embed)
     embed.lead_with("output", "adapter", "model", "json")
@@ -157,13 +159,13 @@ find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
     predict.add_argument("adapter", help=ADAPTER)
     predict.add_argument("images", nargs="*", help="files, folders of pictures at any depth, or URLs")
     predict.add_argument("--list", metavar="FILE", help="a text file of more pictures, a path per line; - is stdin")
-    predict.add_argument("--output", help="a file that ends with .csv, .jsonl or .parquet; a call that was stopped "
-                         "continues where it was (default: JSON lines on stdout)")  # fmt: skip
+    predict.add_argument("--output", help="a file that ends with .csv, .jsonl or .parquet; a stopped command "
+                         "continues where it left off (default: JSON lines on stdout)")  # fmt: skip
     predict.add_argument(
         "--format", choices=["jsonl", "csv", "parquet"], help="(default: by the ending of --output, or jsonl)"
     )
     predict.add_argument("--sort_into", metavar="FOLDER", help="also make a folder for each class there, with links to "
-                         "the pictures that are most likely of it; no picture is moved")  # fmt: skip
+                         "the pictures of this predicted class; no picture is moved")  # fmt: skip
     predict.add_argument("--min_score", type=fraction, metavar="S", help="with --sort_into: pictures whose best score "
                          "is lower go to the folder unsure (default: 0)")  # fmt: skip
     predict.add_argument("--copy", action="store_true", help="with --sort_into: copies instead of links")
@@ -172,8 +174,8 @@ find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
     )
     add_classes(predict)
     predict.add_argument(
-        "--scores", choices=["softmax", "sigmoid"], default="softmax", help="of the classes asked about together, or "
-        "of SigLIP each class by itself: all low where the picture shows none of them (default: %(default)s)"
+        "--scores", choices=["softmax", "sigmoid"], default="softmax", help="softmax over all classes or, for "
+        "SigLIP, a sigmoid per class: all low if the picture shows none of them (default: %(default)s)"
     )  # fmt: skip
     add_trust(predict)
     predict.add_argument(
@@ -193,9 +195,9 @@ hf-tgpt suggest runs/mine --answers to-label/answers.csv
     suggest.add_argument("--count", type=at_least_one, default=20, help="pictures to choose (default: %(default)s)")
     suggest.add_argument("--output", metavar="FOLDER", default=TO_LABEL, help="for the page suggest.html, the table "
                          "answers.csv and links to the pictures, or with --answers for the table labelled.csv; new or "
-                         "of an earlier call (default: %(default)s)")  # fmt: skip
+                         "from an earlier call (default: %(default)s)")  # fmt: skip
     suggest.add_argument("--answers", metavar="FILE", help="a table that the page saved or that you filled in: write "
-                         "labelled.csv, which lists its pictures beside those of the run, to train on")  # fmt: skip
+                         "labelled.csv, which lists these pictures and those of the run, for training")  # fmt: skip
     suggest.add_argument("--cache_dir", help="the folder of stored features (default: in --output)")
     suggest.add_argument("--num_workers", type=whole_number, default=0, help="processes that decode pictures "
                          "(default: %(default)s)")  # fmt: skip
@@ -213,7 +215,7 @@ hf-tgpt demo runs/mine --host 0.0.0.0 --port 8080
     demo.add_argument("--port", type=port, default=7860, help="(default: %(default)s; 0: any free port)")
     demo.add_argument(
         "--examples", nargs="?", const=True, metavar="DATASET", help="also show the training pictures nearest to a "
-        "picture, to everyone who opens the page: those in this data set, or alone the run's own (default: none)"
+        "picture, to everyone who opens the page: from this data set or, if none is named, the run's (default: off)"
     )  # fmt: skip
     demo.add_argument("--cache_dir", help="the folder of stored features of the examples (default: features in the "
                       "run's folder)")  # fmt: skip
@@ -229,8 +231,8 @@ hf-tgpt explain runs/mine cat.jpg --output cat-attention.svg
     add_pictures(explain)
     explain.add_argument("--output", default="attention.png", help="a file that ends with .png, .svg or .pdf (default: "
                          "%(default)s)")  # fmt: skip
-    explain.add_argument("--count", type=at_least_one, default=4, help="pictures in the plot, of as many classes as "
-                         "there are (default: %(default)s)")  # fmt: skip
+    explain.add_argument("--count", type=at_least_one, default=4, help="pictures in the plot, from as many classes as "
+                         "possible (default: %(default)s)")  # fmt: skip
     add_model(explain)
     add_json(explain)
     explain.lead_with("output", "count", "device", "json")
@@ -239,21 +241,21 @@ hf-tgpt explain runs/mine cat.jpg --output cat-attention.svg
 hf-tgpt serve runs/mine
 hf-tgpt serve cats=runs/mine dogs=runs/my-run --host 0.0.0.0 --port 8080
 """)  # fmt: skip
-    serve.add_argument("adapters", nargs="+", metavar="ADAPTER", help=f"{ADAPTER}; NAME=ADAPTER gives it a name, which "
-                       "is otherwise that of the folder; those of one base model share its memory")  # fmt: skip
+    serve.add_argument("adapters", nargs="+", metavar="ADAPTER", help=f"{ADAPTER}; NAME=ADAPTER names it, by default "
+                       "after its folder; adapters of one base model share its memory")  # fmt: skip
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=port, default=8000, help="(default: %(default)s; 0: any free port)")
     for name, default, help in (
         ("batch", 32, "pictures that go through the model together"),
-        ("wait_ms", 5, "milliseconds that a picture waits for others while the model is free"),
-        ("queue", 256, "pictures that wait, of all requests; more are answered with 503"),
-        ("pictures", 64, "pictures of a request"),
-        ("body", 32, "MiB of a request"),
-        ("megapixels", 50, "million pixels of a picture"),
+        ("wait_ms", 5, "milliseconds that a picture waits for others while the model is idle"),
+        ("queue", 256, "waiting pictures of all requests; more are refused with 503"),
+        ("pictures", 64, "pictures per request"),
+        ("body", 32, "MiB per request"),
+        ("megapixels", 50, "million pixels per picture"),
     ):
         least = whole_number if name == "wait_ms" else at_least_one
         serve.add_argument(f"--max_{name}", type=least, default=default, help=f"{help} (default: %(default)s)")
-    serve.add_argument("--timeout", type=at_least_one, default=30, help="seconds for a request (default: %(default)s)")
+    serve.add_argument("--timeout", type=at_least_one, default=30, help="seconds per request (default: %(default)s)")
     add_model(serve)
     add_json(serve)
     serve.lead_with("host", "port", "max_batch", "device")
@@ -287,15 +289,15 @@ hf-tgpt push runs/mine me/my-adapter --private
 hf-tgpt push runs/mine me/my-page --space
 """)  # fmt: skip
     push.add_argument("adapter", help="a folder that training wrote")
-    push.add_argument("repository", metavar="USER/NAME", help="where to publish it; made if there is none")
+    push.add_argument("repository", metavar="USER/NAME", help="where to publish it; created if missing")
     kinds = push.add_mutually_exclusive_group()
     kinds.add_argument("--space", action="store_true", help="as a Space: the page of `hf-tgpt demo`, with the adapter")
-    kinds.add_argument("--endpoint", action="store_true", help="also handler.py and requirements.txt, by which "
+    kinds.add_argument("--endpoint", action="store_true", help="add handler.py and requirements.txt, with which "
                        "Inference Endpoints serve it")  # fmt: skip
     push.add_argument("--private", action="store_true", help="make a new repository private")
     push.add_argument("--revision", help="the branch (default: main)")
-    push.add_argument("--package", metavar="REQUIREMENT", help="what --space and --endpoint install, such as a wheel's "
-                      "address (default: the released hf-tgpt)")  # fmt: skip
+    push.add_argument("--package", metavar="REQUIREMENT", help="what --space and --endpoint install, such as the URL "
+                      "of a wheel (default: the released hf-tgpt)")  # fmt: skip
     add_json(push)
     push.lead_with("space", "endpoint", "private", "json")
 
@@ -305,7 +307,9 @@ hf-tgpt convert model.pth.tar-5 my-adapter --method maple --model openai/clip-vi
 hf-tgpt convert prompt_learner.pth.tar-50 cls_head.pth.tar-50 my-adapter --method tgpt \\
     --model openai/clip-vit-base-patch16 --class_names cat dog
 """)  # fmt: skip
-    convert.add_argument("checkpoint", nargs="+", help="model.pth.tar-N; of TGP-T those of prompt_learner and cls_head")
+    convert.add_argument(
+        "checkpoint", nargs="+", help="model.pth.tar-N; for TGP-T, both prompt_learner and cls_head files"
+    )
     convert.add_argument("output", help="the folder of the adapter")
     convert.add_argument("--method", required=True, help="maple, tgpt, coop, cocoop or ivlp (also VPT)")
     convert.add_argument("--model", required=True, help="the CLIP it was trained on: a Hub id or folder")
@@ -328,11 +332,12 @@ hf-tgpt convert-base bioclip/open_clip_model.safetensors --to my-clip --activati
     base.add_argument("--activation", choices=["quick_gelu", "gelu"], help="needed without open_clip_config.json")
     base.add_argument(
         "--heads", nargs=2, type=at_least_one, metavar=("VISION", "TEXT"),
-        help="attention heads (default: as in open_clip_config.json; without it as in open_clip's models, of width "
-        "64 each, and 16 in image towers wider than 1024)"
+        help="attention heads (default: from open_clip_config.json; without it as in open_clip's models: of width "
+        "64, and 16 in image towers wider than 1024)"
     )  # fmt: skip
     base.add_argument(
-        "--tokenizer", help="a Hub id or folder (default: that beside the file, or else openai/clip-vit-base-patch32)"
+        "--tokenizer",
+        help="a Hub id or folder (default: the one beside the file, or else openai/clip-vit-base-patch32)",
     )
     add_json(base)
     base.lead_with("to", "activation", "tokenizer")

@@ -104,7 +104,7 @@ ADAPTER = "a folder that training wrote, or an adapter's id on the Hub"
 
 # Those of `encoders.precision`, the default first.
 DTYPES = ("fp32", "bf16", "fp16", "auto")
-DTYPE = "what the base model computes in; auto: bf16 where this device is faster with it"
+DTYPE = "precision of the base model; auto: bf16 if it is faster on this device"
 TO_LABEL = "to-label"  # the folder of suggestions
 JSON = "print the results, or the error, as a JSON object and nothing else on stdout"
 
@@ -175,7 +175,7 @@ def add_classes(parser: argparse.ArgumentParser, purpose: str = "in place of the
     """Adds `--class_names` and `--class_names_file`."""
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--class_names", nargs="+", metavar="NAME", help=f"class names, {purpose}")
-    names.add_argument("--class_names_file", help="a file of class names, a line each, or .json")
+    names.add_argument("--class_names_file", help="a file of class names, one per line, or .json")
 
 
 def share(text: str) -> float:
@@ -193,10 +193,10 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     """Adds the options for calibrated adapters: `--coverage` and `--reject`."""
     parser.add_argument(
         "--coverage", type=share, metavar="SHARE", help="answer with as many classes as it takes for the right one to "
-        "be among them in this share of pictures, such as 0.9 (of an adapter after `hf-tgpt calibrate`)"
+        "be among them in this share of pictures, such as 0.9 (for an adapter after `hf-tgpt calibrate`)"
     )  # fmt: skip
     parser.add_argument("--reject", action="store_true", help="give pictures of none of the classes no label, but the "
-                        "nearest class (of an adapter after `hf-tgpt calibrate`)")  # fmt: skip
+                        "nearest class (for an adapter after `hf-tgpt calibrate`)")  # fmt: skip
 
 
 def add_dtype(parser: argparse._ActionsContainer) -> None:

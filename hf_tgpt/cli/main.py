@@ -108,9 +108,7 @@ class _Completion(argparse.Action):
 
 def parser() -> tuple[CommandParser, argparse._SubParsersAction]:
     """The parser of all commands but those with their own parsers, and the commands in it."""
-    top = CommandParser(
-        "hf-tgpt", description=_DESCRIPTION, epilog=f"`hf-tgpt COMMAND --help` explains a command.\n\n{EXIT}"
-    )
+    top = CommandParser("hf-tgpt", description=_DESCRIPTION, epilog=f"`hf-tgpt COMMAND --help` explains one.\n\n{EXIT}")
     top.add_argument("--version", action="version", version=f"hf-tgpt {__version__}")
     top.add_argument(
         "--print_completion", action=_Completion, choices=["bash", "zsh", "tcsh"],
@@ -165,7 +163,7 @@ find pictures -name "*.jpg" | hf-tgpt predict runs/mine --list - > rows.jsonl
         "--format", choices=["jsonl", "csv", "parquet"], help="(default: by the ending of --output, or jsonl)"
     )
     predict.add_argument("--sort_into", metavar="FOLDER", help="also make a folder for each class there, with links to "
-                         "the pictures of this predicted class; no picture is moved")  # fmt: skip
+                         "the pictures predicted as that class; no picture is moved")  # fmt: skip
     predict.add_argument("--min_score", type=fraction, metavar="S", help="with --sort_into: pictures whose best score "
                          "is lower go to the folder unsure (default: 0)")  # fmt: skip
     predict.add_argument("--copy", action="store_true", help="with --sort_into: copies instead of links")
@@ -307,9 +305,7 @@ hf-tgpt convert model.pth.tar-5 my-adapter --method maple --model openai/clip-vi
 hf-tgpt convert prompt_learner.pth.tar-50 cls_head.pth.tar-50 my-adapter --method tgpt \\
     --model openai/clip-vit-base-patch16 --class_names cat dog
 """)  # fmt: skip
-    convert.add_argument(
-        "checkpoint", nargs="+", help="model.pth.tar-N; for TGP-T, both prompt_learner and cls_head files"
-    )
+    convert.add_argument("checkpoint", nargs="+", help="model.pth.tar-N; for TGP-T, of prompt_learner and cls_head")
     convert.add_argument("output", help="the folder of the adapter")
     convert.add_argument("--method", required=True, help="maple, tgpt, coop, cocoop or ivlp (also VPT)")
     convert.add_argument("--model", required=True, help="the CLIP it was trained on: a Hub id or folder")
@@ -336,8 +332,7 @@ hf-tgpt convert-base bioclip/open_clip_model.safetensors --to my-clip --activati
         "64, and 16 in image towers wider than 1024)"
     )  # fmt: skip
     base.add_argument(
-        "--tokenizer",
-        help="a Hub id or folder (default: the one beside the file, or else openai/clip-vit-base-patch32)",
+        "--tokenizer", help="a Hub id or folder (default: the one beside the file, else openai/clip-vit-base-patch32)"
     )
     add_json(base)
     base.lead_with("to", "activation", "tokenizer")

@@ -27,9 +27,9 @@ _LISTS = {  # in the order of the summary
     "unreadable": "files that cannot be read",
     "blank": "pictures of one colour or nearly black",
     "tiny": "pictures much smaller than what the model sees",
-    "spelled_alike": "groups of class names that differ in spelling alone",
-    "unknown_by_name": "classes that the base model does not know by name",
-    "confused_by_name": "classes that the base model takes for another by name",
+    "spelled_alike": "groups of class names that differ only in spelling",
+    "unknown_by_name": "classes that the base model does not recognise by name",
+    "confused_by_name": "classes that, by name, the base model takes for another",
 }
 
 

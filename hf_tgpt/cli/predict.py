@@ -89,7 +89,7 @@ def main(args: argparse.Namespace) -> int:
         for _, error in skipped:
             print(f"  {error}", file=sys.stderr)
     if sort is not None and (urls := sum(image.startswith(URLS) for image in files)):
-        print(f"Note: {urls} of {len(files)} pictures have an address instead of a file and are not sorted.",
+        print(f"Note: {urls} of {len(files)} pictures are URLs, not files, and are not sorted.",
               file=sys.stderr)  # fmt: skip
     if args.json:
         facts = {"output": args.output, "images": len(files), "skipped": len(skipped)}

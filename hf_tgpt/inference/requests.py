@@ -134,7 +134,7 @@ def _from_json(body: bytes, given: dict[str, Any]) -> list[Picture]:
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"The body is not JSON ({error}); correct it.", "body") from error
     if not isinstance(content, dict):
-        raise Refused(400, 'The body is JSON but no object; send {"images": [...]}.', "body")
+        raise Refused(400, 'The body is JSON but not an object; send {"images": [...]}.', "body")
     images = content.pop("images", [])
     given.update(content)
     images = [images] if isinstance(images, str) else images

@@ -44,7 +44,7 @@ class Tested:
     `results` are those in results.json, `zero_shot` the metrics of zero-shot. `logits` (n, c) are the classifier's own,
     without a temperature; `labels` (n,) and `pictures` (n rows) are in the same order. `calibration` is the
     adapter's if it holds for these classes. `history` is that of the training, `command` the words after the
-    program's name, `settings` what else decided the outcome.
+    program's name, `settings` the other settings that affect the outcome.
     """
 
     title: str

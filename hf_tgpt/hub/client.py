@@ -51,7 +51,7 @@ def download(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> str:
-    """The folder in the cache with an adapter's own files, whatever else the repository lists. Raises HubError."""
+    """The cached folder with only the adapter's own files from a repository. Raises HubError."""
     names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + NOTED_FILES + _OLD]
     cache = None if cache_dir is None else os.fspath(cache_dir)
     with explained(f"{repo_id} (no folder here)"):

@@ -24,7 +24,7 @@ from ..methods import available_methods, config_class
 _PREFIX = f"base_model.model.{SLOT}.{PromptTuner.prefix}."
 # Parts of a model that the releases save in separate files, where tensor names have no such prefix.
 _PARTS = ("prompt_learner.", "cls_head.")
-# What training leaves in a release's file beside tensors: Dassl saves its scheduler's inner one as an object.
+# Objects beside the tensors in a release's file: Dassl saves its scheduler's inner scheduler as an object.
 _LEFTOVERS = ("torch.optim.", "dassl.", "solver.", "numpy.", "collections.defaultdict", "builtins.dict")
 _CONTAINERS: dict[str, Callable[..., Any]] = {"collections.defaultdict": lambda *_: {}, "builtins.dict": dict}
 

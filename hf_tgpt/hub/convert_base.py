@@ -41,7 +41,7 @@ def convert_base(
 
     `file` is .safetensors, a pickle (.bin, .pt, .pth, read with `weights_only=True`) or the folder of one of them. What
     the tensors do not define is read from open_clip_config.json beside it. Without one, `activation` ("quick_gelu" or
-    "gelu") is needed, `heads` (of the image and of the text tower) are taken for those of open_clip's models (of width
+    "gelu") is needed, `heads` (of the image and the text tower) are assumed to be those of open_clip's models (of width
     64; 16 in image towers wider than 1024), and pictures are preprocessed as for OpenAI's models. Both options override
     the config.
 

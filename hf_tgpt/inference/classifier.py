@@ -47,8 +47,8 @@ class Classifier:
     def __init__(self, model: AdaptedModel, transform: ImageTransform, calibration: Calibration | None = None):
         self.model, self.transform, self.calibration = model.eval(), transform, calibration
         self._class_names = tuple(model.class_names)
-        # What answers about classes, by their names, of those that were asked about last; beside it the learner and the
-        # config that it was made of, which `set_adapter` and `set_class_names` replace.
+        # The models for the class lists used last, by their names; beside each the learner and the config that it was
+        # made from, which `set_adapter` and `set_class_names` replace.
         self._among: OrderedDict[tuple[str, ...], tuple[Any, Any, Callable[..., ImageClassifierOutput]]] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -87,7 +87,7 @@ def _from_array(array: np.ndarray) -> PILImage.Image:
     if array.dtype == bool:
         array = array.astype(np.float32)
     floats, low, high = np.issubdtype(array.dtype, np.floating), array.min(), array.max()
-    if not (low >= 0 and high <= (1 if floats else 255)):  # also where there is a NaN
+    if not (low >= 0 and high <= (1 if floats else 255)):  # also true for NaN
         raise ValueError(
             f"an array of {array.dtype} from {low} to {high} is not a picture; give integers of 0..255 or floats "
             "of 0..1. (Normalised pixel values go to the model itself: classifier.model(pixel_values).)"

@@ -175,8 +175,8 @@ def parser(prog: str | None = None) -> Parser:
         nargs="+",
         help="templates for zero-shot (default: those of a known data set, or 'a photo of a {}.')",
     )
-    add("--seed", type=whole_number, help="seed for splitting data without a test split (default: the "
-        "run's own pictures are those that it held out; other data are used whole)")  # fmt: skip
+    add("--seed", type=whole_number, help="seed for splitting data without a test split (default: test "
+        "the held-out pictures of the run's own data, and all of other data)")  # fmt: skip
     add("--num_workers", type=whole_number, default=0, help="processes that decode images")
     add_dtype(parser)
     add("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as configured in accelerate)")

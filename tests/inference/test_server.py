@@ -180,7 +180,7 @@ def test_a_bad_picture_among_several_is_named_and_the_others_are_answered(client
     ("request_", "status", "field", "message"),
     [
         ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "body", "is not JSON"),
-        ({"json": []}, 400, "body", "no object"),
+        ({"json": []}, 400, "body", "not an object"),
         ({"json": {"images": []}}, 400, "images", "send one or more"),
         ({"json": {"images": 5}}, 422, "images", "is no list"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "body", "form cannot be read"),

@@ -118,7 +118,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 4. Results.
     adapted = measure(predictions)
-    calibration = Classifier(trained, transform, read_calibration(folder)).calibration_for(names)
+    classifier = Classifier(trained, transform, read_calibration(folder))
+    calibration = classifier.calibration_for(names)
     if calibration is not None:
         results["temperature"], before = calibration.temperature, adapted["expected_calibration_error"]
         scaled = predictions | {"logits": predictions["logits"] / calibration.temperature}
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             labels=predictions["labels"],
             class_names=names,
             pictures=splits["test"],
-            classifier=Classifier(trained, transform),
+            classifier=classifier,
             calibration=calibration,
             command=["evaluate", *(sys.argv[1:] if argv is None else argv)],
             settings={"base model": model_name, "classes": data.classes} | library_versions(),

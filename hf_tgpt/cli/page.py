@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image as PILImage
 
 from ..data.images import decode_image
-
-_SIDE = 160  # of a small picture, in pixels
+from ..inference.pictures import small_address
 
 
 @functools.cache
@@ -30,12 +26,4 @@ def write_page(path: Path, template: str, **facts: Any) -> None:
 
 def thumbnail(record: dict[str, Any]) -> str:
     """A thumbnail of a stored picture as a data URI. Raises ValueError if it cannot be read."""
-    return address(decode_image(record))
-
-
-def address(image: PILImage.Image) -> str:
-    """A small copy of an RGB picture as a data URI."""
-    image, file = image.copy(), io.BytesIO()
-    image.thumbnail((_SIDE, _SIDE), PILImage.Resampling.BICUBIC)
-    image.save(file, "jpeg", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return small_address(decode_image(record))

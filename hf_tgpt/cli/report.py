@@ -23,8 +23,9 @@ from ..evaluation.plots import PLOTS_REMEDY, can_plot
 from ..inference.classifier import Classifier
 from ..inference.confusions import PREDICTIONS
 from ..inference.explain import attention_pictures
+from ..inference.pictures import small_address
 from ..utils.files import put_in_place
-from .page import address, thumbnail, write_page
+from .page import thumbnail, write_page
 from .spreadsheet import write_table
 from .words import in_options
 
@@ -204,7 +205,7 @@ def _attention(
                 "label": errors.class_names[errors.labels[row]],
                 "prediction": errors.class_names[errors.predictions[row]],
                 "score": errors.scores[row],
-                "pictures": {title: address(picture) for title, picture in pictures.items()},
+                "pictures": {title: small_address(picture) for title, picture in pictures.items()},
             }
         )
     return found, None if found else "the pictures cannot be read any more"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -26,6 +25,7 @@ from .options import TO_LABEL
 from .output import tidy_output
 from .predict import SOME_SKIPPED, URLS, find_files, listed
 from .sorting import put_into
+from .spreadsheet import write_table
 from .suggest_page import write_suggest_page
 
 ANSWERS, NOTE, LINKS = "answers.csv", "suggest.json", "pictures"
@@ -61,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
                                    *(["--output", str(output)] if args.output != TO_LABEL else [])])  # fmt: skip
     (output / ANSWERS).unlink(missing_ok=True)
     if facts["suggestions"]:
-        _write_table(output / ANSWERS, facts["suggestions"])
+        empty = ({**each, "score": f"{each['score']:.4f}", "label": ""} for each in facts["suggestions"])
+        write_table(output / ANSWERS, _COLUMNS, empty)
     facts["links"] = _link(output / LINKS, facts["suggestions"])
     write_suggest_page(Path(places["page"]), facts, classifier.class_names)
     facts["seconds"] = round(time.perf_counter() - start, 1)
@@ -109,14 +110,6 @@ def _check_answers(output: Path, known: set[str]) -> None:
             f"`output`={str(output)!r} holds {lost} labels in {ANSWERS} that were not taken in; take them in first "
             f"(--answers {output / ANSWERS}), or choose a new folder."
         )
-
-
-def _write_table(file: Path, suggestions: list[dict[str, Any]]) -> None:
-    """A row for each picture, which spreadsheets open, with an empty label to fill in."""
-    with file.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as stream:
-        rows = csv.DictWriter(stream, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-        rows.writeheader()
-        rows.writerows(row | {"score": f"{row['score']:.4f}", "label": ""} for row in suggestions)
 
 
 def _link(folder: Path, suggestions: list[dict[str, Any]]) -> str | None:

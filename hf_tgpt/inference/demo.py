@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import importlib.util
-import io
 import logging
 import math
 import socket
@@ -23,7 +21,7 @@ from .classifier import Classifier
 from .confusions import PredictedAs
 from .examples import Examples
 from .explain import attention_pictures
-from .pictures import load_image
+from .pictures import address, load_image, small_address
 
 if TYPE_CHECKING:
     import gradio
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 SHOWN = 10  # classes
 MOST = 1000  # names in an edited list: each needs a pass through the text tower
 COVERAGE = 0.9  # of the sets of classes
-_SIDE = 160  # of an example, in pixels
 _TEMPLATE = Path(__file__).with_name("demo.html.jinja")
 
 
@@ -92,7 +89,7 @@ class Demonstration:
             trusted = self.trusted(image, names)
         except ValueError as error:
             return _html(problem=str(error))
-        addresses = {title: _address(map) for title, map in pictures.items()}
+        addresses = {title: address(map) for title, map in pictures.items()}
         best = scores[0].label
         facts: dict[str, Any] = dict(method=f"adapter ({self.method})", count=len(names), sentence=self._sentence())
         facts |= {"trusted": trusted, "wanted": COVERAGE, "calibrated": self.adapted.calibration is not None}
@@ -100,7 +97,7 @@ class Demonstration:
             facts["predicted"] = self.predictions.get(best)  # only from a test among the same classes
         if self.examples is not None:
             nearest = self.examples.nearest(image, best)
-            facts["examples"] = [(_address(each.picture, small=True), each.label, each.cosine) for each in nearest]
+            facts["examples"] = [(small_address(each.picture), each.label, each.cosine) for each in nearest]
             facts["described"] = self.examples.described
         return _html(scores=scores, pictures=addresses, best=best, **facts)
 
@@ -231,16 +228,6 @@ def _read(picture: dict[str, Any]) -> PILImage.Image:
     except ValueError as error:
         name = picture.get("orig_name") or "This file"
         raise ValueError(f"{name} cannot be read as a picture; drop another one.") from error
-
-
-def _address(picture: PILImage.Image, small: bool = False) -> str:
-    """A picture, or a small copy of it, as a data URI."""
-    file, kind = io.BytesIO(), "jpeg" if small else "png"
-    if small:
-        picture = picture.copy()
-        picture.thumbnail((_SIDE, _SIDE), PILImage.Resampling.BICUBIC)
-    picture.save(file, kind)
-    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _html(**facts: Any) -> str:

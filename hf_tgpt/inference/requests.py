@@ -139,7 +139,7 @@ def _from_json(body: bytes, given: dict[str, Any]) -> list[Picture]:
     given.update(content)
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list):
-        raise Refused(422, "`images` is no list; send strings of base64 in one.", "images")
+        raise Refused(422, "`images` is not a list; send strings of base64 in one.", "images")
     return [_from_text(f"images[{place}]", text) for place, text in enumerate(images)]
 
 

@@ -26,7 +26,7 @@ def from_base64(text: object) -> bytes:
         b'PNG'
     """
     if not isinstance(text, str):
-        raise ValueError("it is no string; send base64.")
+        raise ValueError("it is not a string; send base64.")
     head, comma, rest = text.partition(",") if text[:5].lower() == "data:" else ("", "", text)
     if comma and not head.lower().endswith(";base64"):
         raise ValueError("it is a data URI without base64; send data:image/jpeg;base64,...")
@@ -53,7 +53,7 @@ def check_picture(data: bytes, pixels: int = PIXELS) -> None:
     except PILImage.DecompressionBombError:
         raise ValueError(f"it has more pixels than the {pixels:,} that are taken; make it smaller.") from None
     except Exception as error:  # damaged files make Pillow raise nearly anything
-        raise ValueError("it is damaged, or no picture of a known kind; send a JPEG, PNG or WebP file.") from error
+        raise ValueError("it is damaged or not a picture of a known kind; send a JPEG, PNG or WebP file.") from error
     if width * height > pixels:
         raise ValueError(f"it has {width} x {height} pixels; make it smaller, of at most {pixels:,}.")
 

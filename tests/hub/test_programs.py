@@ -85,7 +85,7 @@ def test_the_handler_answers_pictures_in_each_form_as_the_classifier_does(handle
             "`inputs` cannot be read: it is an address, and nothing is fetched",
         ),
         ({"inputs": ["/etc/passwd"]}, r"`inputs\[0\]` cannot be read: it is not base64"),
-        ({"inputs": b"no picture"}, "no picture of a known kind"),
+        ({"inputs": b"no picture"}, "not a picture of a known kind"),
         ({"inputs": png(), "parameters": {"topk": 1}}, "has 'topk'; known are top_k, class_names"),
         ({"inputs": png(), "parameters": {"coverage": 0.9}}, "`coverage`=0.9 needs a calibrated adapter"),
     ],

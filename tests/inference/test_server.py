@@ -163,14 +163,14 @@ def test_a_bad_picture_among_several_is_named_and_the_others_are_answered(client
     assert response.status_code == 200
     assert rows([good["top_k"]]) == rows([classifiers["closed"](PICTURES[0])])
     assert bad["image"] == "0.png"
-    assert "no picture of a known kind; send a JPEG" in bad["error"]
+    assert "not a picture of a known kind; send a JPEG" in bad["error"]
     assert "80 x 80 pixels; make it smaller, of at most 3,000" in large["error"]
-    assert "no picture of a known kind" in kind["error"]
+    assert "not a picture of a known kind" in kind["error"]
     given = ["https://example.org/cat.png", "file:///etc/passwd", "/etc/passwd", "###", 7, "data:image/png,abc"]
     response = ask("/predict", json={"images": given, "model": "closed"})
     assert response.status_code == 422
     assert "`images` has no picture that can be read (images[0]: it is an address" in response.json()["error"]
-    reasons = ["nothing is fetched", "nothing is fetched", "not base64", "not base64", "no string", "without base64"]
+    reasons = ["nothing is fetched", "nothing is fetched", "not base64", "not base64", "not a string", "without base64"]
     for place, (row, reason) in enumerate(zip(response.json()["results"], reasons, strict=True)):
         assert row["image"] == f"images[{place}]"
         assert reason in row["error"]
@@ -182,7 +182,7 @@ def test_a_bad_picture_among_several_is_named_and_the_others_are_answered(client
         ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "body", "is not JSON"),
         ({"json": []}, 400, "body", "not an object"),
         ({"json": {"images": []}}, 400, "images", "send one or more"),
-        ({"json": {"images": 5}}, 422, "images", "is no list"),
+        ({"json": {"images": 5}}, 422, "images", "is not a list"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "body", "form cannot be read"),
         ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, "Content-Type", "send multipart/form-data"),
         ({"files": files(b"x" * 200_000)}, 413, "body", "larger than 100,000 bytes"),

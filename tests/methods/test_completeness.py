@@ -54,6 +54,10 @@ def test_a_config_shows_what_somebody_would_type_to_have_it(method):
     assert vars(eval(repr(config), names)) == vars(config)
 
 
+def test_compare_offers_every_method():
+    assert {words.split()[0] for words in compare_plan.LABELS.values()} == set(hf_tgpt.available_methods())
+
+
 def test_a_config_shows_what_is_not_as_by_default_and_cuts_long_lists():
     config = hf_tgpt.GDAConfig(class_names=[f"class {i}" for i in range(1000)], alpha=2.0)
     assert repr(config) == (

@@ -70,9 +70,9 @@ class Hub:
             self._faults.remove(found)
         return found
 
-    def add_folder(self, repo_id, folder):
+    def add_folder(self, repo_id, folder, private=False):
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
-        self.repositories[repo_id] = Repository(files=files)
+        self.repositories[repo_id] = Repository(private, files)
 
 
 class _Handler(BaseHTTPRequestHandler):

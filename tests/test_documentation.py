@@ -5,16 +5,18 @@ tests or needs a file from elsewhere it is checked that the words are right.
 """
 
 import contextlib
+import copy
 import doctest
+import functools
 import importlib
 import io
 import pkgutil
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 
@@ -74,35 +76,59 @@ def commands(block, variables):
     return found
 
 
-@pytest.fixture
-def newcomer(hub, tmp_path, monkeypatch):
-    """In a folder with pictures and a trained adapter, and with a Hub that has both the adapter and its CLIP."""
-    base = tmp_path / "base"
+@pytest.fixture(scope="session")
+def belongings(tmp_path_factory):
+    """A folder with pictures, a CLIP, trained adapters and files of other programs, made once."""
+    folder = tmp_path_factory.mktemp("newcomer")
     tokenizer = AutoTokenizer.from_pretrained(hf_tgpt.TOY_CLIP)
-    tokenizer.save_pretrained(base)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 12}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     text, vision = ids | {"vocab_size": len(tokenizer)}, {"image_size": 32, "patch_size": 16}
-    CLIPModel(CLIPConfig(text_config=small | text, vision_config=small | vision)).save_pretrained(base)
+    CLIPModel(CLIPConfig(text_config=small | text, vision_config=small | vision)).save_pretrained(folder / "base")
     crop = {"height": 32, "width": 32}
-    ImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(base)
-    hub.add_folder(CLIP, base)
-    monkeypatch.chdir(tmp_path)
+    tokenizer.save_pretrained(folder / "base")
+    ImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder / "base")
     noise = np.random.default_rng(0)
-    for folder in ("pictures", "other-pictures", "my-data"):
+    for data in ("pictures", "other-pictures", "my-data"):
         for split in ("train", "test"):
             for name in ("cat", "dog"):
-                Path(folder, split, name).mkdir(parents=True)
+                (folder / data / split / name).mkdir(parents=True)
                 for i in range(2):
                     picture = Image.fromarray(noise.integers(0, 256, (40, 40, 3), dtype=np.uint8))
-                    picture.save(Path(folder, split, name, f"{i}.jpg"))
-    Path("unlabelled").mkdir()
+                    picture.save(folder / data / split / name / f"{i}.jpg")
+    (folder / "unlabelled").mkdir()
     for name in ("cat.jpg", "newt-1.jpg", "newt-2.jpg", "unlabelled/1.jpg"):
-        picture.save(name)
-    for folder, config in {"my-run": MaPLeConfig, "my-coop-run": CoOpConfig}.items():
-        model = get_peft_model(hf_tgpt.load_clip(CLIP), config(class_names=["cat", "dog"])).eval()
-        model.save_pretrained(f"runs/{folder}")
-    model.push_to_hub("me/my-pictures", private=True)
+        picture.save(folder / name)
+    runs = {"my-run": MaPLeConfig, "my-coop-run": CoOpConfig, "mine": CoOpConfig, "my-tgpt-run": hf_tgpt.TGPTConfig}
+    for run, config in runs.items():
+        model = get_peft_model(clip_in(folder), config(class_names=["cat", "dog"])).eval()
+        model.save_pretrained(folder / "runs" / run)
+        for file in (folder / "runs" / run / name for name in ("adapter_config.json", "README.md")):
+            file.write_text(file.read_text().replace(str(folder / "base"), CLIP))
+        if run == "mine":
+            weights = hf_tgpt.convert_to_original_state_dict(peft.get_peft_model_state_dict(model), "coop")
+            torch.save({"state_dict": weights}, folder / "model.pth.tar-50")
+    write_open_clip(folder / "bioclip")
+    return folder
+
+
+@functools.cache
+def loaded(folder):
+    return hf_tgpt.load_clip(folder / "base")
+
+
+def clip_in(folder):
+    """A copy of the CLIP there."""
+    return copy.deepcopy(loaded(folder))
+
+
+@pytest.fixture
+def newcomer(belongings, hub, tmp_path, monkeypatch):
+    """In a folder with pictures and trained adapters, and with a Hub that has an adapter and its CLIP."""
+    shutil.copytree(belongings, tmp_path, dirs_exist_ok=True)
+    hub.add_folder(CLIP, tmp_path / "base")
+    hub.add_folder("me/my-pictures", tmp_path / "runs" / "my-coop-run", private=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -124,11 +150,8 @@ def examples():
 
 
 @pytest.mark.parametrize("module", examples())
-def test_the_examples_in_docstrings_run(module, newcomer):
-    model = get_peft_model(hf_tgpt.load_clip(CLIP), CoOpConfig(class_names=["cat", "dog"])).eval()
-    weights = hf_tgpt.convert_to_original_state_dict(peft.get_peft_model_state_dict(model), "coop")
-    torch.save({"state_dict": weights}, "model.pth.tar-50")
-    write_open_clip(Path("bioclip"))
+def test_the_examples_in_docstrings_run(module, belongings, newcomer):
+    model = get_peft_model(clip_in(belongings), CoOpConfig(class_names=["cat", "dog"])).eval()
     transform = ImageTransform(32, (0.5,) * 3, (0.5,) * 3, train=True)
     images = FewShotImages(load_splits("pictures")["train"], transform)
     names = {
@@ -141,7 +164,7 @@ def test_the_examples_in_docstrings_run(module, newcomer):
     }
     names |= {"model": model, "pixel_values": torch.rand(4, 3, 32, 32)}
     for lines in examples()[module].values():
-        scope = vars(importlib.import_module(module)) | names | {"clip": hf_tgpt.load_clip(CLIP)}
+        scope = vars(importlib.import_module(module)) | names | {"clip": clip_in(belongings)}
         for line in lines:
             if line.want:
                 assert repr(eval(line.source, scope)) == line.want.strip()
@@ -167,9 +190,8 @@ def test_a_documented_command_runs(block, newcomer, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(all_commands()[1].choices))
 def test_an_example_in_the_help_of_a_command_runs(name, newcomer, monkeypatch, capsys):
-    kinds = {"mine": CoOpConfig, "my-tgpt-run": hf_tgpt.TGPTConfig}
-    for run, config in kinds.items() if name != "train" else ():
-        get_peft_model(hf_tgpt.load_clip(CLIP), config(class_names=["cat", "dog"])).save_pretrained(f"runs/{run}")
+    if name == "train":
+        shutil.rmtree("runs/mine")
     monkeypatch.setattr("sys.stdin", io.StringIO("cat.jpg\n"))
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
@@ -220,6 +242,7 @@ def check(words, monkeypatch):
 def script(name, *arguments, monkeypatch):
     """Runs a program of the examples; what it would start is checked instead."""
     started = []
+    shorter = {"examples/train.py": shortened(arguments), "examples/benchmark_suggest.py": [*arguments, "--seeds", "1"]}
 
     def start(command, **_):
         started.append([str(word) for word in command])
@@ -227,7 +250,7 @@ def script(name, *arguments, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", start)
-        patch.setattr(sys, "argv", [name, *(shortened(arguments) if name == "examples/train.py" else arguments)])
+        patch.setattr(sys, "argv", [name, *shorter.get(name, arguments)])
         patch.syspath_prepend(str((ROOT / name).parent))  # as Python does for a program
         with contextlib.suppress(SystemExit):
             runpy.run_path(str(ROOT / name), run_name="__main__")

@@ -9,6 +9,7 @@ than "photo" draws the same scenes in a way that the shipped toy CLIP was not tr
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,18 +88,26 @@ def load_toyworld(
     """
     if task not in TASKS:
         raise ValueError(f"`task`={task!r} is not a task of the toy world; choose one of {', '.join(TASKS)}.")
+    test_per_class = math.ceil(1000 / len(TASKS[task])) if test_per_class is None else test_per_class
+    splits = _drawn(task, domain, train_per_class, validation_per_class, test_per_class)
+    # Objects of their own, since `set_format` changes a data set in place.
+    return DatasetDict({split: data.with_format(None) for split, data in splits.items()})
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(task: str, domain: str, *per_class: int) -> dict[str, Dataset]:
+    """The splits, kept for the next call, since drawing takes seconds."""
     classes = TASKS[task]
-    test_per_class = math.ceil(1000 / len(classes)) if test_per_class is None else test_per_class
     features = Features(
         {"image": Image(), "label": ClassLabel(names=[c.name for c in classes]), "caption": Value("string")}
     )
     splits = {}
-    for split, per_class in zip(_SPLITS, (train_per_class, validation_per_class, test_per_class), strict=True):
+    for split, count in zip(_SPLITS, per_class, strict=True):
         rng = np.random.default_rng([list(TASKS).index(task), _SPLITS.index(split)])
         scenes = [
             (label, sample_scene(rng, toy.shape, toy.surface, toy.colour))
             for label, toy in enumerate(classes)
-            for _ in range(per_class)
+            for _ in range(count)
         ]
         columns = {
             "image": [draw(scene, domain) for _, scene in scenes],
@@ -106,4 +115,4 @@ def load_toyworld(
             "caption": [scene.caption for _, scene in scenes],
         }
         splits[split] = Dataset.from_dict(columns, features=features)
-    return DatasetDict(splits)
+    return splits

@@ -2,8 +2,11 @@
 
 import copy
 import functools
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are so small that threads only wait for each other
 
 import datasets
 import huggingface_hub
@@ -56,7 +59,7 @@ from hf_tgpt.adapters.feature_head import FeatureHead
 from hf_tgpt.cli.main import main
 from hf_tgpt.utils.compat import pil_image_processor
 
-torch.set_num_threads(1)  # the models are so small that threads only wait for each other
+torch.set_num_threads(1)
 
 ImageProcessor = pil_image_processor()
 TESTS = Path(__file__).parent

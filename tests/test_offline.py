@@ -33,7 +33,7 @@ from hf_tgpt.cli.main import main
 from hf_tgpt.data import load_splits
 from PIL import Image
 few = ["--max_steps", "2", "--shots", "1", "--batch_size", "2"]
-run("examples/train.py", "--method", "coop", *few, "--output_dir", f"{folder}/run")
+run("examples/train.py", "--method", "coop", "--dataset", pictures, *few, "--output_dir", f"{folder}/run")
 assert main(["evaluate", f"{folder}/run", "--output", f"{folder}/evaluation.json"]) == 0
 hf_tgpt.load_adapter(hf_tgpt.load_clip(hf_tgpt.TOY_CLIP), f"{folder}/run").save_pretrained(f"{folder}/again")
 Image.new("RGB", (40, 40), "red").save(f"{folder}/picture.png")
@@ -51,11 +51,11 @@ sys.exit(bool(calls))
 """
 
 
-def test_the_offline_flow_opens_no_connection_and_looks_up_no_name(tmp_path):
+def test_the_offline_flow_opens_no_connection_and_looks_up_no_name(pictures, tmp_path):
     """Train, evaluate, save, load, predict, export and read tables, without HF_HUB_OFFLINE."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    code = f"folder = {str(tmp_path)!r}\n" + SENTINEL + FLOW
+    code = f"folder, pictures = {str(tmp_path)!r}, {str(pictures)!r}\n" + SENTINEL + FLOW
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
         timeout=300, check=False,

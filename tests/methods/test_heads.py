@@ -464,6 +464,7 @@ def test_only_heads_are_fitted(load_clip):
 # Elsewhere ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [*(name for name in HEADS if name not in LINEAR), "gda"])  # all linear ones are alike
 def test_a_head_goes_to_onnx_exactly(name, load_clip, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     clip = load_clip()

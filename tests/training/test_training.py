@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import METHODS
+from conftest import HEADS, METHODS
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from peft import get_peft_model, get_peft_model_state_dict
 from PIL import Image as PILImage
@@ -67,10 +67,13 @@ def run(load_clip, clip_folders, tmp_path, accelerator):
     return run
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_training_learns(stepped, run, accelerator, optimizer):
-    rates = {"sgd": 0.01, "adamw": 0.01}
-    model, history = run(stepped, optimizer=optimizer, learning_rate=rates[optimizer], epochs=12)
+STEPPED = [name for name in METHODS if name not in HEADS]
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [*((name, "sgd") for name in STEPPED), ("tgpt", "adamw")])
+def test_training_learns(name, run, accelerator, optimizer):
+    stepped = METHODS[name]
+    model, history = run(stepped, optimizer=optimizer, learning_rate=0.01, epochs=12)
     assert history[-1]["loss"] < history[0]["loss"]
     metrics = evaluate(model, evaluation_loader(images(5), accelerator), accelerator)
     assert metrics["accuracy"] > 0.6  # the features of a random CLIP, which methods without vision prompts must take

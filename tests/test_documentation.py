@@ -99,13 +99,13 @@ def belongings(tmp_path_factory):
     (folder / "unlabelled").mkdir()
     for name in ("cat.jpg", "newt-1.jpg", "newt-2.jpg", "unlabelled/1.jpg"):
         picture.save(folder / name)
-    runs = {"my-run": MaPLeConfig, "my-coop-run": CoOpConfig, "mine": CoOpConfig, "my-tgpt-run": hf_tgpt.TGPTConfig}
+    runs = {"my-run": MaPLeConfig, "my-coop-run": CoOpConfig, "my-tgpt-run": hf_tgpt.TGPTConfig}
     for run, config in runs.items():
         model = get_peft_model(clip_in(folder), config(class_names=["cat", "dog"])).eval()
         model.save_pretrained(folder / "runs" / run)
         for file in (folder / "runs" / run / name for name in ("adapter_config.json", "README.md")):
             file.write_text(file.read_text().replace(str(folder / "base"), CLIP))
-        if run == "mine":
+        if run == "my-coop-run":
             weights = hf_tgpt.convert_to_original_state_dict(peft.get_peft_model_state_dict(model), "coop")
             torch.save({"state_dict": weights}, folder / "model.pth.tar-50")
     write_open_clip(folder / "bioclip")
@@ -190,8 +190,8 @@ def test_a_documented_command_runs(block, newcomer, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(all_commands()[1].choices))
 def test_an_example_in_the_help_of_a_command_runs(name, newcomer, monkeypatch, capsys):
-    if name == "train":
-        shutil.rmtree("runs/mine")
+    if name != "train":
+        shutil.copytree("runs/my-coop-run", "runs/mine")
     monkeypatch.setattr("sys.stdin", io.StringIO("cat.jpg\n"))
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])

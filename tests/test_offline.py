@@ -33,7 +33,8 @@ from hf_tgpt.cli.main import main
 from hf_tgpt.data import load_splits
 from PIL import Image
 few = ["--max_steps", "2", "--shots", "1", "--batch_size", "2"]
-run("examples/train.py", "--method", "coop", "--dataset", pictures, *few, "--output_dir", f"{folder}/run")
+own = ["--dataset", pictures, "--model", str(hf_tgpt.TOY_CLIP)]
+run("examples/train.py", "--method", "coop", *own, *few, "--output_dir", f"{folder}/run")
 assert main(["evaluate", f"{folder}/run", "--output", f"{folder}/evaluation.json"]) == 0
 hf_tgpt.load_adapter(hf_tgpt.load_clip(hf_tgpt.TOY_CLIP), f"{folder}/run").save_pretrained(f"{folder}/again")
 Image.new("RGB", (40, 40), "red").save(f"{folder}/picture.png")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ..data import FewShotImages, class_names, load_splits
+from ..encoders.precision import AUTO
 from ..hub.run import local_folder
 from ..inference.onnx import export_onnx, onnx_accuracy, quantize_onnx
 from ..inference.plain_transformers import export_transformers
@@ -20,6 +21,10 @@ def main(args: argparse.Namespace) -> int:
     tidy_output()
     if args.int8 and args.format != "onnx":
         raise ValueError("`int8` is only for ONNX; leave it out, or choose --format onnx.")
+    if args.int8 and args.dtype != "fp32":
+        raise ValueError(f"`dtype`={args.dtype!r}: int8 is made from float32; leave out `int8` or `dtype`.")
+    if args.format == "onnx" and args.dtype == AUTO:
+        args.dtype = "fp32"  # what is faster here says nothing about ONNX Runtime elsewhere
     classifier = classifier_of(args)
     if args.format == "transformers":
         snippet = export_transformers(classifier, args.output, class_names_of(args))

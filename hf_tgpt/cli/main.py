@@ -268,6 +268,7 @@ hf-tgpt info runs/mine --json
     export = command("export", "export a model with fixed classes for programs without hf-tgpt", """
 hf-tgpt export runs/mine model.onnx
 hf-tgpt export runs/mine model.onnx --int8 pictures
+hf-tgpt export runs/mine model.onnx --dtype fp16
 hf-tgpt export runs/my-coop-run folder --format transformers
 """)  # fmt: skip
     export.add_argument("adapter", help=ADAPTER)
@@ -278,7 +279,7 @@ hf-tgpt export runs/my-coop-run folder --format transformers
         "data set: a folder, a file, a Hub id or a known name, as in training"
     )  # fmt: skip
     add_classes(export)
-    add_model(export, precision=False)
+    add_model(export)
     add_json(export)
     export.lead_with("format", "int8", "class_names", "json")
 

@@ -210,14 +210,13 @@ def add_set(parser: argparse._ActionsContainer, *also: str) -> None:
                         "adapter's config to change for this call, such as wise_ft=0.3")  # fmt: skip
 
 
-def add_model(parser: argparse.ArgumentParser, precision: bool = True) -> None:
-    """Adds the options for loading an adapter; without `precision`, it is always loaded in float32."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for loading an adapter."""
     group = parser.add_argument_group("adapter and base model")
     add_set(group)
     group.add_argument("--model", help="another copy of the base model: a Hub id or folder")
     group.add_argument("--revision", help="the adapter's branch, tag or commit on the Hub")
-    if precision:
-        add_dtype(group)
+    add_dtype(group)
     group.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU if there is one)")
 
 

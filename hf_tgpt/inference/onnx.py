@@ -38,13 +38,20 @@ def export_onnx(
     of pictures. `class_names` is as in `Classifier.__call__`. The logits of a calibrated adapter are divided by its
     temperature, so their softmax gives the classifier's scores; the JSON file has its thresholds.
 
-    Raises ValueError for a `path` without .onnx, for a missing exporter, and for an adapter with operations that ONNX
-    does not support, naming them.
+    The weights of towers in float16 stay so; pixel values and logits are float32.
+
+    Raises ValueError for a `path` without .onnx, for a missing exporter, for towers in bfloat16, which ONNX Runtime
+    does not compute on every device, and for an adapter with operations that ONNX does not support, naming them.
     """
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"{str(path)!r}: give the file a name that ends with .onnx.")
     _require("onnx", "onnxscript")
+    if encoder_of(classifier.model.get_base_model()).dtype == torch.bfloat16:
+        raise ValueError(
+            "`dtype`='bf16': ONNX Runtime has no convolution in bfloat16 on a CPU; load the adapter with 'fp16' or "
+            "'fp32'."
+        )
     names = list(classifier.class_names if class_names is None else class_names)
     check_class_names(names)
     model, size = copy.deepcopy(classifier.model), classifier.transform.size  # the original stays in use

@@ -51,7 +51,7 @@ def export_transformers(
     vision.save_pretrained(folder)
     processor_class = pil_image_processor(encoder.image_processor)
     _processor(processor_class, classifier.transform).save_pretrained(folder)
-    save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, folder / CLASSIFIER)
+    save_file({"weight": weight.float().contiguous(), "bias": bias.float().contiguous()}, folder / CLASSIFIER)
     snippet = _SNIPPET.format(
         file=CLASSIFIER,
         vision_class=encoder.vision_class,
@@ -73,7 +73,8 @@ folder, picture = sys.argv[1:]
 vision, processor = (kind.from_pretrained(folder) for kind in ({vision_class}, {processor}))
 with torch.no_grad():
     embeds = vision(**processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")).{output}
-logits = torch.nn.functional.linear(torch.nn.functional.normalize(embeds), **load_file(f"{{folder}}/{file}"))
+features = torch.nn.functional.normalize(embeds.float())
+logits = torch.nn.functional.linear(features, **load_file(f"{{folder}}/{file}"))
 print(vision.config.id2label[int(logits.argmax())])
 """
 

@@ -10,15 +10,18 @@ import torch
 from conftest import CLASS_NAMES, HEADS, METHODS, ImageProcessor, make_classifier, make_clip, pixels, shake
 from datasets import ClassLabel, Dataset
 from PIL import Image
+from safetensors.torch import load_file
 
 from hf_tgpt import available_methods, load_clip
 from hf_tgpt.adapters.standalone import LinearClassifier
 from hf_tgpt.data import FewShotImages, ImageTransform
 from hf_tgpt.encoders import encoder_of
+from hf_tgpt.encoders.precision import cast_towers
 from hf_tgpt.inference.classifier import Classifier
 from hf_tgpt.inference.onnx import export_onnx, onnx_accuracy, quantize_onnx
 from hf_tgpt.inference.plain_transformers import export_transformers
 
+onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 SIDE = 32
 PROCESSOR = dict(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
@@ -72,6 +75,22 @@ def test_onnx_gives_the_models_logits_for_any_batch(name, classifier, tmp_path):
             expected = trained.model(batch).logits.numpy()
         (logits,) = session.run(None, {"pixel_values": batch.numpy()})
         np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_onnx_keeps_float16_at_half_the_size_and_refuses_bfloat16(classifier, tmp_path):
+    trained = classifier("maple")
+    whole = sum(weight.nbytes for weight in trained.model.parameters())
+    cast_towers(trained.model.get_base_model(), torch.float16)
+    export_onnx(trained, tmp_path / "half.onnx")
+    stored = onnx.load(tmp_path / "half.onnx").graph.initializer
+    assert sum(len(tensor.raw_data) for tensor in stored) < 0.6 * whole
+    batch = torch.randn(3, 3, SIDE, SIDE)
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "half.onnx").run(None, {"pixel_values": batch.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, trained.model(batch).logits.float().numpy(), atol=0.05)
+    cast_towers(trained.model.get_base_model(), torch.bfloat16)
+    with pytest.raises(ValueError, match="'bf16': ONNX Runtime has no convolution in bfloat16"):
+        export_onnx(trained, tmp_path / "other.onnx")
 
 
 @pytest.mark.parametrize("name", ["coop", "mutual_prompt", "tgpt"])  # class features, texts per image, two texts
@@ -193,6 +212,17 @@ def test_the_snippet_classifies_where_this_package_cannot_be_imported(classifier
     command = [sys.executable, "-c", code, tmp_path / "plain", picture]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     assert answer == trained(picture, class_names=["forest", "cat"])[0]["label"]
+
+
+def test_plain_transformers_keep_half_precision(classifier, picture, tmp_path, monkeypatch, capsys):
+    trained = classifier("coop")
+    cast_towers(trained.model.get_base_model(), torch.bfloat16)
+    snippet = export_transformers(trained, tmp_path / "plain")
+    weights = load_file(tmp_path / "plain" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    monkeypatch.setattr(sys, "argv", ["program", str(tmp_path / "plain"), str(picture)])
+    exec(snippet, {})
+    assert capsys.readouterr().out.strip() == trained(picture)[0]["label"]
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,10 @@ def test_prediction_and_explanation(model, family, clip_folders):
     assert image_attention(classifier, PICTURE).shape[0] == base.config.vision_config.num_attention_heads
 
 
-# The image tower alone, and both towers; test_export.py has each way to export, on CLIP.
-@pytest.mark.parametrize("model", ["coop", "mutual_prompt"], indirect=True)
+# The image tower of each family, and both towers of one; test_export.py has each way to export, on CLIP.
+@pytest.mark.parametrize(
+    ("model", "family"), [*(("coop", family) for family in SHAPE_OF), ("mutual_prompt", "siglip")], indirect=True
+)
 def test_export(model, family, clip_folders, tmp_path):
     import onnxruntime
 

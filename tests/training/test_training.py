@@ -127,7 +127,7 @@ def test_without_validation_the_last_epoch_is_kept(run, tmp_path):
 
 
 def test_a_stopped_run_resumes_exactly(stepped, run, monkeypatch):
-    whole, history = run(stepped, "whole")
+    whole, history = run(stepped, "whole", epochs=3)
     save, saved = loop.save_checkpoint, []
 
     def stop_after_two(*args):
@@ -138,9 +138,9 @@ def test_a_stopped_run_resumes_exactly(stepped, run, monkeypatch):
 
     monkeypatch.setattr(loop, "save_checkpoint", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        run(stepped, "stopped")
+        run(stepped, "stopped", epochs=3)
     monkeypatch.setattr(loop, "save_checkpoint", save)
-    resumed, resumed_history = run(stepped, "stopped", resume=True)
+    resumed, resumed_history = run(stepped, "stopped", resume=True, epochs=3)
     assert resumed_history == history
     weights = get_peft_model_state_dict(resumed)
     assert all(torch.equal(value, weights[name]) for name, value in get_peft_model_state_dict(whole).items())

@@ -25,6 +25,7 @@ from ..adapters.tower_classifier import AdaptedModel
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from ..data.duplicates import digests
 from ..data.fewshot import replace_labels
+from ..data.read_ahead import read_batches
 from ..data.remarks import count, remark
 from ..encoders.loading import check_device, check_picture_size, load_clip, load_image_processor
 from ..encoders.precision import read_dtype
@@ -193,14 +194,20 @@ def _relabelled(pictures: Dataset, model: AdaptedModel) -> Dataset:
 @torch.inference_mode()
 def _logits_of_files(model: AdaptedModel, folder: str, transform: ImageTransform) -> torch.Tensor:
     """Logits (m, c) of all pictures in a folder that can be read."""
-    found, device = [], next(model.parameters()).device
-    for path in find_files([folder]):
+
+    def read(path: str) -> torch.Tensor | ValueError:
         try:
-            pixels = transform(load_image(path))
+            return transform(load_image(path))
         except ValueError as error:
-            remark(str(error))
-            continue
-        found.append(model(pixels[None].to(device)).logits.float().cpu())
+            return error
+
+    found, device = [], next(model.parameters()).device
+    for batch in read_batches(read, find_files([folder]), 32):
+        for _, pixels in batch:
+            if isinstance(pixels, ValueError):
+                remark(str(pixels))
+            else:
+                found.append(model(pixels[None].to(device)).logits.float().cpu())
     if not found:
         raise ValueError(f"`unknown`={folder!r} has no picture that can be read; name another folder.")
     return torch.cat(found)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from .images import decode_image
+from .read_ahead import read_batches
 from .remarks import count, remark
 
 _BATCH = 64  # images that are held at a time
@@ -60,9 +59,9 @@ def _looked_at(dataset: Dataset) -> Iterator[tuple[dict[str, Any], str | None, b
 def of_each_record(dataset: Dataset, function: Callable[[dict[str, Any]], _Result]) -> Iterator[_Result]:
     """A function's result for each image's {"bytes", "path"}, in order; several run at a time."""
     undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for batch in undecoded.iter(_BATCH):
-            yield from pool.map(function, batch["image"])
+    records = (record for batch in undecoded.iter(_BATCH) for record in batch["image"])
+    for batch in read_batches(function, records, _BATCH):
+        yield from (result for _, result in batch)
 
 
 def _look(record: dict[str, Any]) -> tuple[dict[str, Any], str | None, bool]:

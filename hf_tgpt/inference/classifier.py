@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import closing
 from numbers import Integral
 from typing import Any, get_args
 
@@ -16,12 +17,13 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..adapters.tower_classifier import AdaptedModel, html_of
 from ..data.images import ImageTransform
+from ..data.read_ahead import read_batches
 from ..encoders import encoder_of
 from ..evaluation.accuracy import for_classes
 from ..evaluation.calibration import Calibration, settings_of
 from ..utils.names import check_class_names
 from .answers import Answer, Question, Scores, answers
-from .pictures import is_one, load_image, rows_of
+from .pictures import has_state, is_one, load_image, rows_of
 from .turns import answering
 
 # Class texts of image-conditioned prompts in memory at a time, one for each pair of image and class.
@@ -111,7 +113,8 @@ class Classifier:
         """
         options: Any = {"class_names": class_names, "scores": scores, "coverage": coverage, "reject": reject}
         if is_one(images):
-            return next(self.stream([images], top_k, **options))[1]
+            question = self.question(top_k, **options)
+            return self.answers_to([question], self.pixel_values(images)[None])[0]
         answers = (answer for _, answer in self.stream(images, top_k, batch_size=batch_size, **options))
         at_once = isinstance(images, list | tuple | np.ndarray | torch.Tensor | datasets.Dataset)
         return list(answers) if at_once else answers
@@ -135,7 +138,8 @@ class Classifier:
         if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"`batch_size`={batch_size!r}: choose 1 or more.")
         question = self.question(top_k, class_names=class_names, scores=scores, coverage=coverage, reject=reject)
-        return self._stream(rows_of(images), question, batch_size, skip)
+        # What comes from a source that has no length may arrive one by one, and no answer waits for a later picture.
+        return self._stream(rows_of(images), question, batch_size, skip, ahead=isinstance(images, Sized))
 
     def question(
         self,
@@ -225,25 +229,27 @@ class Classifier:
         question: Question,
         batch_size: int,
         skip: Callable[[Any, ValueError], None] | None,
+        ahead: bool,
     ) -> Iterator[tuple[Any, Answer]]:
-        remaining = iter(images)
-        read: list[tuple[Any, torch.Tensor | ValueError]] = []
-        while batch := list(itertools.islice(remaining, batch_size)):
-            for image in batch:
-                try:
-                    read.append((image, self.pixel_values(image)))
-                except ValueError as error:
-                    if skip is None:
-                        raise
-                    read.append((image, error))
-            pixels = [values for _, values in read if isinstance(values, torch.Tensor)]
-            answers = iter(self.answers_to([question] * len(pixels), torch.stack(pixels)) if pixels else ())
-            for image, values in read:
-                if isinstance(values, torch.Tensor):
-                    yield image, next(answers)
+        def read(image: Any) -> torch.Tensor | ValueError:
+            try:
+                return self.pixel_values(image)
+            except ValueError as error:
+                if skip is None:
+                    raise
+                return error
+
+        def answer(batch: list[tuple[Any, torch.Tensor | ValueError]]) -> list[tuple[Any, Answer | ValueError]]:
+            pixels = [values for _, values in batch if isinstance(values, torch.Tensor)]
+            found = iter(self.answers_to([question] * len(pixels), torch.stack(pixels)) if pixels else ())
+            return [(image, values if isinstance(values, ValueError) else next(found)) for image, values in batch]
+
+        with closing(read_batches(read, images, batch_size, ahead=ahead, alone=has_state)) as batches:
+            for image, found in itertools.chain.from_iterable(map(answer, batches)):
+                if not isinstance(found, ValueError):
+                    yield image, found
                 elif skip is not None:
-                    skip(image, values)
-            read.clear()
+                    skip(image, found)
 
     @answering()
     @torch.inference_mode()

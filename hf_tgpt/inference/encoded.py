@@ -82,7 +82,7 @@ def encode_splits(
     if folder is not None:
         states = cache_features(model, images, 1, folder, torch.float32, num_workers=num_workers).states
     else:
-        states = encode_pictures(encoder_of(model.get_base_model()), learner, images, 1)
+        states = encode_pictures(encoder_of(model.get_base_model()), learner, images, 1, num_workers)
     features = _features(model, states[0])
     of_split = [split for split, data in splits.items() for _ in range(len(data))]
     return Encoded(dataset, of_split, read_labels(dataset), looks, readable, features, states[0])

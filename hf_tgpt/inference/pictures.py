@@ -54,6 +54,15 @@ def is_one(images: Any) -> bool:
     return isinstance(images, one) or _is_open_file(images)
 
 
+def has_state(image: Any) -> bool:
+    """Whether reading the picture changes it, so that two threads must not read it at a time: a Pillow picture may be
+    read from its file first, and an open file moves on; either may share its file with another picture.
+    """
+    if isinstance(image, dict):
+        return has_state(image.get("image"))
+    return isinstance(image, PILImage.Image) or _is_open_file(image)
+
+
 def _is_open_file(image: Any) -> bool:
     return callable(getattr(image, "read", None))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from ..data import Collator, FewShotImages
+from ..data import FewShotImages
 from ..data.duplicates import digests
 from ..data.looks import connected, equal_pictures, similar_pairs
+from ..data.read_ahead import pixel_batches
 from ..evaluation.acquisition import next_to_label
 from ..methods.zero_shot import zero_shot_beside
 from .classifier import Classifier
@@ -121,5 +121,5 @@ def _answers(classifier: Classifier, encoded: Encoded, chosen: np.ndarray, num_w
             yield model(image_states=states.to(device)).logits
         return
     images = FewShotImages(encoded.dataset.select(encoded.readable[chosen]), classifier.transform)
-    for batch in DataLoader(images, min(size, 32), collate_fn=Collator(), num_workers=num_workers):
-        yield model(batch["pixel_values"].to(device)).logits
+    for pixels in pixel_batches(images, min(size, 32), num_workers):
+        yield model(pixels.to(device)).logits

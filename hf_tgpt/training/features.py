@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -27,7 +28,8 @@ from tqdm.auto import tqdm
 from ..adapters.fitting import Features
 from ..adapters.learner import PromptLearner
 from ..adapters.tower_classifier import AdaptedModel
-from ..data import Collator, FewShotImages
+from ..data import FewShotImages
+from ..data.read_ahead import pixel_batches
 from ..encoders import DualEncoder, encoder_of
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors names them
@@ -127,14 +129,19 @@ def cache_features(
         seconds = 0.0
         if fingerprint is not None:
             logger.warning("%s is damaged; it is computed again.", path)
-        loader = DataLoader(images, batch_size, collate_fn=Collator(), num_workers=num_workers)
-        _write(path, wanted, _states_of(encoder, learner, images, loader, views), (views, len(images)), dtype)
+        states = _states_of(encoder, learner, images, views, batch_size, num_workers)
+        _write(path, wanted, states, (views, len(images)), dtype)
     return CachedImages(images, path, seconds)
 
 
 @torch.no_grad()
 def _states_of(
-    encoder: DualEncoder, learner: PromptLearner, images: FewShotImages, loader: DataLoader, views: int
+    encoder: DualEncoder,
+    learner: PromptLearner,
+    images: FewShotImages,
+    views: int,
+    batch_size: int = 64,
+    num_workers: int = 0,
 ) -> Iterator[torch.Tensor]:
     """Yields image states, batch by batch and view by view."""
     model, training = encoder.model, encoder.model.training
@@ -142,8 +149,10 @@ def _states_of(
     try:
         for view in range(views):
             images.set_epoch(view)
-            for batch in tqdm(loader, desc=f"image features {view + 1}/{views}", leave=False, disable=None):
-                yield learner.image_states(encoder, batch["pixel_values"].to(model.device))
+            batches = pixel_batches(images, batch_size, num_workers)
+            description, count = f"image features {view + 1}/{views}", math.ceil(len(images) / batch_size)
+            for pixels in tqdm(batches, desc=description, total=count, leave=False, disable=None):
+                yield learner.image_states(encoder, pixels.to(model.device))
     finally:
         model.train(training)
 
@@ -160,10 +169,11 @@ def encode_views(model: AdaptedModel, images: FewShotImages | CachedImages) -> F
     return Features(encode_pictures(encoder, learner, images, 1), labels)
 
 
-def encode_pictures(encoder: DualEncoder, learner: PromptLearner, images: FewShotImages, views: int) -> torch.Tensor:
+def encode_pictures(
+    encoder: DualEncoder, learner: PromptLearner, images: FewShotImages, views: int, num_workers: int = 0
+) -> torch.Tensor:
     """`image_states` of this many views of all images: (views, n, ...)."""
-    loader = DataLoader(images, 64, collate_fn=Collator())
-    states = torch.cat(list(_states_of(encoder, learner, images, loader, views)))
+    states = torch.cat(list(_states_of(encoder, learner, images, views, num_workers=num_workers)))
     return states.unflatten(0, (views, len(images)))
 
 

@@ -95,7 +95,8 @@ class Classifier:
         or (h, w, 1, 3 or 4) or a tensor (1, 3 or 4, h, w), integers of 0..255 or floats of 0..1. A list, an array or
         tensor with one more dimension, or a `datasets.Dataset` give a list of answers; an iterator, a generator or an
         IterableDataset give an iterator, which reads `batch_size` pictures at a time. In rows of a data set, the
-        picture is in the image column.
+        picture is in the image column. Pictures are decoded in several threads, and if `images` has a length, those of
+        the next batch while the model works; PIL images and open files are read one after another.
 
         `class_names` are other classes for this call, if the method's class list is open; otherwise they are a subset
         of its classes. Scores are softmax probabilities among the classes asked about. With `scores`="sigmoid", on

@@ -160,6 +160,49 @@ def test_a_generator_is_read_batch_by_batch(classifier):
     assert len(read) == 4
 
 
+def test_reading_ahead_changes_no_answer(classifier, tmp_path, monkeypatch):
+    names = [f"{seed}.png" for seed in range(9)]
+    for seed, name in enumerate(names):
+        picture(seed).save(tmp_path / name)
+    for name in ("3.png", "4.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    paths = [tmp_path / name for name in names]
+
+    def ask(pictures):
+        skipped = []
+        answers = classifier.stream(pictures, skip=lambda path, error: skipped.append((path, str(error))), batch_size=2)
+        return list(answers), skipped
+
+    readers, read = set(), classifier.pixel_values
+    monkeypatch.setattr(
+        classifier, "pixel_values", lambda image: readers.add(threading.current_thread().name) or read(image)
+    )
+    answers, skipped = ask(paths)
+    assert threading.current_thread().name not in readers
+    assert [path.name for path, _ in answers] == [name for name in names if name not in ("3.png", "4.png")]
+    assert [path.name for path, _ in skipped] == ["3.png", "4.png"]
+    monkeypatch.setattr("hf_tgpt.inference.classifier.has_state", lambda image: True)  # all in this thread
+    readers.clear()
+    assert ask(paths) == (answers, skipped)
+    assert readers == {threading.current_thread().name}
+
+
+def test_one_open_picture_may_be_given_many_times(classifier, tmp_path):
+    picture(0, (400, 500)).save(tmp_path / "a.png")
+    expected = classifier([tmp_path / "a.png"] * 8, batch_size=4)
+    with Image.open(tmp_path / "a.png") as image:
+        assert classifier([image] * 8, batch_size=4) == expected
+
+
+def test_a_picture_that_cannot_be_read_is_named_after_the_batches_before_it(classifier, tmp_path):
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    picture(0).save(tmp_path / "a.png")
+    answers = classifier.stream([tmp_path / "a.png"] * 4 + [tmp_path / "b.png"], batch_size=2)
+    assert len([next(answers) for _ in range(4)]) == 4
+    with pytest.raises(ValueError, match=r"cannot read .*b\.png"):
+        next(answers)
+
+
 def test_datasets_are_read_by_their_column_of_images(classifier):
     pictures = [picture(seed) for seed in range(3)]
     data = datasets.Dataset.from_dict({"photo": pictures, "label": [0, 1, 2]}).cast_column("photo", datasets.Image())

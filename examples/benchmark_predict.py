@@ -26,6 +26,7 @@ from hf_tgpt.cli.predict import find_files
 from hf_tgpt.data.images import ImageTransform, decode_image
 from hf_tgpt.encoders.loading import load_image_processor
 from hf_tgpt.inference.classifier import Classifier
+from hf_tgpt.methods.zero_shot import zero_shot_beside
 
 HEADER = ["batch", "ready pixel values", "from files", "ratio", "decoding, one core", "cores for decoding"]
 DRAFTS = [
@@ -39,13 +40,12 @@ DRAFTS = [
 ]
 
 
-def zero_shot(model: str, device: str) -> Classifier:
-    """A base model between three classes."""
-    from hf_tgpt.methods.zero_shot import zero_shot_beside
-
+def zero_shot(model: str, files: list[str], device: str) -> Classifier:
+    """A base model with the names of the pictures' folders as classes, and one more."""
     transform = ImageTransform.from_processor(load_image_processor(model), train=False)
     clip = hf_tgpt.load_clip(model).to(device).eval()
-    return Classifier(zero_shot_beside(clip, ["cat", "dog", "newt"]), transform)
+    names = {Path(file).parent.name.replace("_", " ") for file in files} | {"something else"}
+    return Classifier(zero_shot_beside(clip, sorted(names)), transform)
 
 
 @torch.inference_mode()
@@ -121,37 +121,6 @@ def drafts(classifier: Classifier, files: list[str]) -> list[list[str]]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="+", help="files, or folders of any depth")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--adapter", help="a folder that training wrote, or an id on the Hub")
-    which.add_argument("--model", help="a base model, which classifies without training")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
-    )
-    parser.add_argument("--count", type=int, default=256, help="pictures in each round (default: %(default)s)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[32], help="pictures at a time (default: 32)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="of the tower on the CPU (default: torch's)")
-    parser.add_argument("--compile", action="store_true", help="also measure the image tower after torch.compile")
-    parser.add_argument("--drafts", action="store_true", help="also compare reduced decoding of JPEG with all of it")
-    args = parser.parse_args()
-    tidy_output()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    classifier = (
-        zero_shot(args.model, args.device) if args.model else hf_tgpt.load_classifier(args.adapter, args.device)
-    )
-    found = find_files(args.pictures)
-    files = list(islice(cycle(found[:: max(1, len(found) // args.count)]), args.count))
-    print("\n".join(markdown_table(HEADER, [speed(classifier, files, size, args.rounds) for size in args.batch])))
-    if args.compile:
-        print("\n" + compiled(classifier, files, args.batch[0], args.rounds))
-    if args.drafts:
-        print("\n" + "\n".join(markdown_table(DRAFTS, drafts(classifier, found[: args.count]))))
-
-
 def compiled(classifier: Classifier, files: list[str], batch: int, rounds: int) -> str:
     """What torch.compile gains and costs, on ready pixel values."""
     device = next(classifier.model.parameters()).device
@@ -171,6 +140,36 @@ def compiled(classifier: Classifier, files: list[str], batch: int, rounds: int) 
     return (
         f"torch.compile: {statistics.median(ratios):.2f} times as fast, after {first:.0f} seconds for the first round."
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", nargs="+", help="files, or folders of any depth")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--adapter", help="a folder that training wrote, or an id on the Hub")
+    which.add_argument("--model", help="a base model, which classifies without training")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
+    )
+    parser.add_argument("--count", type=int, default=256, help="pictures in each round (default: %(default)s)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[32], help="pictures at a time (default: 32)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="of the tower on the CPU (default: torch's)")
+    parser.add_argument("--compile", action="store_true", help="also measure the image tower after torch.compile")
+    parser.add_argument("--drafts", action="store_true", help="also compare reduced decoding of JPEG with all of it")
+    args = parser.parse_args()
+    tidy_output()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    found, device = find_files(args.pictures), args.device
+    classifier = zero_shot(args.model, found, device) if args.model else hf_tgpt.load_classifier(args.adapter, device)
+    chosen = found[:: max(1, len(found) // args.count)][: args.count]
+    files = list(islice(cycle(chosen), args.count))
+    print("\n".join(markdown_table(HEADER, [speed(classifier, files, size, args.rounds) for size in args.batch])))
+    if args.compile:
+        print("\n" + compiled(classifier, files, args.batch[0], args.rounds))
+    if args.drafts:
+        print("\n" + "\n".join(markdown_table(DRAFTS, drafts(classifier, chosen))))
 
 
 if __name__ == "__main__":

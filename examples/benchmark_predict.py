@@ -74,7 +74,10 @@ def speed(classifier: Classifier, files: list[str], batch: int, rounds: int) -> 
     cases = {
         "ready": lambda: seconds_of(lambda: scores_of(classifier, batches)),
         "files": lambda: seconds_of(lambda: classifier(files, batch_size=batch)),
-        # The work of this thread alone, however busy the machine is.
+        # CPU time, so that a busy machine does not change how many cores decoding needs.
+        "tower": lambda: (
+            seconds_of(lambda: scores_of(classifier, batches), time.process_time) / torch.get_num_threads()
+        ),
         "decoding": lambda: seconds_of(lambda: decode(classifier, files), time.thread_time),
     }
     scores_of(classifier, batches)
@@ -85,7 +88,8 @@ def speed(classifier: Classifier, files: list[str], batch: int, rounds: int) -> 
             seconds[name].append(cases[name]())
     rates = {name: len(files) / statistics.median(values) for name, values in seconds.items()}
     ratio = statistics.median(a / b for a, b in zip(seconds["ready"], seconds["files"], strict=True))
-    cores = statistics.median(a / b for a, b in zip(seconds["decoding"], seconds["ready"], strict=True))
+    tower = seconds["tower" if device.type == "cpu" else "ready"]
+    cores = statistics.median(a / b for a, b in zip(seconds["decoding"], tower, strict=True))
     return [str(batch), f"{rates['ready']:.1f}", f"{rates['files']:.1f}", f"{ratio:.2f}", f"{rates['decoding']:.1f}",
             f"{cores:.2f}"]  # fmt: skip
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, READERS, ROOT, pixels, shake, token_ids
+from PIL import Image
 from transformers.models.clip.modeling_clip import CLIPMLP
 
 from hf_tgpt import TOY_CLIP, LoRAConfig, TwoStageConfig
@@ -235,6 +236,20 @@ def test_peak_memory_is_what_a_step_holds(example):
 def test_class_names_are_accepted_by_the_thousand(example):
     names = example("benchmark").class_names(10_000)
     assert len(set(names)) == 10_000
+
+
+def test_prediction_from_files_is_measured_beside_the_tower(monkeypatch, capsys, tmp_path):
+    Image.new("RGB", (800, 600), "red").save(tmp_path / "large.jpg")
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "small.jpg")
+    program = ROOT / "examples" / "benchmark_predict.py"
+    arguments = [str(tmp_path), "--model", str(TOY_CLIP), "--count", "4", "--rounds", "2", "--drafts"]
+    monkeypatch.setattr(sys, "argv", [program.name, *arguments])
+    runpy.run_path(str(program), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    speed, drafts = lines[2].strip("| ").split(" | "), [line.strip("| ").split(" | ") for line in lines[-3:]]
+    assert all(float(cell) > 0 for cell in speed)
+    assert [cells[1] for cells in drafts] == ["1", "1", "1"]  # the small one is decoded in full
+    assert all(cells[-1] == "1.000" for cells in drafts)
 
 
 def test_loading_is_measured_with_and_without_workers(monkeypatch, capsys):

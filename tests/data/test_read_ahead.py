@@ -63,7 +63,7 @@ def test_an_abandoned_iterator_stops_reading_and_leaves_no_thread():
 
     def read(item):
         if item >= 2:
-            goes_on.wait()
+            goes_on.wait(10)
         done.append(item)
 
     batches = read_batches(read, range(1000), 2)

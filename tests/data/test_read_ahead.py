@@ -62,11 +62,11 @@ def test_an_abandoned_iterator_stops_reading_and_leaves_no_thread():
     done, goes_on = [], threading.Event()
 
     def read(item):
-        if item >= 2:
+        if item >= 40:
             goes_on.wait(10)
         done.append(item)
 
-    batches = read_batches(read, range(1000), 2)
+    batches = read_batches(read, range(1000), 40)
     next(batches)
     assert threads()
     start = time.monotonic()
@@ -74,7 +74,7 @@ def test_an_abandoned_iterator_stops_reading_and_leaves_no_thread():
     assert time.monotonic() - start < 5
     goes_on.set()
     wait_until(lambda: not threads())
-    assert set(done) <= {0, 1, 2, 3}
+    assert len(done) <= 40 + 16  # one for each thread
 
 
 def test_an_error_is_raised_at_its_batch_and_ends_the_threads():

@@ -198,7 +198,7 @@ hf-tgpt suggest runs/mine --answers to-label/answers.csv
                          "labelled.csv, which lists these pictures and those of the run, for training")  # fmt: skip
     suggest.add_argument("--cache_dir", help="the folder of stored features (default: in --output)")
     suggest.add_argument("--num_workers", type=whole_number, default=0, help="processes that decode pictures "
-                         "(default: %(default)s)")  # fmt: skip
+                         "(default: threads of this one)")  # fmt: skip
     add_model(suggest)
     add_json(suggest)
     suggest.lead_with("count", "output", "answers", "json")

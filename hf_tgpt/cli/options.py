@@ -238,4 +238,4 @@ def add_base_model(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the GPU if there is one)")
     parser.add_argument("--num_workers", type=whole_number, default=0, help="processes that decode pictures "
-                        "(default: %(default)s)")  # fmt: skip
+                        "(default: threads of this one)")  # fmt: skip

@@ -80,6 +80,10 @@ def in_a_fresh_process(code):
     ).stdout
 
 
+def test_the_first_line_of_a_program_may_import_a_method():
+    assert in_a_fresh_process("from hf_tgpt import CoOpConfig; print(CoOpConfig.method)").strip() == "COOP"
+
+
 def test_importing_the_package_waits_for_no_library():
     code = "import sys, hf_tgpt; print(*{'torch', 'transformers', 'peft', 'datasets', 'numpy'} & set(sys.modules))"
     assert in_a_fresh_process(code).strip() == ""

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from ..adapters.config import PromptConfig
 from ..adapters.peft_towers import NOTE, PeftTowers
 from ..adapters.tower_classifier import AdaptedModel
-from ..methods import config_class, method_name
 from ..utils.files import read_json
 from ..utils.names import check_class_names
 
@@ -24,6 +23,8 @@ _NOTED = {"zero_shot": None, "linear_probe": PROBE_WEIGHTS, "lora": None, "two_s
 
 def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`method`, `base_model`, `class_names` and `config` of such a folder. Raises ValueError if it is damaged."""
+    from ..methods import method_name  # here, as this module is imported while the methods are (see `hf_tgpt`)
+
     path = Path(folder) / NOTE
     try:
         note = read_json(path)
@@ -43,6 +44,8 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def noted_config(note: dict[str, Any]) -> PromptConfig:
     """The method's config that a note describes. Raises ValueError or TypeError if it is invalid."""
+    from ..methods import config_class
+
     config = config_class(note["method"])(class_names=note["class_names"], **note["config"])
     config.base_model_name_or_path = note["base_model"]
     return config

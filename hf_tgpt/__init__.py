@@ -12,6 +12,7 @@ from .utils.imports import SuggestNames, missing, when_imported
 from .utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .adapters.class_features import save_class_features as save_class_features
     from .data import load_splits as load_splits
     from .encoders.loading import load_clip as load_clip
     from .evaluation.accuracy import evaluate as evaluate
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 # Where each public name is.
 _NAMES = {
+    "adapters.class_features": ["save_class_features"],
     "data": ["load_splits"],
     "encoders.loading": ["load_clip"],
     "evaluation.accuracy": ["evaluate", "for_classes"],

@@ -71,6 +71,8 @@ class FeatureHead(PromptLearner):
     grid_is_trained_with: ClassVar[bool] = False
     # Whether it uses the class texts as unit vectors w0, or unnormalised, t.
     unit_texts: ClassVar[bool] = True
+    # Whether it needs them to classify, and not only to be fitted.
+    classifies_by_texts: ClassVar[bool] = True
 
     def __init__(self, config: FeatureHeadConfig, encoder: DualEncoder):
         super().__init__(config, encoder)
@@ -130,6 +132,16 @@ class FeatureHead(PromptLearner):
         self._texts = after = kept(self._texts, encoder.text_parameters(), compute, self._generation)
         return after[1]
 
+    def class_features_shape(self, encoder: DualEncoder) -> tuple[int, int] | None:
+        size = len(self.config.class_names), encoder.shape()["projection_width"]
+        return size if self.classifies_by_texts else None
+
+    def fixed_class_features(self, encoder: DualEncoder) -> torch.Tensor:
+        return self.texts(encoder)
+
+    def take_class_features(self, encoder: DualEncoder, features: torch.Tensor) -> None:
+        self._texts = kept(None, encoder.text_parameters(), lambda: features, self._generation)
+
     def scaled(self, encoder: DualEncoder, cosines: torch.Tensor) -> torch.Tensor:
         """Logits from cosines (b, c): by the config's factor, or as in the base model."""
         own = self.config.logit_scale
@@ -148,7 +160,8 @@ class FeatureHead(PromptLearner):
             assert pixel_values is not None  # PromptedModel sees to it that there is one of the two
             image_states = self.image_states(encoder, pixel_values, **kwargs)
         features = _full(image_states)
-        logits = self.classify(encoder, features, self.texts(encoder, class_texts)).to(features.dtype)
+        texts = self.texts(encoder, class_texts) if self.classifies_by_texts else features.new_empty(0)
+        logits = self.classify(encoder, features, texts).to(features.dtype)
         return ImageClassifierOutput(loss=classification_loss(logits, labels), logits=logits)
 
     def image_states(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:

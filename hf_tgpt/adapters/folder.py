@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils import CONFIG_NAME, WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
-from ..utils.files import read_json
+from ..utils.files import file_digest, read_json
 from ..utils.version import __version__
 
 # Calibration on held-out pictures (`evaluation.calibration`).
 CALIBRATION = "calibration.json"
+# The features of the adapter's own classes (`class_features`).
+CLASS_FEATURES = "class_features.safetensors"
+# The weights of a learner beside PEFT's own adapter, such as the head of 2SFS.
+HEAD_WEIGHTS = "head.safetensors"
+# Those of a linear probe of version 0.1.0 have a name of their own.
+_WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, HEAD_WEIGHTS, "linear_probe.safetensors")
 
 
 def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
@@ -46,6 +53,12 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(results, dict):
         raise ValueError(f"{path!r} is not a JSON object; train again, or remove the file.")
     return results
+
+
+def digest_of_weights(folder: str | os.PathLike[str]) -> str:
+    """The digest of the weights in an adapter's folder; empty for a method without weights."""
+    files = [Path(folder) / name for name in _WEIGHTS]
+    return " ".join(file_digest(file).hex()[:16] for file in files if file.is_file())
 
 
 def check_weights_file(path: str) -> None:

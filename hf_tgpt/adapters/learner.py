@@ -132,6 +132,20 @@ class PromptLearner(nn.Module):
         """V with this adapter's prompts: (b, 3, h, w) -> (b, d), not normalised."""
         raise ValueError(self._closed())
 
+    # Class features on disk (`class_features`), of methods that classify by texts that no picture changes
+
+    def class_features_shape(self, encoder: DualEncoder) -> tuple[int, int] | None:
+        """The shape (c, d) of the features of the adapter's own classes; None if there are none to store."""
+        return None
+
+    def fixed_class_features(self, encoder: DualEncoder) -> torch.Tensor:
+        """The features of the adapter's own classes, of that shape, encoded or as they are kept."""
+        raise NotImplementedError
+
+    def take_class_features(self, encoder: DualEncoder, features: torch.Tensor) -> None:
+        """Keeps such features from disk as if they had been encoded now."""
+        raise NotImplementedError
+
     # Training ---------------------------------------------------------------------------------------------------------
 
     def image_states(self, encoder: DualEncoder, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:

@@ -101,6 +101,16 @@ class OpenPromptLearner(PromptLearner):
             return self.encode_classes(encoder, texts)
         return texts.features("own", rests_on, lambda: self.encode_classes(encoder, texts), self._generation)
 
+    def class_features_shape(self, encoder: DualEncoder) -> tuple[int, int] | None:
+        return None if self.texts_per_image else (len(self.class_texts), encoder.shape()["projection_width"])
+
+    def fixed_class_features(self, encoder: DualEncoder) -> torch.Tensor:
+        return self.class_features(encoder)
+
+    def take_class_features(self, encoder: DualEncoder, features: torch.Tensor) -> None:
+        rests_on = [*self.text_weights(), *encoder.text_parameters()]
+        self.class_texts.features("own", rests_on, lambda: features, self._generation)
+
     def frozen_class_features(
         self,
         encoder: DualEncoder,

@@ -22,13 +22,13 @@ from ..encoders import DualEncoder, encoder_of
 from ..utils.files import write_json
 from ..utils.names import name_in_files
 from .config import PromptConfig
-from .folder import check_weights_file
+from .folder import HEAD_WEIGHTS, check_weights_file
 from .learner import PromptLearner
 from .peft_hooks import saved
 from .tower_classifier import TowerClassifier
 
-# Beside PEFT's own files: the method, its classes and fields, and the learner's weights, if it has any.
-NOTE, HEAD_WEIGHTS = "reference.json", "head.safetensors"
+# Beside PEFT's own files: the method, its classes and fields.
+NOTE = "reference.json"
 _PER_LAYER_NORM = "LN_TUNING"
 
 

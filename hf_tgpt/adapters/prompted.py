@@ -46,6 +46,7 @@ class PromptSlot(nn.Module, BaseTunerLayer):
         super().__init__()
         self.learners = nn.ModuleDict({})
         self.place = nn.Buffer(torch.empty(0, device=model.device), persistent=False)  # its device is the model's
+        self.others_are_there = False  # whether PEFT has ever switched another adapter, such as a LoRA
         # What it found: the weights that were trained, and the config's fields that follow the active adapter.
         self.trained_before = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.model_config: PretrainedConfig = model.config
@@ -73,12 +74,14 @@ class PromptSlot(nn.Module, BaseTunerLayer):
         self._switched()
 
     def _switched(self) -> None:
-        """Discards kept class features: switching a LoRA in the text tower changes them, but no weight.
+        """Discards kept class features where other adapters are in the model's layers: switching a LoRA in the text
+        tower changes them, but no weight. Among learners alone each keeps its own.
 
-        PEFT notifies every layer of a switch, whichever adapter it belongs to.
+        PEFT notifies every layer of a switch, whichever adapter it belongs to, so foreign names are those of others.
         """
+        self.others_are_there |= not self.learners.keys() >= set(self.active_adapters)
         learner: Any
-        for learner in self.learners.values():
+        for learner in self.learners.values() if self.others_are_there else ():
             learner.forget()
         self.describe_active()
 

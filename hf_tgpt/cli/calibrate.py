@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 
 from ..adapters.config import change_config
 from ..adapters.feature_head import FeatureHead
-from ..adapters.folder import CALIBRATION
+from ..adapters.folder import CALIBRATION, digest_of_weights
 from ..adapters.tower_classifier import AdaptedModel
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from ..data.duplicates import digests
@@ -30,7 +30,7 @@ from ..data.remarks import count, remark
 from ..encoders.loading import check_device, check_picture_size, load_clip, load_image_processor
 from ..encoders.precision import read_dtype
 from ..evaluation.accuracy import evaluation_loader, predict
-from ..evaluation.calibration import KEPT, Calibration, calibrate, digest_of_weights, settings_of
+from ..evaluation.calibration import KEPT, Calibration, calibrate, settings_of
 from ..evaluation.metrics import classification_metrics
 from ..hub.loading import load_trained
 from ..hub.run import base_and_revision, seen_pictures

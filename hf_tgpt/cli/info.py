@@ -14,8 +14,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 
 from ..adapters.config import PEFT_FIELDS, PromptConfig
-from ..adapters.folder import check_weights_file, read_config
-from ..adapters.peft_towers import HEAD_WEIGHTS, NOTE
+from ..adapters.folder import HEAD_WEIGHTS, check_weights_file, read_config
+from ..adapters.peft_towers import NOTE
 from ..evaluation.calibration import read_calibration
 from ..hub.old_formats import PROBE_WEIGHTS, read_note
 from ..hub.run import local_folder, results_of

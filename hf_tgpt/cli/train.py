@@ -20,6 +20,8 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list, set_seed
 
+from ..adapters.class_features import save_class_features
+from ..adapters.folder import digest_of_weights
 from ..data import (
     FewShotImages,
     ImageTransform,
@@ -36,7 +38,7 @@ from ..encoders import encoder_of
 from ..encoders.loading import check_picture_size, load_clip, load_image_processor
 from ..encoders.precision import read_dtype
 from ..evaluation.accuracy import evaluate, evaluation_loader, measure, predict
-from ..evaluation.calibration import calibrate, digest_of_weights, settings_of
+from ..evaluation.calibration import calibrate, settings_of
 from ..evaluation.plots import PLOTS_REMEDY, can_plot
 from ..hub.loading import load_trained
 from ..hub.push import check_repository, push_folder
@@ -179,6 +181,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         with torch.no_grad(), accelerator.autocast():
             if not torch.equal(fresh(batch).logits.float(), model(batch).logits.float()):
                 raise RuntimeError(f"What was saved in {output_dir} does not give the trained model's logits.")
+        save_class_features(model, output_dir)
 
     # 8. results.json, a plot, the log and, saved again, the model card with the results; the calibration; the report.
     about: dict[str, Any] = {"method": args.method, "model": args.data.model, "dataset": args.data.dataset}

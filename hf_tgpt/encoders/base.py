@@ -156,6 +156,10 @@ class DualEncoder:
         yield from self.model.text_model.parameters()
         yield from self.model.text_projection.parameters()
 
+    def text_settings(self) -> dict[str, Any]:
+        """The settings, beside the weights, that text features depend on."""
+        return self.model.config.text_config.to_diff_dict()
+
     def text_is_random(self) -> bool:
         """Whether the text tower's output varies in training, as with dropout."""
         return self.model.config.text_config.attention_dropout > 0

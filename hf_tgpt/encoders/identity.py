@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 from .base import DualEncoder
@@ -20,6 +24,14 @@ def fingerprint(encoder: DualEncoder) -> list[float] | None:
             return None
         marks += weight.detach().flatten()[:_MARKS].float().tolist()
     return [float(f"{value:.5g}") for value in marks]
+
+
+def hash_of_weights(settings: Any, weights: Iterable[torch.Tensor]) -> str:
+    """The SHA-256, in hexadecimal, of settings as Python writes them and of the bytes of tensors, in order."""
+    digest = hashlib.sha256(repr(settings).encode("utf-8", "surrogatepass"))
+    for weight in weights:
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def same_weights(before: list[float] | None, here: list[float] | None) -> bool:

@@ -24,16 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..adapters.config import PromptConfig
-from ..adapters.folder import CALIBRATION
-from ..adapters.peft_towers import HEAD_WEIGHTS
-from ..utils.files import file_digest, read_json, write_json
+from ..adapters.folder import CALIBRATION, digest_of_weights
+from ..utils.files import read_json, write_json
 
 KEPT = 0.95  # share of right answers that are not rejected
-# An adapter's weights; the head of 2SFS; those of a linear probe of version 0.1.0.
-_WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, HEAD_WEIGHTS, "linear_probe.safetensors")
 _LEAST, _MOST = 1e-3, 1e4  # temperatures
 # A class has a threshold of its own if it has this many times the fewest pictures that a coverage needs.
 _ENOUGH = 2
@@ -274,12 +270,6 @@ def read_calibration(folder: str | os.PathLike[str]) -> Calibration | None:
 def settings_of(config: PromptConfig) -> dict[str, Any]:
     """The values of the fields that may change after training."""
     return {name: getattr(config, name) for name in config.changeable}
-
-
-def digest_of_weights(folder: str | os.PathLike[str]) -> str:
-    """The digest of the weights in an adapter's folder; empty for a method without weights."""
-    files = [Path(folder) / name for name in _WEIGHTS]
-    return " ".join(file_digest(file).hex()[:16] for file in files if file.is_file())
 
 
 def _fewest(share: float) -> int:

@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..adapters.folder import CALIBRATION
-from ..adapters.peft_towers import HEAD_WEIGHTS, NOTE
+from ..adapters.folder import CALIBRATION, CLASS_FEATURES, HEAD_WEIGHTS
+from ..adapters.peft_towers import NOTE
 from ..utils.compat import connection_error
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -52,7 +52,7 @@ def download(
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> str:
     """The cached folder with only the adapter's own files from a repository. Raises HubError."""
-    names = [f"{subfolder}/{name}" if subfolder else name for name in FILES + NOTED_FILES + _OLD]
+    names = [f"{subfolder}/{name}" if subfolder else name for name in (*FILES, *NOTED_FILES, CLASS_FEATURES, *_OLD)]
     cache = None if cache_dir is None else os.fspath(cache_dir)
     with explained(f"{repo_id} (no folder here)"):
         return snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache, allow_patterns=names)

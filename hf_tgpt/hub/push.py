@@ -13,8 +13,9 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HTTPError
 from peft import PeftModel
 
+from ..adapters.class_features import are_valid
 from ..adapters.config import PromptConfig
-from ..adapters.folder import check_weights_file, read_config
+from ..adapters.folder import CLASS_FEATURES, check_weights_file, read_config
 from ..adapters.peft_towers import NOTE
 from ..adapters.registry import registered_methods
 from ..utils.files import read_json, write_json
@@ -76,7 +77,7 @@ def push_folder(
         operations: list[CommitOperationAdd | CommitOperationDelete]
         operations = [CommitOperationAdd(name, Path(staged) / name) for name in names]
         # Files of an earlier adapter that this one does not have.
-        replaced = (*RUN_FILES, *NOTED_FILES)
+        replaced = (*RUN_FILES, *NOTED_FILES, CLASS_FEATURES)
         operations += [CommitOperationDelete(name) for name in replaced if name in there and name not in names]
         # Not `upload_folder`, which makes several commits of an upload that takes minutes.
         return api.create_commit(
@@ -165,7 +166,7 @@ def push_model(model: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
             config.folder = run
         here = Path(folder) / ("" if name == "default" else name)
         if run and _same_file(Path(run) / WEIGHTS, here / WEIGHTS):
-            for file in (CARD, *RUN_FILES):
+            for file in (CARD, *RUN_FILES, CLASS_FEATURES):
                 if (Path(run) / file).is_file():
                     shutil.copy(Path(run) / file, here)
         return push_folder(here, repo_id, **kwargs)
@@ -183,6 +184,8 @@ def stage(folder: Path, staged: Path, config: PromptConfig, repo_id: str, api: H
     for name in (*FILES, *NOTED_FILES):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, staged / name)
+    if are_valid(folder, config):
+        shutil.copyfile(folder / CLASS_FEATURES, staged / CLASS_FEATURES)
     base, tokenizer = config.base_model_name_or_path, getattr(config, "tokenizer_name_or_path", None)
     if tokenizer not in (None, base) and not public_name(tokenizer):
         raise ValueError(

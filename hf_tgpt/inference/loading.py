@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ..adapters.class_features import use_class_features
 from ..data.images import ImageTransform
 from ..encoders.loading import check_device, check_picture_size, load_clip, load_image_processor, sharing_weights
 from ..encoders.precision import read_dtype
@@ -62,6 +64,7 @@ def load_classifiers(
     check_device(device)
     precision = read_dtype(dtype, device)
     loaded: dict[str, Classifier] = {}
+    towers: dict[Any, str] = {}  # hashes of text towers, each computed once
     bases: dict[tuple[str, str | None], tuple[PreTrainedModel, ImageTransform]] = {}
     for name, place in adapters.items():
         folder = local_folder(place, revision=revision)
@@ -74,4 +77,5 @@ def load_classifiers(
         clip, transform = bases[base, at]
         model = load_trained(sharing_weights(clip) if len(adapters) > 1 else clip, folder)
         loaded[name] = Classifier(model, transform, read_calibration(folder))
+        use_class_features(model, folder, towers)  # last, as eval() discards what is kept
     return loaded

@@ -41,6 +41,7 @@ class ZSLP(FeatureHead):
   year = {2024}
 }"""
     unit_texts: ClassVar = False
+    classifies_by_texts: ClassVar = False
 
     def __init__(self, config: ZSLPConfig, encoder: DualEncoder):
         super().__init__(config, encoder)

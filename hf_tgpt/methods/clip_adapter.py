@@ -78,6 +78,9 @@ class CLIPAdapter(FeatureHead, ZeroShot):
     def texts(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> torch.Tensor:
         return self.class_features(encoder, class_texts)
 
+    def take_class_features(self, encoder: DualEncoder, features: torch.Tensor) -> None:
+        ZeroShot.take_class_features(self, encoder, features)
+
     def text_weights(self) -> Iterable[nn.Parameter]:
         return ()
 

@@ -110,6 +110,7 @@ class TGPT(PromptLearner):
     """Queries, Bonders and the classifier W (c, 2d)."""
 
     config: TGPTConfig
+    zero_shot_head: torch.Tensor | None
     citation = """@inproceedings{tan2024compound,
   title = {Compound Text-Guided Prompt Tuning via Image-Adaptive Cues},
   author = {Tan, Hao and Li, Jun and Zhou, Yizhuang and Wan, Jun and Lei, Zhen and Zhang, Xiangyu},
@@ -176,9 +177,35 @@ class TGPT(PromptLearner):
             projection = encoder.projections()[0].weight.detach().float()  # (d, d_t)
             self.image_to_text.weight = nn.Parameter(projection.T.clone(memory_format=torch.contiguous_format))
 
-        head = mean_features(encoder, names, templates, tokenizer, config.text_chunk_size)  # (c, d)
-        self.zero_shot_head = nn.Buffer(unit(torch.cat([head, head], dim=-1)), persistent=False)  # (c, 2d)
-        self.head = nn.Parameter(self.zero_shot_head.clone())  # W (c, 2d)
+        self.register_buffer("zero_shot_head", None, persistent=False)
+        if config.inference_mode:  # loaded weights replace W, so the texts can wait until they are needed
+            self.head = nn.Parameter(torch.zeros(len(names), 2 * shape["projection_width"], device=device))
+        else:
+            self.head = nn.Parameter(self.encode_zero_shot_head(encoder).clone())  # W (c, 2d)
+
+    @torch.compiler.disable  # called once, and it reads values of tensors
+    def encode_zero_shot_head(self, encoder: DualEncoder) -> torch.Tensor:
+        """The zero-shot classifier (c, 2d), encoded at the first call, in the towers' own precision."""
+        if self.zero_shot_head is None:
+            kind = encoder.model.device.type
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
+                config, tokenizer = self.config, self.tokenizer(encoder)
+                head = mean_features(encoder, config.class_names, config.templates, tokenizer, config.text_chunk_size)
+                self.zero_shot_head = unit(torch.cat([head, head], dim=-1))
+        return self.zero_shot_head
+
+    def class_features_shape(self, encoder: DualEncoder) -> tuple[int, int] | None:
+        return len(self.head), self.head.shape[1]
+
+    def fixed_class_features(self, encoder: DualEncoder) -> torch.Tensor:
+        return self.encode_zero_shot_head(encoder)
+
+    def take_class_features(self, encoder: DualEncoder, features: torch.Tensor) -> None:
+        self.zero_shot_head = features
+
+    def standalone(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> nn.Module:
+        self.encode_zero_shot_head(encoder)  # before an exporter follows the forward
+        return super().standalone(encoder, class_texts)
 
     @classmethod
     def fields_of_weights(cls, weights: dict[str, torch.Tensor], class_names: Sequence[str]) -> dict[str, Any]:
@@ -212,7 +239,8 @@ class TGPT(PromptLearner):
         content = self.content_bonder(self.content_queries, tokens)  # P_content (b, 64, d_t)
         text_features = (self.encode_prompts(encoder, category) + self.encode_prompts(encoder, content)) / 2  # t (b, d)
         features = unit(torch.cat([image_features, text_features], dim=-1))  # (b, 2d)
-        zero_shot_logits = LOGIT_SCALE * features @ self.zero_shot_head.to(features.dtype).T  # (b, c)
+        zero_shot = self.encode_zero_shot_head(encoder) if self.zero_shot_head is None else self.zero_shot_head
+        zero_shot_logits = LOGIT_SCALE * features @ zero_shot.to(features.dtype).T  # (b, c)
         logits = head_logits = LOGIT_SCALE * features @ self.head.to(features.dtype).T  # (b, c)
         if not self.training:  # linear in the weights, so mixing logits mixes the heads
             logits = torch.lerp(logits, zero_shot_logits, self.config.wise_ft)

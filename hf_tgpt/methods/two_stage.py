@@ -46,12 +46,19 @@ class TwoStage(ZeroShot):
 
     def class_features(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> torch.Tensor:
         """(c, d): for trained classes the rows of the head, once set; for others the tuned text tower's features."""
+        texts = self.class_texts if class_texts is None else class_texts
+        labels = texts.trained_labels  # (c,)
+        if self.head_is_set and texts.all_trained:  # without a word for the text tower
+            return unit(self.head)[labels].to(torch.promote_types(torch.float32, encoder.dtype))
         features = super().class_features(encoder, class_texts)
         if not self.head_is_set:
             return features
-        labels = (self.class_texts if class_texts is None else class_texts).trained_labels  # (c,)
         rows = unit(self.head)[labels.clamp(min=0)].to(features.dtype)
         return torch.where(labels[:, None] >= 0, rows, features)
+
+    def class_features_shape(self, encoder: DualEncoder) -> tuple[int, int] | None:
+        """None while its head has a row for each class."""
+        return None if self.head_is_set and self.class_texts.all_trained else super().class_features_shape(encoder)
 
     def stages(self) -> list[Stage]:
         share = self.config.stage_one_share

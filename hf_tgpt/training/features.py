@@ -31,6 +31,7 @@ from ..adapters.tower_classifier import AdaptedModel
 from ..data import FewShotImages
 from ..data.read_ahead import pixel_batches
 from ..encoders import DualEncoder, encoder_of
+from ..encoders.identity import hash_of_weights
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors names them
 _SECONDS = "seconds"  # in a file's metadata, beside the fingerprint
@@ -262,20 +263,13 @@ def _fingerprint(
     """Everything that image states depend on, in words or as a hash."""
     return {
         "method's view": learner.states_are,
-        "model": _hash_of_weights(encoder),
+        "model": hash_of_weights(encoder.vision_settings(), encoder.vision_parameters()),
         "transform": repr(images.transform),
         "data": _hash_of_images(images),
         "seed": str(images.seed),
         "views": str(views),
         "dtype": str(dtype),
     }
-
-
-def _hash_of_weights(encoder: DualEncoder) -> str:
-    digest = hashlib.sha256(repr(encoder.vision_settings()).encode())
-    for parameter in encoder.vision_parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _hash_of_images(images: FewShotImages) -> str:

@@ -9,7 +9,8 @@ from conftest import Failed
 from PIL import Image
 
 import hf_tgpt
-from hf_tgpt.evaluation.calibration import digest_of_weights, read_calibration
+from hf_tgpt.adapters.folder import digest_of_weights
+from hf_tgpt.evaluation.calibration import read_calibration
 
 FEW = ["--model", "toy", "--shots", "4", "--cache_features", "1"]
 

@@ -28,7 +28,8 @@ from hf_tgpt import (
     load_trained,
     push_folder,
 )
-from hf_tgpt.adapters.peft_towers import HEAD_WEIGHTS, NOTE
+from hf_tgpt.adapters.folder import HEAD_WEIGHTS
+from hf_tgpt.adapters.peft_towers import NOTE
 from hf_tgpt.cli import evaluate
 from hf_tgpt.hub.client import FILES, PLOTS, RUN_FILES
 from hf_tgpt.hub.push import check_repository

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import hf_tgpt
 from hf_tgpt import LoRAConfig, TwoStageConfig, config_class, load_classifier, load_trained
+from hf_tgpt.adapters.folder import digest_of_weights
 from hf_tgpt.adapters.peft_towers import kinds_of_peft
 from hf_tgpt.cli.info import describe_adapter
-from hf_tgpt.evaluation.calibration import digest_of_weights
 from hf_tgpt.training.checkpoint import trained_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type .*LayerNorm")

@@ -49,7 +49,7 @@ def saved(load_clip, tmp_path):
 def answer(classifier, class_names=None):
     """Logits of the classes, by default the adapter's own."""
     with torch.inference_mode():
-        return classifier.among(class_names or classifier.class_names)(pixels(classifier.model)).logits
+        return classifier.among(class_names or classifier.class_names)(pixels(classifier.model.get_base_model())).logits
 
 
 def without(folder):
@@ -111,7 +111,7 @@ def change_tensors(file, name):
 
 def swap_words(tokenizer):
     words = tokenizer["model"]["vocab"]
-    words["cat</w>"], words["dog</w>"] = words["dog</w>"], words["cat</w>"]
+    words["cat"], words["dog"] = words["dog"], words["cat"]
 
 
 CONFIG = "adapter_config.json"
@@ -136,9 +136,9 @@ def test_whatever_they_depend_on_changes_they_are_encoded_afresh(what, saved, cl
     before = answer(hf_tgpt.load_classifier(folder, base_model=base))
     CHANGES.get(what, lambda run, base: None)(folder, base)
     towers.clear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as told:
         after = answer(hf_tgpt.load_classifier(folder, **options))
+    assert not [warning for warning in told if CLASS_FEATURES in str(warning.message)]
     assert towers
     assert torch.equal(after, answer(hf_tgpt.load_classifier(without(folder), **options)))
     assert not torch.equal(after, before)
@@ -190,7 +190,7 @@ def test_a_damaged_file_is_named_and_passed_over(how, saved):
     DAMAGES[how](folder / CLASS_FEATURES)
     with pytest.warns(UserWarning, match=rf"{CLASS_FEATURES}' is damaged") as told:
         logits = answer(hf_tgpt.load_classifier(folder))
-    assert len(told) == 1
+    assert len([warning for warning in told if CLASS_FEATURES in str(warning.message)]) == 1
     assert torch.equal(logits, answer(hf_tgpt.load_classifier(without(folder))))
 
 

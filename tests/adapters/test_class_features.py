@@ -133,7 +133,7 @@ def test_whatever_they_depend_on_changes_they_are_encoded_afresh(what, saved, cl
     base = tmp_path / "base"
     shutil.copytree(clip_folders["plain"], base)
     options = {"base_model": base, "dtype": "bf16" if what == "the precision" else "fp32"}
-    before = answer(hf_tgpt.load_classifier(folder, base_model=base))
+    before = answer(hf_tgpt.load_classifier(folder))
     CHANGES.get(what, lambda run, base: None)(folder, base)
     towers.clear()
     with warnings.catch_warnings(record=True) as told:

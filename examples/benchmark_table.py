@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_tgpt.cli.output import markdown_table
-from hf_tgpt.evaluation.plots import new_figure
+from hf_tgpt.evaluation.plots import line_style, new_figure
 
-REFERENCE, FLOOR, PADDED = "reference", "floor", "padded"  # paths that others are set beside
+OURS, REFERENCE, FLOOR = "ours", "reference", "floor"
+CACHED, CACHED_FLOOR = "ours, cached features", "floor, cached features"
+TRUNCATED, PACKED, CHECKPOINTING, PADDED = "truncated", "packed", "checkpointing", "padded"
+AXES = ("classes", "batch", "words", "prompt_depth", "image_size")  # what may grow
+UNITS = {"words": "words of a class name", "prompt_depth": "layers with learned tokens", "image_size": "pixels a side"}
 Row = dict[str, Any]  # a case and what was measured of it
 
 
@@ -18,30 +22,41 @@ def add_ratios(rows: list[Row]) -> None:
     reference = REFERENCE if any(row["path"] == REFERENCE for row in rows) else PADDED
 
     def beside(row: Row, path: str) -> Row:
-        same = ("model", "method", "classes", "batch")
+        same = ("model", "method", "mixed_precision", *AXES)
         return next((r for r in rows if r["path"] == path and all(r[name] == row[name] for name in same)), {})
 
     for row in rows:
+        floor = CACHED_FLOOR if row["path"] in (CACHED, CACHED_FLOOR) else FLOOR
         for name, path, unit in (
             ("ratio_to_reference", reference, "seconds_per_step"),
-            ("ratio_to_floor", FLOOR, "seconds_per_step"),
+            ("ratio_to_floor", floor, "seconds_per_step"),
             ("memory_ratio_to_reference", reference, "peak_bytes_above_model"),
         ):
             other = beside(row, path).get(unit)
             row[name] = row[unit] / other if other and unit in row else None
 
 
+def varied(rows: list[Row], names: tuple[str, ...]) -> list[str]:
+    """Those of `names` of which the rows have several values."""
+    return [name for name in names if len({row[name] for row in rows}) > 1]
+
+
 def table(rows: list[Row]) -> str:
     """The rows in Markdown, for people."""
-    header = ["method", "classes", "batch", "path", "s/step", "images/s", "MB above the model", "MB a class",
+    more = varied(rows, ("mixed_precision", *AXES[2:]))
+    header = ["method", *more, "classes", "batch", "path", "s/step", "images/s", "MB above the model", "MB a class",
               "MB in all", "time / reference", "memory / reference", "time / floor"]  # fmt: skip
     lines, models = [], list(dict.fromkeys(Path(row["model"]).name for row in rows))
     for row in rows:
-        cells = [row["method"], row["classes"], row["batch"], row["path"]]
+        cells = [row["method"], *("own" if row[name] is None else row[name] for name in more)]
+        cells += [row["classes"], row["batch"], row["path"]]
         if row["status"] == "ok":
             cells += [f"{row['seconds_per_step']:.3g}", f"{row['images_per_second']:.3g}"]
-            above = row["peak_bytes_above_model"] / 1e6
-            cells += [f"{above:.0f}", f"{above / row['classes']:.2g}", f"{row['peak_bytes'] / 1e6:.0f}"]
+            if "peak_bytes" in row:
+                above = row["peak_bytes_above_model"] / 1e6
+                cells += [f"{above:.0f}", f"{above / row['classes']:.2g}", f"{row['peak_bytes'] / 1e6:.0f}"]
+            else:
+                cells += [""] * 3  # of the floor
             ratios = (row[name] for name in ("ratio_to_reference", "memory_ratio_to_reference", "ratio_to_floor"))
             cells += ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         else:
@@ -54,27 +69,40 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Time and memory over the number of classes, a column for each method, both axes logarithmic."""
-    methods, batches = list(dict.fromkeys(row["method"] for row in rows)), {row["batch"] for row in rows}
-    models = {row["model"] for row in rows}
-    figure = new_figure(1 + 4 * len(methods), 7)
-    axes = figure.subplots(2, len(methods), sharex=True, sharey="row", squeeze=False)
-    for column, method in enumerate(methods):
+    """Time and memory, both axes logarithmic: a column for each thing that grows, or else for each method."""
+    growing = list(dict.fromkeys(row["axis"] for row in rows))
+    column_of = "axis" if len(growing) > 1 else "method"
+    columns = list(dict.fromkeys(row[column_of] for row in rows))
+    named = {"axis": ["method"], "method": []}[column_of] + varied(rows, ("mixed_precision", "model"))
+    figure = new_figure(3 + 3.2 * len(columns), 6.5)
+    panels = figure.subplots(2, len(columns), sharex="col", sharey="row", squeeze=False)
+    styles: dict[str, dict[str, Any]] = {}
+    for column, title in enumerate(columns):
         lines: dict[str, list[Row]] = {}
+        axis = title if column_of == "axis" else growing[0]
+        others = [name for name in varied(rows, AXES) if name != axis and len(growing) == 1]
         for row in rows:
-            if row["method"] == method and row["status"] == "ok":
-                label = row["path"] + (f", batch {row['batch']}" if len(batches) > 1 else "")
-                label += f", {Path(row['model']).name}" if len(models) > 1 else ""
-                lines.setdefault(label, []).append(row)
+            if row[column_of] == title and row["status"] == "ok":
+                words = [Path(str(row[name])).name for name in named] + [f"{name} {row[name]}" for name in others]
+                lines.setdefault(", ".join([*words, row["path"]]), []).append(row)
         for label, points in lines.items():
-            style = {"reference": "--", "floor": ":"}.get(points[0]["path"], "-")
-            classes = [point["classes"] for point in points]
-            axes[0, column].loglog(classes, [p["seconds_per_step"] for p in points], "o" + style, label=label)
-            axes[1, column].loglog(classes, [p["peak_bytes_above_model"] / 1e6 for p in points], "o" + style)
-        axes[0, column].set(title=method)
-        axes[1, column].set(xlabel="classes")
-    axes[0, 0].set(ylabel="seconds per step")
-    axes[1, 0].set(ylabel="peak memory above the model, MB")
-    if axes[0, 0].lines:
-        axes[0, 0].legend()
+            style = styles.setdefault(label, line_style(len(styles)) | _DASHES.get(points[0]["path"], {}))
+            for panel, unit, scale in zip(
+                panels[:, column], ("seconds_per_step", "peak_bytes_above_model"), (1, 1e6), strict=True
+            ):
+                shown = [point for point in points if point.get(unit) and point[axis]]
+                panel.loglog([p[axis] for p in shown], [p[unit] / scale for p in shown], label=label, **style)
+        panels[0, column].set(title=title.replace("_", " "))
+        panels[1, column].set(xlabel=UNITS.get(axis, axis))
+    panels[0, 0].set(ylabel="seconds per step")
+    panels[1, 0].set(ylabel="peak memory above the model, MB")
+    labels = {
+        label: line for panel in panels[0] for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    if labels:
+        figure.legend(labels.values(), labels.keys(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+# The reference and the floor in every picture, whatever their colour.
+_DASHES = {REFERENCE: {"linestyle": "--"}, FLOOR: {"linestyle": ":"}, CACHED_FLOOR: {"linestyle": "-."}}

@@ -211,7 +211,7 @@ def plot_shots(path: str | os.PathLike[str], title: str, measure: str, table: Ta
             continue
         points = sorted((shots, *_known(row[measure])) for shots, row in rows)
         places, means, deviations = zip(*points, strict=True)
-        axes.errorbar(places, means, deviations, label=name, capsize=2, **_style(i))
+        axes.errorbar(places, means, deviations, label=name, capsize=2, **line_style(i))
     axes.set(xscale="log", xlabel="shots", ylabel="accuracy in percent", title=title)
     ticks = sorted({shots for shots, _ in table})
     axes.set_xticks(ticks, list(map(str, ticks)))
@@ -230,7 +230,7 @@ def plot_curves(
     for axes, (title, curves) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False):
         for i, (name, points) in enumerate(curves.items()):
             places, means, deviations = (np.array(values) for values in zip(*points, strict=True))
-            style = _style(i) | {"linestyle": ("--", "-", ":")[i % 3], "markersize": 4}
+            style = line_style(i) | {"linestyle": ("--", "-", ":")[i % 3], "markersize": 4}
             axes.plot(places, means, label=name, **style)
             axes.fill_between(places, means - deviations, means + deviations, color=style["color"], alpha=0.15)
         axes.set(xlabel=along, ylabel=up, title=title)
@@ -245,7 +245,7 @@ def _known(entry: tuple[float, float | None]) -> tuple[float, float]:
     return entry[0], entry[1] or 0.0
 
 
-def _style(number: int) -> dict[str, Any]:
+def line_style(number: int) -> dict[str, Any]:
     """What distinguishes methods, also without colour: 7 colours for colour-blind readers, 11 markers, 3 lines."""
     return {
         "color": _COLOURS[number % len(_COLOURS)],
@@ -263,7 +263,7 @@ def plot_costs(
     for i, (method, (seconds, memory, accuracy)) in enumerate(points.items()):
         mean, deviation = _known(accuracy)
         for axes, cost in zip(panels, (seconds, memory), strict=True):
-            style = _style(i) | {"linestyle": "none", "fillstyle": _FILLS[i // len(_MARKERS) % len(_FILLS)]}
+            style = line_style(i) | {"linestyle": "none", "fillstyle": _FILLS[i // len(_MARKERS) % len(_FILLS)]}
             axes.errorbar(cost, mean, deviation, label=method, capsize=2, **style)
     seconds_of = [seconds for seconds, _, _ in points.values()]
     if max(seconds_of) > 10 * min(seconds_of):

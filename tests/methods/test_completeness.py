@@ -20,8 +20,8 @@ def test_a_method_has_all_that_belongs_to_it(method):
         missing.append(f"`{config.__name__}` in both lists of hf_tgpt/__init__.py")
     if method not in (*METHODS, *WITHOUT_TRAINING, *OUTSIDE_THE_SLOT):
         missing.append("a row of METHODS in tests/conftest.py (parameters: how many tensors it trains), the promises")
-    if method in PROMPTED and f'"{method}": ' not in (ROOT / "examples" / "plain_methods.py").read_text():
-        missing.append("its plain form in examples/plain_methods.py, which the benchmark and its test set beside it")
+    if method in PROMPTED and f'"{method}": ' not in (ROOT / "tests" / "plain_methods.py").read_text():
+        missing.append("its plain form in tests/plain_methods.py, which the benchmark and its test set beside it")
     missing += [
         f"the recipe hf_tgpt/recipes/{name}"
         for name in ([f"{method}.json"] if method in HEADS else [f"{method}.json", f"toy_{method}.json"])

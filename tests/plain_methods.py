@@ -1,6 +1,6 @@
-"""The reference path and the floor of benchmark.py.
+"""The methods as the released research codes compute them, plainly on a CLIPModel's own modules.
 
-The methods as the released research codes compute them, plainly on a CLIPModel's own modules, and the shortest way
+Ours are tested against them, and examples/benchmark.py measures them as its reference. They are also the shortest way
 to read what a method is: sentences padded to the whole context, all classes at once, nothing shared, cut, chunked or
 kept. Mutual prompt learning has no released code; here it follows its file in hf_tgpt/methods, written in this way.
 
@@ -8,7 +8,7 @@ A reference takes a CLIP, an adapter's learner (for its weights), pixel_values (
 a dict with logits (b, c) and loss. Letters as in hf_tgpt/encoders/base.py, and c classes, n prompt tokens.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -232,36 +232,3 @@ PLAIN: dict[str, Callable[..., Answer]] = {
     "coop": coop, "maple": maple, "ivlp": ivlp, "cocoop": cocoop, "mutual_prompt": mutual_prompt, "tgpt": tgpt,
     "kgcoop": kgcoop, "promptsrc": promptsrc, "mmrl": mmrl, "lora": own_towers, "two_stage": own_towers,
 }  # fmt: skip
-
-
-def floor(
-    clip: CLIPModel,
-    learner: Any,
-    method: str,
-    training: bool,
-    pixel_values: Tensor,
-    chunk: int = 256,
-) -> None:
-    """The plain image forward, then forward and, in training, backward of each of the method's sentences, once."""
-    with torch.no_grad():
-        look(clip, pixel_values)
-    conditioned = method in ("cocoop", "mutual_prompt")
-    for ids in sentences(clip, learner, len(pixel_values), conditioned, training, chunk):
-        words = clip.text_model.embeddings.token_embedding(ids).detach().requires_grad_(training)
-        features = read(clip, words, torch.full((len(ids),), ids.shape[1] - 1, device=ids.device))
-        if training:
-            features.sum().backward()
-
-
-def sentences(
-    clip: CLIPModel, learner: Any, images: int, conditioned: bool, training: bool, chunk: int
-) -> Iterator[Tensor]:
-    """Yields token ids (s, t) of all sentences that a step has to read, `chunk` at a time."""
-    if hasattr(learner, "frame_ids"):  # TGP-T: two for each image; which tokens they have makes no difference
-        for queries in (learner.category_queries, learner.content_queries):
-            yield learner.frame_ids[:, :1].expand(images, queries.shape[1] + 3)
-    elif conditioned:
-        for _ in range(images):
-            yield from learner.class_texts.ids.split(chunk)
-    elif training:  # otherwise class features are kept between batches
-        yield from learner.class_texts.ids.split(chunk)

@@ -33,6 +33,7 @@ sets them. A case that runs out of memory or time is a row that says so.
 import argparse
 import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import subprocess
@@ -102,23 +103,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 case = {"method": method, "path": path} | setting
                 asked = case | common | {"steps": args.steps, "memory_limit": args.memory_limit}
                 key = json.dumps(asked)
-                result = done.get(key) or given_up or run(asked, args.time_limit)
+                result = done.get(key) or given_up or run(asked, args.time_limit, args.same_process)
                 done[key] = result
                 if result["status"] in TOO_MUCH:
                     given_up = {"status": f"not tried: {result['status']} with {axis} {setting[axis]}"}
                 if not result["status"].startswith(ABSENT):
                     rows.append(case | common | {"axis": axis} | result)
-                    write_json(args.json, rows)  # so that an interrupted run leaves what it has
+                    write(rows, args.json)  # so that an interrupted run leaves what it has
                     print(*(value for value in case.values() if value), result["status"], sep=", ", file=sys.stderr)
-    add_ratios(rows)
-    write_json(args.json, rows)
-    text = table(rows)
-    args.json.with_suffix(".md").write_text(text)
+    if not rows:
+        parser.error("nothing was left to measure: no method here has what was asked for.")
     if can_plot():
         draw(rows, args.json.with_suffix(".png"))
     else:
         print(f"There is no plot, since it needs matplotlib: {PLOTS_REMEDY}.", file=sys.stderr)
-    print(text)
+    print(table(rows))
+
+
+def write(rows: list[Row], file: Path) -> None:
+    """Writes the rows with their ratios, and the table beside them."""
+    add_ratios(rows)
+    write_json(file, rows)
+    file.with_suffix(".md").write_text(table(rows))
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -146,6 +152,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--time_limit", type=float, default=600, help="seconds for a case, loading included")
     parser.add_argument("--memory_limit", type=float, help="GiB for a case on a CPU, beside the program's own "
                         "(default: 80%% of the machine's)")  # fmt: skip
+    parser.add_argument("--same_process", action="store_true", help="all in this process, without limits: faster, "
+                        "and as exact on a GPU, where torch counts a case's memory")  # fmt: skip
     parser.add_argument("--json", type=Path, default="benchmark.json", help="the rows; table and picture go beside it")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # a process of its own is asked for this case
     return parser
@@ -183,8 +191,16 @@ def random_models(families: Sequence[str]) -> Iterator[list[str]]:
         yield [str(Path(folder, name)) for name in families]
 
 
-def run(case: Row, time_limit: float) -> Row:
-    """`measure` in a separate process; whatever happens to it is the row's status."""
+def run(case: Row, time_limit: float, same_process: bool = False) -> Row:
+    """`measure` in a separate process, or in this one; whatever happens to it is the row's status."""
+    if same_process:
+        try:
+            return measure(**{name: value for name, value in case.items() if name != "memory_limit"})
+        except Exception as error:
+            return {"status": failure(f"{type(error).__name__}: {error}")}
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
     command = [sys.executable, __file__, "--case", json.dumps(case)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=time_limit)
@@ -193,11 +209,14 @@ def run(case: Row, time_limit: float) -> Row:
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    # Killed by the system, or refused in the words of Python, torch on a GPU, torch on a CPU or C++.
+    return {"status": "out of memory" if done.returncode == -9 else failure(last)}  # -9: killed by the system
+
+
+def failure(words: str) -> str:
+    """The status of a case that ends with these words."""
+    # Memory refused in the words of Python, torch on a GPU, torch on a CPU or C++.
     refusals = ("MemoryError", "OutOfMemoryError", "allocate memory", "bad_alloc")
-    if done.returncode == -9 or any(words in last for words in refusals):
-        return {"status": "out of memory"}
-    return {"status": f"failed: {last}"}
+    return "out of memory" if any(each in words for each in refusals) else f"failed: {words}"
 
 
 if __name__ == "__main__":

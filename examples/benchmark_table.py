@@ -70,9 +70,11 @@ def table(rows: list[Row]) -> str:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Time and memory, both axes logarithmic: a column for each thing that grows, or else for each method."""
-    growing = list(dict.fromkeys(row["axis"] for row in rows))
+    growing = [axis for axis in AXES if any(row["axis"] == axis for row in rows)]
+    from matplotlib.ticker import NullLocator
+
     column_of = "axis" if len(growing) > 1 else "method"
-    columns = list(dict.fromkeys(row[column_of] for row in rows))
+    columns = growing if column_of == "axis" else list(dict.fromkeys(row["method"] for row in rows))
     named = {"axis": ["method"], "method": []}[column_of] + varied(rows, ("mixed_precision", "model"))
     figure = new_figure(3 + 3.2 * len(columns), 6.5)
     panels = figure.subplots(2, len(columns), sharex="col", sharey="row", squeeze=False)
@@ -93,7 +95,12 @@ def draw(rows: list[Row], path: Path) -> None:
                 shown = [point for point in points if point.get(unit) and point[axis]]
                 panel.loglog([p[axis] for p in shown], [p[unit] / scale for p in shown], label=label, **style)
         panels[0, column].set(title=title.replace("_", " "))
-        panels[1, column].set(xlabel=UNITS.get(axis, axis))
+        values = sorted({row[axis] for row in rows if row[column_of] == title and row[axis]})
+        panels[1, column].set(xlabel=UNITS.get(axis, axis), xticks=values, xticklabels=values)
+        panels[1, column].xaxis.set_minor_locator(NullLocator())
+    for panel in panels[:, 0]:
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}")
     panels[0, 0].set(ylabel="seconds per step")
     panels[1, 0].set(ylabel="peak memory above the model, MB")
     labels = {

@@ -43,7 +43,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from benchmark_case import ABSENT, class_names, limit_memory, measure, plain_methods
+from benchmark_case import ABSENT, CLOCKS, class_names, limit_memory, measure, plain_methods
 from benchmark_table import (
     AXES,
     CACHED,
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given_up = None
             for setting in settings:
                 case = {"method": method, "path": path} | setting
-                asked = case | common | {"steps": args.steps, "memory_limit": args.memory_limit}
+                asked = case | common | {"steps": args.steps, "clock": args.clock, "memory_limit": args.memory_limit}
                 key = json.dumps(asked)
                 result = done.get(key) or given_up or run(asked, args.time_limit, args.same_process)
                 done[key] = result
@@ -143,12 +143,15 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image_size", nargs="+", type=int, default=[None], help="pixels (default: the model's)")
     parser.add_argument("--over", nargs="+", action="append", metavar=("WHAT", "VALUE"),
                         help=f"a series over one of {', '.join(AXES)}, such as: --over batch 1 8 64")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not; the median counts")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not; the median counts; "
+                        "0: the first one alone")  # fmt: skip
     parser.add_argument("--mode", default="train", choices=["train", "infer"])
     parser.add_argument("--paths", nargs="+", help=f"(default: {OURS} {REFERENCE} {FLOOR})",
                         choices=[OURS, REFERENCE, FLOOR, TRUNCATED, PACKED, CHECKPOINTING, PADDED])  # fmt: skip
     parser.add_argument("--cached", action="store_true", help="also measure ours with cached features, where it can be")
     parser.add_argument("--mixed_precision", nargs="+", default=["no"], choices=["no", "bf16"], help="torch's autocast")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: the processor's time, "
+                        "for a busy machine, with OMP_NUM_THREADS=1")  # fmt: skip
     parser.add_argument("--time_limit", type=float, default=600, help="seconds for a case, loading included")
     parser.add_argument("--memory_limit", type=float, help="GiB for a case on a CPU, beside the program's own "
                         "(default: 80%% of the machine's)")  # fmt: skip

@@ -6,7 +6,7 @@
 # MODEL is a Hub id, or a folder with config and tokenizer (random weights: the same times). With a run and its pictures,
 # half precision is compared on them too. Smaller: CLASSES="5 10" BATCH=2 STEPS=1 METHODS="coop maple". A part that fails
 # or takes too long is listed at the end of summary.txt, and the others go on; what a part had measured until then is in
-# its .md file. Without a GPU it runs on the CPU.
+# its .md file. Without a GPU it runs on the CPU, where PATIENCE=10 lets each part take ten times as long.
 set -euo pipefail
 model=${1:?"name a CLIP: a Hub id or a folder"} out=$(realpath -m "${2:?name a folder for the results}")
 [ -e "$model" ] && model=$(realpath "$model")
@@ -20,8 +20,9 @@ read -ra methods <<< "${METHODS:-coop kgcoop cocoop maple ivlp promptsrc mmrl mu
 failed=()
 
 part() { # NAME SECONDS COMMAND...: its output goes to NAME.txt and to the summary
-    echo "== $1: ${*:3}" | tee -a "$out/summary.txt"
-    if timeout "$2" "${@:3}" > "$out/$1.txt" 2> "$out/$1.log"; then
+    echo "== $1" | tee -a "$out/summary.txt"
+    echo "+ ${*:3}" > "$out/$1.log"
+    if timeout $(($2 * ${PATIENCE:-1})) "${@:3}" > "$out/$1.txt" 2>> "$out/$1.log"; then
         tee -a "$out/summary.txt" < "$out/$1.txt"
     else
         failed+=("$1 (see $1.log)")

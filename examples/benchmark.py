@@ -98,15 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             models, args.methods, args.mixed_precision, grown, paths
         ):
             common = {"model": model, "mode": args.mode, "mixed_precision": precision}
-            given_up = None
+            given_up: Row = {}
             for setting in settings:
                 case = {"method": method, "path": path} | setting
                 asked = case | common | {"steps": args.steps, "clock": args.clock, "memory_limit": args.memory_limit}
                 key = json.dumps(asked)
-                result = done.get(key) or given_up or run(asked, args.time_limit, args.same_process)
-                done[key] = result
+                if key not in done and not given_up:
+                    done[key] = run(asked, args.time_limit, args.same_process)
+                result = done.get(key) or given_up
                 if result["status"] in TOO_MUCH:
-                    given_up = {"status": f"not tried: {result['status']} with {axis} {setting[axis]}"}
+                    given_up = {"status": f"not tried: {result['status']} with {axis}={setting[axis]}"}
                 if not result["status"].startswith(ABSENT):
                     rows.append(case | common | {"axis": axis} | result)
                     write(rows, args.json)  # so that an interrupted run leaves what it has
@@ -150,8 +151,8 @@ def argument_parser() -> argparse.ArgumentParser:
                         choices=[OURS, REFERENCE, FLOOR, TRUNCATED, PACKED, CHECKPOINTING, PADDED])  # fmt: skip
     parser.add_argument("--cached", action="store_true", help="also measure ours with cached features, where it can be")
     parser.add_argument("--mixed_precision", nargs="+", default=["no"], choices=["no", "bf16"], help="torch's autocast")
-    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: the processor's time, "
-                        "for a busy machine, with OMP_NUM_THREADS=1")  # fmt: skip
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: the processor's time of one thread, "
+                        "for ratios on a busy machine")  # fmt: skip
     parser.add_argument("--time_limit", type=float, default=600, help="seconds for a case, loading included")
     parser.add_argument("--memory_limit", type=float, help="GiB for a case on a CPU, beside the program's own "
                         "(default: 80%% of the machine's)")  # fmt: skip

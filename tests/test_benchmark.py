@@ -288,7 +288,7 @@ def test_a_case_that_fails_is_a_row_and_larger_ones_are_not_tried(example, monke
     assert tried == [("ours", 10), ("ours", 20), ("ours", 30), ("reference", 10), ("floor", 10)]
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert len(rows) == 9
-    assert rows[5]["status"] == "not tried: out of memory with 10 classes"
+    assert rows[5]["status"] == "not tried: out of memory with classes=10"
     assert rows[0]["ratio_to_reference"] is None
 
 

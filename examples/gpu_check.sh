@@ -4,7 +4,7 @@
 #     examples/gpu_check.sh openai/clip-vit-base-patch16 gpu-results [runs/my-run pictures]
 #
 # MODEL is a Hub id, or a folder with config and tokenizer (random weights: the same times). With a run and its pictures,
-# half precision is compared on them too. Smaller: CLASSES="5 10" BATCH=2 STEPS=1 METHODS="coop maple". A part that fails
+# prediction from files and half precision are measured on them too. Smaller: CLASSES="5 10" BATCH=2 STEPS=1 METHODS="coop maple". A part that fails
 # or takes too long is listed at the end of summary.txt, and the others go on; what a part had measured until then is in
 # its .md file. Without a GPU it runs on the CPU, where PATIENCE=10 lets each part take ten times as long.
 set -euo pipefail
@@ -47,8 +47,9 @@ measure+=(--classes "${classes[@]}")
 part steps 240 "${measure[@]}" --methods "${methods[@]}" --paths ours floor --mixed_precision no bf16 --json "$out/steps.json"
 part cached 60 "${measure[@]}" --methods coop kgcoop tgpt --paths ours floor --cached --json "$out/cached.json"
 part reference 60 "${measure[@]}" --methods coop maple tgpt --paths ours reference floor --json "$out/reference.json"
-part loading 45 python examples/benchmark_loading.py --workers 0 4 8 # how fast pictures are predicted belongs here, too
+part loading 45 python examples/benchmark_loading.py --workers 0 4 8
 if [ -n "$run" ]; then
+    part prediction 60 python examples/benchmark_predict.py "$pictures" --adapter "$run" --rounds 3
     part precision 60 python examples/benchmark_precision.py "$run" --dataset "$pictures" --dtypes bf16 fp16
 fi
 

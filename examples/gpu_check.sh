@@ -4,9 +4,10 @@
 #     examples/gpu_check.sh openai/clip-vit-base-patch16 gpu-results [runs/my-run pictures]
 #
 # MODEL is a Hub id, or a folder with config and tokenizer (random weights: the same times). With a run and its pictures,
-# prediction from files and half precision are measured on them too. Smaller: CLASSES="5 10" BATCH=2 STEPS=1 METHODS="coop maple". A part that fails
-# or takes too long is listed at the end of summary.txt, and the others go on; what a part had measured until then is in
-# its .md file. Without a GPU it runs on the CPU, where PATIENCE=10 lets each part take ten times as long.
+# prediction from files and half precision are measured on them too. Smaller: CLASSES="5 10" BATCH=2 STEPS=1
+# METHODS="coop maple". A part that fails or takes too long is listed at the end of summary.txt, and the others go on; what
+# a part had measured until then is in its .md file. Without a GPU it runs on the CPU, where PATIENCE=10 lets each part
+# take ten times as long.
 set -euo pipefail
 model=${1:?"name a CLIP: a Hub id or a folder"} out=$(realpath -m "${2:?name a folder for the results}")
 [ -e "$model" ] && model=$(realpath "$model")

@@ -266,7 +266,6 @@ hf-tgpt info runs/mine --json
     add_json(info)
 
     export = command("export", "export a model with fixed classes for programs without hf-tgpt", """
-hf-tgpt export runs/mine model.onnx
 hf-tgpt export runs/mine model.onnx --int8 pictures
 hf-tgpt export runs/mine model.onnx --dtype fp16
 hf-tgpt export runs/my-coop-run folder --format transformers

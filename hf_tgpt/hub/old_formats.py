@@ -9,7 +9,6 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from .. import methods  # whole: if a method is the first thing asked of the package, they are still being imported
 from ..adapters.config import PromptConfig
 from ..adapters.peft_towers import NOTE, PeftTowers
 from ..adapters.tower_classifier import AdaptedModel
@@ -24,13 +23,15 @@ _NOTED = {"zero_shot": None, "linear_probe": PROBE_WEIGHTS, "lora": None, "two_s
 
 def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`method`, `base_model`, `class_names` and `config` of such a folder. Raises ValueError if it is damaged."""
+    from ..methods import method_name  # here, as this module is imported while the methods are (see `hf_tgpt`)
+
     path = Path(folder) / NOTE
     try:
         note = read_json(path)
         missing = {"method", "base_model", "class_names", "config"} - note.keys()
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        note["method"] = methods.method_name(note["method"])
+        note["method"] = method_name(note["method"])
         if note["method"] not in _NOTED:
             raise ValueError(f"`method`={note['method']!r}; known here: {', '.join(_NOTED)}")
         if not isinstance(note["base_model"], str | None) or not isinstance(note["config"], dict):
@@ -43,7 +44,9 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def noted_config(note: dict[str, Any]) -> PromptConfig:
     """The method's config that a note describes. Raises ValueError or TypeError if it is invalid."""
-    config = methods.config_class(note["method"])(class_names=note["class_names"], **note["config"])
+    from ..methods import config_class
+
+    config = config_class(note["method"])(class_names=note["class_names"], **note["config"])
     config.base_model_name_or_path = note["base_model"]
     return config
 

@@ -118,7 +118,7 @@ def test_prediction_and_explanation(model, family, clip_folders):
 
 # The image tower of each family, and both towers of one; test_export.py has each way to export, on CLIP.
 @pytest.mark.parametrize(
-    ("model", "family"), [*(("coop", family) for family in SHAPE_OF), ("mutual_prompt", "siglip")], indirect=True
+    ("model", "family"), [*(("coop", family) for family in SHAPE_OF), ("cocoop", "siglip")], indirect=True
 )
 def test_export(model, family, clip_folders, tmp_path):
     import onnxruntime

@@ -8,7 +8,7 @@ import warnings
 import peft
 import pytest
 import torch
-from conftest import CLASS_NAMES, HEADS, METHODS, SHAPES, pixels, pooled, shake, token_ids
+from conftest import CLASS_NAMES, METHODS, SHAPES, pixels, pooled, shake, token_ids
 from peft import AutoPeftModel, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import CLIPModel
@@ -226,7 +226,7 @@ def test_a_model_can_be_copied_and_pickled(method, adapt):
     assert torch.equal(model(pixels(model)).logits, expected)
 
 
-@pytest.mark.parametrize("name", [*(name for name in METHODS if name not in HEADS), "gda", "clip_adapter"])
+@pytest.mark.parametrize("name", ["coop", "cocoop", "maple", "mmrl", "tgpt", "gda"])  # one of each kind
 def test_a_compiled_forward_gives_the_same_logits(name, adapt):
     model = adapt(METHODS[name])
     with torch.no_grad():

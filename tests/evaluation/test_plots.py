@@ -35,7 +35,7 @@ def test_a_plot_has_an_opaque_white_background_whatever_the_users_style(name, tm
 
 
 def test_all_methods_of_a_comparison_differ_without_their_colours():
-    styles = [plots._style(number) for number in range(len(LABELS))]
+    styles = [plots.line_style(number) for number in range(len(LABELS))]
     assert len({(style["marker"], style["linestyle"]) for style in styles}) == len(LABELS)
 
 

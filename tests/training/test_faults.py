@@ -143,7 +143,7 @@ def test_a_run_that_is_asked_to_stop_saves_itself_and_resumes_exactly(
 def test_a_disk_that_is_full_ends_the_run_with_its_last_checkpoint(clip_folders, tmp_path):
     """A limit on the size of files, which the optimizer's state exceeds, stands in for the full disk."""
     before = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))"
-    train_in(tmp_path / "run", clip_folders["plain"], epochs=2)
+    start(tmp_path / "run", clip_folders["plain"], epochs=2).communicate(timeout=120)
     last = find_checkpoint(tmp_path / "run")
     write_json(tmp_path / "run" / "run.json", {"epochs": 4})
     process = start(tmp_path / "run", clip_folders["plain"], before, resume=True, epochs=4)

@@ -49,8 +49,7 @@ def export_onnx(
     _require("onnx", "onnxscript")
     if encoder_of(classifier.model.get_base_model()).dtype == torch.bfloat16:
         raise ValueError(
-            "`dtype`='bf16': ONNX Runtime has no convolution in bfloat16 on a CPU; load the adapter with 'fp16' or "
-            "'fp32'."
+            "`dtype`='bf16': ONNX Runtime has no convolution in bfloat16 on a CPU; choose 'fp16' or 'fp32'."
         )
     names = list(classifier.class_names if class_names is None else class_names)
     check_class_names(names)

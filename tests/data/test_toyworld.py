@@ -104,3 +104,12 @@ def test_an_unknown_task_is_named_with_the_known_ones():
 def test_an_unknown_domain_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"`domain`='oil'.*line_drawing"):
         load_toyworld("shapes", "oil")
+
+
+def test_what_one_caller_does_to_a_task_changes_nothing_for_another():
+    few = dict(train_per_class=1, validation_per_class=1, test_per_class=1)
+    first, second = load_toyworld("shapes", **few), load_toyworld("shapes", **few)
+    first["train"].set_format("numpy")
+    del first["test"]
+    assert second["train"].format["type"] is None
+    assert load_toyworld("shapes", **few)["test"].num_rows == second["test"].num_rows

@@ -63,7 +63,7 @@ def save_class_features(model: AdaptedModel, folder: str | os.PathLike[str]) -> 
         raise ValueError(f"There is no adapter in {os.fspath(folder)!r}; save it there first.")
     if learner.class_features_shape(encoder) is None or not _can_be_hashed(encoder):
         return False
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(encoder.model.device.type, enabled=False):
         features = learner.fixed_class_features(encoder)
     if features.dtype != torch.float32:
         return False

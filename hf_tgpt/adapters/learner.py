@@ -69,6 +69,18 @@ class PromptLearner(nn.Module):
         self.config = config
         # Counts the changes of answers that torch does not record (see `texts.kept`).
         self._generation = object()
+        # Whether some weights were left NaN, since those of a saved adapter are about to be loaded, by whatever loader.
+        self.awaits_weights = False
+
+    @torch.compiler.disable  # called once, and it reads values of tensors
+    def check_weights(self) -> None:
+        """Raises ValueError if no weights have been loaded into a learner that awaits them."""
+        if any(weight.isnan().any() for weight in self.parameters()):
+            raise ValueError(
+                f"`inference_mode`=True in the config of {self.config.method}, as in a saved one, but no weights were "
+                "loaded. Load the adapter with PeftModel.from_pretrained, or set it to False for a new adapter."
+            )
+        self.awaits_weights = False
 
     def extra_repr(self) -> str:
         names = self.config.class_names

@@ -221,6 +221,8 @@ class PromptedModel:
             own = dict(attention_mask=attention_mask, position_ids=position_ids, return_loss=return_loss, labels=labels)
             own = {name: value for name, value in own.items() if value is not None}
             return super().forward(input_ids=input_ids, pixel_values=pixel_values, **own, **kwargs)  # type: ignore[misc]
+        if learner.awaits_weights:
+            learner.check_weights()
         allowed = {"interpolate_pos_encoding"}
         if input_ids is not None:
             kwargs = {name: value for name, value in kwargs.items() if name not in encoder.tokenizer_extras}

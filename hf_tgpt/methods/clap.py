@@ -5,6 +5,7 @@ Source: Silva-Rodriguez, Hajimiri, Ben Ayed, Dolz: A Closer Look at the Few-Shot
 Models, CVPR 2024, arXiv 2312.12730, sections 4.1 and 4.2.
 """
 
+import math
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -45,9 +46,10 @@ class ZSLP(FeatureHead):
 
     def __init__(self, config: ZSLPConfig, encoder: DualEncoder):
         super().__init__(config, encoder)
-        if config.inference_mode:  # loaded weights replace it, so it needs no texts
+        self.awaits_weights = config.inference_mode
+        if self.awaits_weights:  # so that it needs no texts
             shape = len(config.class_names), encoder.shape()["projection_width"]
-            self.weight = nn.Parameter(torch.zeros(shape, device=encoder.model.device))
+            self.weight = nn.Parameter(torch.full(shape, math.nan, device=encoder.model.device))
         else:
             self.weight = nn.Parameter(self.texts(encoder).clone())
 

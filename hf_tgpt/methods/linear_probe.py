@@ -5,6 +5,7 @@ Source: Radford et al.: Learning Transferable Visual Models From Natural Languag
 class texts and is trained like the other methods.
 """
 
+import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -62,9 +63,10 @@ class LinearProbe(PromptLearner):
         super().__init__(config, encoder)
         device = encoder.model.device
         self.head = nn.Linear(encoder.shape()["projection_width"], len(config.class_names), device=device)
-        if (
-            config.initial_weights == "class_texts" and not config.inference_mode
-        ):  # otherwise the loaded weights replace them
+        self.awaits_weights = config.inference_mode
+        if self.awaits_weights:
+            nn.init.constant_(self.head.weight, math.nan)
+        elif config.initial_weights == "class_texts":
             with torch.no_grad():
                 texts = zero_shot_head(encoder, config.class_names, config.templates, self.tokenizer(encoder))
                 self.head.weight.copy_(texts)

@@ -4,6 +4,7 @@ Source: Tan, Li, Zhou, Wan, Lei, Zhang: Compound Text-Guided Prompt Tuning via I
 arXiv 2312.06401, section 3.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,8 +179,10 @@ class TGPT(PromptLearner):
             self.image_to_text.weight = nn.Parameter(projection.T.clone(memory_format=torch.contiguous_format))
 
         self.register_buffer("zero_shot_head", None, persistent=False)
-        if config.inference_mode:  # loaded weights replace W, so the texts can wait until they are needed
-            self.head = nn.Parameter(torch.zeros(len(names), 2 * shape["projection_width"], device=device))
+        self.awaits_weights = config.inference_mode
+        if self.awaits_weights:  # of W, too, so that the texts can wait until they are needed
+            size = len(names), 2 * shape["projection_width"]
+            self.head = nn.Parameter(torch.full(size, math.nan, device=device))
         else:
             self.head = nn.Parameter(self.encode_zero_shot_head(encoder).clone())  # W (c, 2d)
 

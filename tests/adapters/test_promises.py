@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from conftest import CLASS_NAMES, METHODS, SHAPES, pixels, pooled, shake, token_ids
-from peft import AutoPeftModel, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
@@ -144,6 +144,26 @@ def test_saved_adapter_finds_its_base_model_by_itself(method, adapt, tmp_path):
     model.save_pretrained(tmp_path)
     reloaded = AutoPeftModel.from_pretrained(tmp_path)
     assert torch.equal(reloaded(pixel_values=pixels(model)).logits, model(pixels(model)).logits)
+
+
+def test_a_saved_config_alone_answers_nothing_that_its_weights_would_have_to(method, adapt, load_clip, tmp_path):
+    model = adapt(method)
+    model.save_pretrained(tmp_path)
+    config = PeftConfig.from_pretrained(tmp_path)
+    untrained = get_peft_model(load_clip(), config)
+    if untrained.learner.awaits_weights:
+        with pytest.raises(ValueError, match=r"`inference_mode`=True in the config .* but no weights were loaded"):
+            untrained(pixels(model))
+        peft.set_peft_model_state_dict(untrained, get_peft_model_state_dict(model))
+        assert torch.equal(untrained.eval()(pixels(model)).logits, model(pixels(model)).logits)
+    else:  # it starts as it does for training
+        config.inference_mode = False
+        torch.manual_seed(3)
+        first = get_peft_model(load_clip(), config).learner.state_dict()
+        torch.manual_seed(3)
+        config.inference_mode = True
+        second = get_peft_model(load_clip(), config).learner.state_dict()
+        assert all(torch.equal(value, first[name]) for name, value in second.items())
 
 
 def test_training_goes_on_from_a_saved_adapter(trained, adapt, load_clip, tmp_path):

@@ -229,6 +229,7 @@ def test_progress_is_told_in_lines_where_nobody_watches(adapters, pictures, caps
         (["export", "{maple}", "{empty}/model"], "ends with .onnx"),
         (["export", "{maple}", "{empty}/out", "--format", "transformers"], "learns prompts in the image tower"),
         (["export", "{maple}", "{empty}/out", "--format", "transformers", "--int8", "toyworld"], "is only for ONNX"),
+        (["export", "{maple}", "{empty}/m.onnx", "--int8", "toyworld", "--dtype", "fp16"], "int8 is made from float32"),
         (
             ["convert", "none", "{empty}/out", "--method", "coop", "--model", "{base}"],
             "does not contain its class names",

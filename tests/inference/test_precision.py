@@ -11,7 +11,7 @@ from conftest import CLASS_NAMES, METHODS, ROOT, SHAPES, make_classifier, make_c
 from PIL import Image
 
 import hf_tgpt
-from hf_tgpt.cli import options
+from hf_tgpt.cli import export, options
 from hf_tgpt.cli.main import main
 from hf_tgpt.encoders import encoder_of, precision
 
@@ -100,6 +100,19 @@ def test_commands_take_the_precision(saved, tmp_path, capsys):
         rows.append(json.loads(capsys.readouterr().out)["rows"][0])
     assert rows[0] != rows[1]
     assert rows[2] in rows[:2]
+
+
+def test_auto_is_float32_in_an_onnx_file_which_is_for_other_machines(saved, monkeypatch, tmp_path):
+    monkeypatch.setattr(precision, "multiplies_faster", lambda dtype, device: True)
+    found = []
+
+    def write(classifier, path, labels):
+        found.append(encoder_of(classifier.model.get_base_model()).dtype)
+        return {"labels": labels}
+
+    monkeypatch.setattr(export, "export_onnx", write)
+    assert main(["export", str(saved("coop")), str(tmp_path / "model.onnx"), "--dtype", "auto"]) == 0
+    assert found == [torch.float32]
 
 
 @pytest.mark.parametrize("method", ["lora", "gda"])

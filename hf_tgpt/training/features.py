@@ -111,8 +111,8 @@ def cache_features(
     The output of the adapter's `image_states` is stored: image features (b, d), or TGP-T's tokens (b, p, d_v). It is
     reused if vision weights, transform, images, seed, `views` and `dtype` are the same; the file's name identifies
     them, so runs may share a folder. `num_workers` processes decode the pictures, or threads of this one. The file
-    appears whole or not at all. With several processes, call it within
-    `accelerator.main_process_first()`; the first makes the file, the others find it.
+    appears whole or not at all. With several processes, call it within `accelerator.main_process_first()`; the first
+    makes the file, the others find it.
 
     Raises ValueError if no adapter is active, if the method learns in the vision tower, for `views` below 1, for an
     unknown `dtype`, for a folder without room, and for an image that cannot be read.

@@ -166,14 +166,16 @@ def _model_facts(model: AdaptedModel, learner: PromptLearner, encoder: DualEncod
 
 def _hash_of_tokens(learner: PromptLearner, encoder: DualEncoder) -> str:
     """A hash of the ids of all sentences that the classes may be in, whatever the tokenizer's name."""
-    names, templates = learner.config.class_names, getattr(learner.config, "templates", None) or ["{}"]
+    own: Any = getattr(learner, "class_texts", None)
+    names, templates = learner.config.class_names, getattr(learner.config, "templates", None)
+    if templates is None:
+        templates = [] if own is not None else ["{}"]
     if isinstance(templates, dict):
         texts = [text for name in names for text in templates.get(name, [])]
     else:
         texts = [template.replace("{}", name) for template in templates for name in names]
     tokenizer = learner.tokenizer(encoder)
     ids = tokenizer([composed(text) for text in [*texts, f"{PLACEHOLDER}."]], verbose=False)["input_ids"]
-    own: Any = getattr(learner, "class_texts", None)
     return hash_of_weights(ids, [] if own is None else [own.ids, own.ends])
 
 

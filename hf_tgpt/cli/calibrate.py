@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 
+from ..adapters.class_features import use_class_features
 from ..adapters.config import change_config
 from ..adapters.feature_head import FeatureHead
 from ..adapters.folder import CALIBRATION, digest_of_weights
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     transform = ImageTransform.from_processor(load_image_processor(name, revision), train=False)
     check_picture_size(clip, transform.size)
     model = load_trained(clip, folder)
+    use_class_features(model, folder)
     if args.set:
         change_config(model, fields_of(args.set))
     with list_remarks():

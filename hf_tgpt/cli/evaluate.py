@@ -17,6 +17,7 @@ from typing import Any
 from accelerate import Accelerator
 from datasets import DatasetDict
 
+from ..adapters.class_features import use_class_features
 from ..adapters.config import change_config
 from ..data import FewShotImages, ImageTransform, choose_classes, class_names, load_splits
 from ..encoders.loading import check_picture_size, load_clip, load_image_processor
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     # 3. Zero-shot and the adapter on the same pictures.
     results = {"adapter": args.adapter, "dataset": data.dataset, "classes": data.classes, "images": len(images)} | seen
     trained = load_trained(clip, folder)
+    use_class_features(trained, folder)
     unchanged = change_config(trained, changes) if changes else {}
     try:
         model = for_classes(trained, names)

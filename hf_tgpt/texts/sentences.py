@@ -82,13 +82,18 @@ def tokenize(
         rows = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
     # Under a causal mask padding is a token like any other: some CLIPs pad with "!", which a name may contain.
     closing = (tokenizer.eos_token, *(() if encoder.causal else (tokenizer.sep_token, tokenizer.pad_token)))
-    for i, row in enumerate(rows):
+    # Under a causal mask no token attends to what follows EOS; any id will do.
+    padding = (rows[0] or [0])[-1] if encoder.causal else tokenizer.pad_token_id
+    tensors = [torch.tensor(row or [padding]) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
+    ends = torch.tensor([len(row) - 1 for row in rows])
+    is_whole = (ends >= encoder.prefix) & (encoder.ends(ids, tokenizer.eos_token_id) == ends)
+    for i, (row, whole) in enumerate(zip(rows, is_whole.tolist(), strict=True)):
         culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
         for token in filter(None, closing):
             if token in sentences[i]:
                 raise ValueError(f"{culprit} contains {token!r}, which ends a sentence; leave it out.")
-        ending = None if len(row) <= encoder.prefix else encoder.ends(torch.tensor([row]), tokenizer.eos_token_id)
-        if ending is None or int(ending) != len(row) - 1:
+        if not whole:
             raise ValueError(
                 f"`tokenizer_name_or_path`: the tokenizer turns {sentences[i]!r} into {row}, which does not end with "
                 "the text tower's EOS token; use the tokenizer that the base model was trained with."
@@ -100,10 +105,6 @@ def tokenize(
             )
     if names:
         _check_tokens(tokenizer, names, [row[encoder.prefix : -1] for row in rows])
-    ends = torch.tensor([len(row) - 1 for row in rows])
-    # Under a causal mask no token attends to what follows EOS; any id will do.
-    padding = rows[0][-1] if encoder.causal else tokenizer.pad_token_id
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
     if encoder.fills_context:
         ids = F.pad(ids, (0, context - ids.shape[1]), value=padding)
     device = encoder.model.device

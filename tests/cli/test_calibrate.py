@@ -9,7 +9,8 @@ from conftest import Failed
 from PIL import Image
 
 import hf_tgpt
-from hf_tgpt.adapters.folder import digest_of_weights
+from hf_tgpt.adapters.folder import CLASS_FEATURES, digest_of_weights
+from hf_tgpt.encoders.base import DualEncoder
 from hf_tgpt.evaluation.calibration import read_calibration
 
 FEW = ["--model", "toy", "--shots", "4", "--cache_features", "1"]
@@ -48,6 +49,22 @@ def runs(photos, tmp_path_factory):
 def run(runs, tmp_path):
     """run("gda") -> a copy of the run."""
     return lambda method: shutil.copytree(runs[method], tmp_path / method)
+
+
+def test_stored_class_features_spare_calibrate_and_evaluate_the_text_tower(run, photos, run_command, monkeypatch):
+    encoded, leave = [], DualEncoder.leave_text
+    monkeypatch.setattr(DualEncoder, "leave_text", lambda *args: encoded.append(1) or leave(*args))
+
+    def passes(*command):
+        encoded.clear()
+        run_command(*command)
+        return len(encoded)
+
+    folder = run("coop")
+    calibrate, evaluate = ("calibrate", folder), ("evaluate", folder, "--dataset", photos / "own")
+    kept = [passes(*calibrate), passes(*evaluate)]
+    (folder / CLASS_FEATURES).unlink()
+    assert kept == [passes(*calibrate) - 1, passes(*evaluate) - 1] == [0, 1]  # zero-shot's sentences remain
 
 
 @pytest.mark.parametrize("method", ["gda", "coop"])

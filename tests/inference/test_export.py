@@ -50,8 +50,9 @@ def picture(tmp_path):
     return path
 
 
-# A linear layer behind an image tower, like LP++'s or, with prompts in it, IVLP's.
-LINEAR = ["clap", "gda", "kgcoop", "linear_probe", "lora", "promptsrc", "task_res", "two_stage", "zs_lp"]
+# A linear layer behind an image tower, like LP++'s or, with prompts in it, MaPLe's.
+LINEAR = ["clap", "coop", "gda", "ivlp", "kgcoop", "linear_probe", "lora", "promptsrc", "task_res", "two_stage"]
+LINEAR += ["zero_shot", "zs_lp"]
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -75,7 +76,7 @@ def test_onnx_gives_the_models_logits_for_any_batch_and_int8_nearly(name, classi
             expected = trained.model(batch).logits.numpy()
         (logits,) = session.run(None, {"pixel_values": batch.numpy()})
         np.testing.assert_allclose(logits, expected, atol=1e-4)
-    if name in ("coop", "mutual_prompt", "tgpt"):  # class features, texts for each picture, two texts
+    if name in ("maple", "mutual_prompt", "tgpt"):  # class features, texts for each picture, two texts
         quantize_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx")
         (small,) = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"pixel_values": batch.numpy()})
         assert np.corrcoef(small.ravel(), expected.ravel())[0, 1] > 0.95

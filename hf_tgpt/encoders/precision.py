@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from functools import cache
 
@@ -12,13 +11,14 @@ from transformers import PreTrainedModel
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTO = "auto"
 _WORTH = 0.8  # of float32's time; a smaller gain is not worth the lost digits
+_HOPELESS = 4  # times float32's time for a small product, where overheads count too
 
 
 def read_dtype(name: str | torch.dtype, device: str | torch.device = "cpu") -> torch.dtype:
     """The type that "fp32", "bf16", "fp16" or "auto" stands for; a torch.dtype of these stands for itself.
 
-    "auto" is bfloat16 if a measurement of a few milliseconds, made once per process, finds it faster on the device, and
-    float32 otherwise. Raises ValueError for anything else.
+    "auto" is bfloat16 if a measurement, made once per process in well under a second, finds it faster on the device,
+    and float32 otherwise. Raises ValueError for anything else.
 
     Example:
         >>> read_dtype("bf16")
@@ -49,15 +49,19 @@ def cast_towers(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 @cache
 def multiplies_faster(dtype: torch.dtype, device: str) -> bool:
     """Whether the device multiplies matrices of a tower's size in less time in this type than in float32."""
-    sizes = (256, 768, 3072)
-    taken: dict[torch.dtype, list[float]] = {dtype: [], torch.float32: []}
-    pairs = {
-        kind: (torch.ones(sizes[:2], dtype=kind, device=device), torch.ones(sizes[1:], dtype=kind, device=device))
-        for kind in taken
-    }
-    for _ in range(7):  # alternately, so that other load on the machine affects both
-        for kind, (left, right) in pairs.items():
-            start = time.perf_counter()
-            float((left @ right)[0, 0])  # which waits for the GPU
-            taken[kind].append(time.perf_counter() - start)
-    return statistics.median(taken[dtype][2:]) < _WORTH * statistics.median(taken[torch.float32][2:])
+
+    def ratio(rows: int, times: int) -> float:
+        taken: dict[torch.dtype, list[float]] = {dtype: [], torch.float32: []}
+        pairs = {
+            kind: (torch.ones(rows, 768, dtype=kind, device=device), torch.ones(768, 3072, dtype=kind, device=device))
+            for kind in taken
+        }
+        for _ in range(times):  # alternately, so that other load on the machine affects both
+            for kind, (left, right) in pairs.items():
+                start = time.perf_counter()
+                float((left @ right)[0, 0])  # which waits for the GPU
+                taken[kind].append(time.perf_counter() - start)
+        return min(taken[dtype]) / min(taken[torch.float32])
+
+    # A processor without instructions for the type takes seconds for a large product; a small one shows it at once.
+    return ratio(rows=16, times=3) < _HOPELESS and ratio(rows=256, times=7) < _WORTH

@@ -78,6 +78,14 @@ def test_auto_is_what_the_device_multiplies_faster(monkeypatch):
     assert not precision.multiplies_faster(torch.float64, "cpu")
 
 
+def test_a_small_product_spares_the_large_ones_of_a_type_without_instructions(monkeypatch):
+    sides, ones = set(), torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *shape, **kwargs: sides.update(shape) or ones(*shape, **kwargs))
+    monkeypatch.setattr(precision, "_HOPELESS", 0)
+    assert not precision.multiplies_faster.__wrapped__(torch.bfloat16, "cpu")
+    assert sides == {16, 768, 3072}
+
+
 def test_an_unknown_precision_is_answered_by_the_known_ones(saved):
     assert set(options.DTYPES) == {precision.AUTO, *precision.PRECISIONS}
     for wrong in ("int8", torch.float64, None):

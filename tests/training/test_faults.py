@@ -6,6 +6,7 @@ HF_TGPT_KILLS sets how often the run of the kill test is killed; once by default
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -48,10 +49,10 @@ def train_in(folder, clip_folder, resume=False, method="tgpt", **fields):
     return get_peft_model_state_dict(model), history
 
 
-def start(folder, clip_folder, before="", **options):
-    """The same in a process of its own, which leaves its weights in weights.pt; `before` is code that it runs first."""
+def start(folder, clip_folder, **options):
+    """The same in a process of its own, which leaves its weights in weights.pt."""
     code = (
-        f"import os, torch, test_faults\n{before}\nprint('ready', flush=True)\n"
+        f"import os, torch, test_faults\nprint('ready', flush=True)\n"
         f"weights, history = test_faults.train_in({str(folder)!r}, {clip_folder!r}, **{options!r})\n"
         f"torch.save(weights, {str(folder / 'weights')!r})\n"
         f"os.replace({str(folder / 'weights')!r}, {str(folder / 'weights.pt')!r})\nprint('done', flush=True)\n"
@@ -142,15 +143,18 @@ def test_a_run_that_is_asked_to_stop_saves_itself_and_resumes_exactly(
 
 def test_a_disk_that_is_full_ends_the_run_with_its_last_checkpoint(clip_folders, tmp_path):
     """A limit on the size of files, which the optimizer's state exceeds, stands in for the full disk."""
-    before = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))"
-    start(tmp_path / "run", clip_folders["plain"], epochs=2).communicate(timeout=120)
+    train_in(tmp_path / "run", clip_folders["plain"], epochs=2)
     last = find_checkpoint(tmp_path / "run")
     write_json(tmp_path / "run" / "run.json", {"epochs": 4})
-    process = start(tmp_path / "run", clip_folders["plain"], before, resume=True, epochs=4)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "could not be written" in errors
-    assert f"{last.name} is whole. Make room or correct the folder's permissions, and continue with --resume." in errors
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written") as full:
+            train_in(tmp_path / "run", clip_folders["plain"], resume=True, epochs=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    remedy = f"{last.name} is whole. Make room or correct the folder's permissions, and continue with --resume."
+    assert remedy in str(full.value)
     readable(tmp_path / "run")
     assert find_checkpoint(tmp_path / "run") == last
 

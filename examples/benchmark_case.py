@@ -23,6 +23,7 @@ import hf_tgpt
 from hf_tgpt.adapters.config import PromptConfig
 from hf_tgpt.data.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, SURFACES
 from hf_tgpt.encoders import encoder_of
+from hf_tgpt.training.features import check_can_be_cached
 from hf_tgpt.training.results import peak_memory_bytes
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -76,7 +77,9 @@ def measure(
     inputs = make_batch(adapted, names, batch, training)
     learner = adapted.learner
     if path in (CACHED, CACHED_FLOOR):
-        if not learner.vision_is_frozen:
+        try:
+            check_can_be_cached(adapted)
+        except ValueError:
             return {"status": f"{ABSENT}cache"}
         with torch.no_grad():
             inputs["image_states"] = learner.image_states(encoder_of(clip), inputs.pop("pixel_values"))

@@ -263,9 +263,10 @@ def test_what_each_idea_brings_can_be_measured(name, example, clip_folders, monk
     assert at_once["ours"] < at_once["packed"]
 
 
-def test_methods_with_visual_prompts_have_no_cached_case(example, clip_folders):
+@pytest.mark.parametrize("method", ["maple", "lora"])
+def test_methods_that_learn_in_the_image_tower_have_no_cached_case(method, example, clip_folders):
     case = dict(model=clip_folders["plain"], classes=3, batch=2, mode="train", steps=1, mixed_precision="no")
-    result = example("benchmark_case").measure(method="maple", path="ours, cached features", **case)
+    result = example("benchmark_case").measure(method=method, path="ours, cached features", **case)
     assert result == {"status": "there is no cache"}
 
 

@@ -167,9 +167,7 @@ def _model_facts(model: AdaptedModel, learner: PromptLearner, encoder: DualEncod
 def _hash_of_tokens(learner: PromptLearner, encoder: DualEncoder) -> str:
     """A hash of the ids of all sentences that the classes may be in, whatever the tokenizer's name."""
     own: Any = getattr(learner, "class_texts", None)
-    names, templates = learner.config.class_names, getattr(learner.config, "templates", None)
-    if templates is None:
-        templates = [] if own is not None else ["{}"]
+    names, templates = learner.config.class_names, getattr(learner.config, "templates", [])
     if isinstance(templates, dict):
         texts = [text for name in names for text in templates.get(name, [])]
     else:

@@ -94,7 +94,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     # 3. Zero-shot and the adapter on the same pictures.
     results = {"adapter": args.adapter, "dataset": data.dataset, "classes": data.classes, "images": len(images)} | seen
     trained = load_trained(clip, folder)
-    use_class_features(trained, folder)
+    classifier = Classifier(trained, transform, read_calibration(folder))
+    use_class_features(trained, folder)  # after the classifier, whose eval() discards what is kept
     unchanged = change_config(trained, changes) if changes else {}
     try:
         model = for_classes(trained, names)
@@ -120,7 +121,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     # 4. Results.
     adapted = measure(predictions)
-    classifier = Classifier(trained, transform, read_calibration(folder))
     calibration = classifier.calibration_for(names)
     if calibration is not None:
         results["temperature"], before = calibration.temperature, adapted["expected_calibration_error"]

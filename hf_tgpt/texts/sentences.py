@@ -82,18 +82,13 @@ def tokenize(
         rows = [row if len(row) <= context else [*row[: context - 1], row[-1]] for row in rows]
     # Under a causal mask padding is a token like any other: some CLIPs pad with "!", which a name may contain.
     closing = (tokenizer.eos_token, *(() if encoder.causal else (tokenizer.sep_token, tokenizer.pad_token)))
-    # Under a causal mask no token attends to what follows EOS; any id will do.
-    padding = (rows[0] or [0])[-1] if encoder.causal else tokenizer.pad_token_id
-    tensors = [torch.tensor(row or [padding]) for row in rows]
-    ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
-    ends = torch.tensor([len(row) - 1 for row in rows])
-    is_whole = (ends >= encoder.prefix) & (encoder.ends(ids, tokenizer.eos_token_id) == ends)
-    for i, (row, whole) in enumerate(zip(rows, is_whole.tolist(), strict=True)):
+    whole = _end_with_eos(tokenizer, rows, encoder)
+    for i, row in enumerate(rows):
         culprit = f"the class name {names[i]!r}" if names else repr(sentences[i])
         for token in filter(None, closing):
             if token in sentences[i]:
                 raise ValueError(f"{culprit} contains {token!r}, which ends a sentence; leave it out.")
-        if not whole:
+        if not whole[i]:
             raise ValueError(
                 f"`tokenizer_name_or_path`: the tokenizer turns {sentences[i]!r} into {row}, which does not end with "
                 "the text tower's EOS token; use the tokenizer that the base model was trained with."
@@ -105,10 +100,25 @@ def tokenize(
             )
     if names:
         _check_tokens(tokenizer, names, [row[encoder.prefix : -1] for row in rows])
+    ends = torch.tensor([len(row) - 1 for row in rows])
+    # Under a causal mask no token attends to what follows EOS; any id will do.
+    padding = rows[0][-1] if encoder.causal else tokenizer.pad_token_id
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
     if encoder.fills_context:
         ids = F.pad(ids, (0, context - ids.shape[1]), value=padding)
     device = encoder.model.device
     return ids.to(device), ends.to(device)
+
+
+def _end_with_eos(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], encoder: DualEncoder) -> list[bool]:
+    """Whether each row of ids ends for the text tower at its last token; rows of one length together, unpadded."""
+    whole = [False] * len(rows)
+    for length in {len(row) for row in rows if len(row) > encoder.prefix}:
+        alike = [i for i, row in enumerate(rows) if len(row) == length]
+        ends = encoder.ends(torch.tensor([rows[i] for i in alike]), tokenizer.eos_token_id)
+        for i, end in zip(alike, ends.tolist(), strict=True):
+            whole[i] = end == length - 1
+    return whole
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], rows: list[list[int]]) -> None:

@@ -51,7 +51,9 @@ def run(runs, tmp_path):
     return lambda method: shutil.copytree(runs[method], tmp_path / method)
 
 
-def test_stored_class_features_spare_calibrate_and_evaluate_the_text_tower(run, photos, run_command, monkeypatch):
+def test_stored_class_features_spare_calibrate_and_evaluate_the_text_tower(
+    run, photos, run_command, monkeypatch, tmp_path
+):
     encoded, leave = [], DualEncoder.leave_text
     monkeypatch.setattr(DualEncoder, "leave_text", lambda *args: encoded.append(1) or leave(*args))
 
@@ -62,9 +64,10 @@ def test_stored_class_features_spare_calibrate_and_evaluate_the_text_tower(run, 
 
     folder = run("coop")
     calibrate, evaluate = ("calibrate", folder), ("evaluate", folder, "--dataset", photos / "own")
-    kept = [passes(*calibrate), passes(*evaluate)]
+    commands = [calibrate, evaluate, (*evaluate, "--output_dir", tmp_path / "report")]
+    kept = [passes(*command) for command in commands]
     (folder / CLASS_FEATURES).unlink()
-    assert kept == [passes(*calibrate) - 1, passes(*evaluate) - 1] == [0, 1]  # zero-shot's sentences remain
+    assert kept == [passes(*command) - 1 for command in commands] == [0, 1, 1]  # zero-shot's sentences remain
 
 
 @pytest.mark.parametrize("method", ["gda", "coop"])

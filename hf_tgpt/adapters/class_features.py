@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -30,7 +29,7 @@ from .config import PromptConfig
 from .folder import CLASS_FEATURES, digest_of_weights
 from .learner import PromptLearner
 from .peft_towers import own_fields
-from .prompted import PromptSlot
+from .switches import switches_in
 from .tower_classifier import AdaptedModel
 
 # To be raised with every change to how a method computes text features, so that no file from before is used.
@@ -180,11 +179,7 @@ def _hash_of_tokens(learner: PromptLearner, encoder: DualEncoder) -> str:
 def _hash_of_towers(model: AdaptedModel, encoder: DualEncoder, known: dict[Any, str] | None = None) -> str:
     """A hash of the text tower, with its settings and with the adapters in its layers."""
     weights = list(encoder.text_parameters())
-    switches = [
-        (name, list(layer.active_adapters), layer.disable_adapters, getattr(layer, "scaling", None))
-        for name, layer in encoder.model.named_modules()
-        if isinstance(layer, BaseTunerLayer) and not isinstance(layer, PromptSlot)
-    ]
+    switches = switches_in(encoder.model)
     known = {} if known is None else known
     key = (*map(id, weights), repr(switches))
     if key not in known:

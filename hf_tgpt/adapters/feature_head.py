@@ -121,6 +121,7 @@ class FeatureHead(PromptLearner):
 
     # Texts and answers ------------------------------------------------------------------------------------------------
 
+    @torch.compiler.disable  # caching reads version counters, which a compiled graph does not have
     def texts(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> torch.Tensor:
         """The base model's own features of the classes (c, d), w0 or t, computed once and kept."""
         names, templates = self.config.class_names, self.config.templates
@@ -129,7 +130,7 @@ class FeatureHead(PromptLearner):
             encode = zero_shot_head if self.unit_texts else mean_features
             return encode(encoder, names, templates, self.tokenizer(encoder)).float()
 
-        self._texts = after = kept(self._texts, encoder.text_parameters(), compute, self._generation)
+        self._texts = after = kept(self._texts, encoder.text_parameters(), compute, self.unrecorded(encoder))
         return after[1]
 
     def class_features_shape(self, encoder: DualEncoder) -> tuple[int, int] | None:
@@ -140,7 +141,7 @@ class FeatureHead(PromptLearner):
         return self.texts(encoder)
 
     def take_class_features(self, encoder: DualEncoder, features: torch.Tensor) -> None:
-        self._texts = kept(None, encoder.text_parameters(), lambda: features, self._generation)
+        self._texts = kept(None, encoder.text_parameters(), lambda: features, self.unrecorded(encoder))
 
     def scaled(self, encoder: DualEncoder, cosines: torch.Tensor) -> torch.Tensor:
         """Logits from cosines (b, c): by the config's factor, or as in the base model."""

@@ -28,6 +28,7 @@ from ..texts.sentences import load_tokenizer
 from .config import PromptConfig
 from .fitting import Features, Steps
 from .standalone import LinearClassifier, WholeModel
+from .switches import switches_in
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,16 @@ class PromptLearner(nn.Module):
     def tokenizer(self, encoder: DualEncoder) -> PreTrainedTokenizerBase:
         """The tokenizer that the config names, or the base model's."""
         return load_tokenizer(encoder, getattr(self.config, "tokenizer_name_or_path", None), self.config.revision)
+
+    @torch.compiler.disable  # it looks through modules
+    def unrecorded(self, encoder: DualEncoder) -> tuple[Any, ...]:
+        """What kept features depend on and torch does not record, for comparison with another time (see `kept`)."""
+        templates = getattr(self.config, "templates", ())
+        if isinstance(templates, dict):
+            sentences: Any = {name: tuple(lines) for name, lines in templates.items()}
+        else:
+            sentences = tuple(templates)
+        return self._generation, switches_in(encoder.model), tuple(self.config.class_names), sentences
 
     def forget(self) -> None:
         """Discards kept features after a change that torch does not record."""

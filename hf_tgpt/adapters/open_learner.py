@@ -99,7 +99,7 @@ class OpenPromptLearner(PromptLearner):
             return in_shares(lambda share: self.encode_classes(encoder, texts, share), len(texts))
         if trained and torch.is_grad_enabled():
             return self.encode_classes(encoder, texts)
-        return texts.features("own", rests_on, lambda: self.encode_classes(encoder, texts), self._generation)
+        return texts.features("own", rests_on, lambda: self.encode_classes(encoder, texts), self.unrecorded(encoder))
 
     def class_features_shape(self, encoder: DualEncoder) -> tuple[int, int] | None:
         return None if self.texts_per_image else (len(self.class_texts), encoder.shape()["projection_width"])
@@ -109,7 +109,7 @@ class OpenPromptLearner(PromptLearner):
 
     def take_class_features(self, encoder: DualEncoder, features: torch.Tensor) -> None:
         rests_on = [*self.text_weights(), *encoder.text_parameters()]
-        self.class_texts.features("own", rests_on, lambda: features, self._generation)
+        self.class_texts.features("own", rests_on, lambda: features, self.unrecorded(encoder))
 
     def frozen_class_features(
         self,
@@ -127,7 +127,7 @@ class OpenPromptLearner(PromptLearner):
             ("frozen", tuple(templates), normalize_each),
             list(encoder.text_parameters()),
             lambda: zero_shot_head(encoder, texts.names, templates, self.tokenizer(encoder), normalize_each),
-            self._generation,
+            self.unrecorded(encoder),
         )
 
     def encode_classes(self, encoder: DualEncoder, class_texts: ClassTexts, share: slice | None = None) -> torch.Tensor:

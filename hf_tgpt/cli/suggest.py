@@ -45,7 +45,6 @@ def main(args: argparse.Namespace) -> int:
     known = {*seen_pictures(run), *_taken_in(output)}
     _check_answers(output, known)
     classifier = classifier_of(args)
-    classifier.model.requires_grad_(False)  # so that its features can be stored
     output.mkdir(parents=True, exist_ok=True)
     facts = suggest_pictures(
         classifier,

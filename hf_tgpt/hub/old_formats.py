@@ -64,4 +64,4 @@ def load_noted(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Adapte
         raise ValueError(
             f"The config or the weights in {str(folder)!r} cannot be used ({error}); train it again."
         ) from error
-    return built.to(model.device).eval()
+    return built.to(model.device).requires_grad_(False).eval()

@@ -21,6 +21,7 @@ from ..adapters.registry import register
 from ..encoders import DualEncoder
 from ..encoders.walk import encode_text, image_tokens, unit
 from ..texts.class_texts import ClassTexts
+from ..texts.kept import Kept, kept
 from ..texts.sentences import PLACEHOLDER, Sentences, class_template, full_stop, tokenize, word_ids, words_before
 from ..texts.zero_shot_head import mean_features
 from ..utils.fields import at_least, below, between, checked, documented, one_of
@@ -90,8 +91,9 @@ class TGPTConfig(TextPromptConfig):
 class TGPTOutput(ImageClassifierOutput):
     """ImageClassifierOutput with TGP-T's parts.
 
-    `head_logits` and `zero_shot_logits` (b, c) are the logits of the trained and the zero-shot head alone, on the same
-    features. WiSE-FT with any share a is (1 - a) * head_logits + a * zero_shot_logits; `logits` have a = `wise_ft`.
+    `head_logits` and, outside training, `zero_shot_logits` (b, c) are the logits of the trained and the zero-shot head
+    alone, on the same features. WiSE-FT with any share a is (1 - a) * head_logits + a * zero_shot_logits; `logits` have
+    a = `wise_ft`.
     """
 
     loss_classification: torch.Tensor | None = None
@@ -179,6 +181,7 @@ class TGPT(PromptLearner):
             self.image_to_text.weight = nn.Parameter(projection.T.clone(memory_format=torch.contiguous_format))
 
         self.register_buffer("zero_shot_head", None, persistent=False)
+        self._zero_shot: Kept | None = None
         self.awaits_weights = config.inference_mode
         if self.awaits_weights:  # of W, too, so that the texts can wait until they are needed
             size = len(names), 2 * shape["projection_width"]
@@ -186,16 +189,19 @@ class TGPT(PromptLearner):
         else:
             self.head = nn.Parameter(self.encode_zero_shot_head(encoder).clone())  # W (c, 2d)
 
-    @torch.compiler.disable  # called once, and it reads values of tensors
+    @torch.compiler.disable  # caching reads version counters, which a compiled graph does not have
     def encode_zero_shot_head(self, encoder: DualEncoder) -> torch.Tensor:
-        """The zero-shot classifier (c, 2d), encoded at the first call, in the towers' own precision."""
-        if self.zero_shot_head is None:
-            kind = encoder.model.device.type
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
-                config, tokenizer = self.config, self.tokenizer(encoder)
+        """The zero-shot classifier (c, 2d) in the towers' own precision, computed once and kept."""
+
+        def compute() -> torch.Tensor:
+            config, tokenizer = self.config, self.tokenizer(encoder)
+            with torch.autocast(encoder.model.device.type, enabled=False):
                 head = mean_features(encoder, config.class_names, config.templates, tokenizer, config.text_chunk_size)
-                self.zero_shot_head = unit(torch.cat([head, head], dim=-1))
-        return self.zero_shot_head
+                return unit(torch.cat([head, head], dim=-1))
+
+        self._zero_shot = after = kept(self._zero_shot, encoder.text_parameters(), compute, self.unrecorded(encoder))
+        self.zero_shot_head = after[1]
+        return after[1]
 
     def class_features_shape(self, encoder: DualEncoder) -> tuple[int, int] | None:
         return len(self.head), self.head.shape[1]
@@ -204,11 +210,11 @@ class TGPT(PromptLearner):
         return self.encode_zero_shot_head(encoder)
 
     def take_class_features(self, encoder: DualEncoder, features: torch.Tensor) -> None:
+        self._zero_shot = kept(None, encoder.text_parameters(), lambda: features, self.unrecorded(encoder))
         self.zero_shot_head = features
 
     def standalone(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> nn.Module:
-        self.encode_zero_shot_head(encoder)  # before an exporter follows the forward
-        return super().standalone(encoder, class_texts)
+        return _OneHead(self, encoder)
 
     @classmethod
     def fields_of_weights(cls, weights: dict[str, torch.Tensor], class_names: Sequence[str]) -> dict[str, Any]:
@@ -235,17 +241,11 @@ class TGPT(PromptLearner):
         if image_states is None:
             assert pixel_values is not None  # PromptedModel sees to it that there is one of the two
             image_states = self.image_states(encoder, pixel_values, **kwargs)  # (b, p, d_v)
-        tokens = self.bonder_tokens(encoder, image_states)  # (b, p, d_t)
-        image_features = encoder.leave_image(image_states)  # v (b, d)
-
-        category = self.category_bonder(self.category_queries, tokens)  # P_category (b, 32, d_t)
-        content = self.content_bonder(self.content_queries, tokens)  # P_content (b, 64, d_t)
-        text_features = (self.encode_prompts(encoder, category) + self.encode_prompts(encoder, content)) / 2  # t (b, d)
-        features = unit(torch.cat([image_features, text_features], dim=-1))  # (b, 2d)
-        zero_shot = self.encode_zero_shot_head(encoder) if self.zero_shot_head is None else self.zero_shot_head
-        zero_shot_logits = LOGIT_SCALE * features @ zero_shot.to(features.dtype).T  # (b, c)
-        logits = head_logits = LOGIT_SCALE * features @ self.head.to(features.dtype).T  # (b, c)
+        features, category, content = self.joint_features(encoder, image_states)
+        logits = head_logits = classify(features, self.head)  # (b, c)
+        zero_shot_logits = None
         if not self.training:  # linear in the weights, so mixing logits mixes the heads
+            zero_shot_logits = classify(features, self.encode_zero_shot_head(encoder))  # (b, c)
             logits = torch.lerp(logits, zero_shot_logits, self.config.wise_ft)
         losses = {} if labels is None else {"classification": classification_loss(logits, labels)}
         if labels is not None and (self.training or caption_ids is not None):
@@ -260,6 +260,17 @@ class TGPT(PromptLearner):
             zero_shot_logits=zero_shot_logits,
             **{f"loss_{name}": loss for name, loss in losses.items()},
         )
+
+    def joint_features(
+        self, encoder: DualEncoder, image_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Image states (b, p, d_v) -> unit features (b, 2d), and both prompts: P_category, P_content (b, n, d_t)."""
+        tokens = self.bonder_tokens(encoder, image_states)  # (b, p, d_t)
+        image_features = encoder.leave_image(image_states)  # v (b, d)
+        category = self.category_bonder(self.category_queries, tokens)
+        content = self.content_bonder(self.content_queries, tokens)
+        text_features = (self.encode_prompts(encoder, category) + self.encode_prompts(encoder, content)) / 2  # t (b, d)
+        return unit(torch.cat([image_features, text_features], dim=-1)), category, content
 
     def tokens_per_image(
         self, encoder: DualEncoder, labels: torch.Tensor, caption_ids: torch.Tensor | None = None
@@ -334,6 +345,26 @@ class TGPT(PromptLearner):
             ("category", self.category_queries, self.category_bonder),
             ("content", self.content_queries, self.content_bonder),
         ]
+
+
+class _OneHead(nn.Module):
+    """The learner with its two heads mixed into one, for export."""
+
+    def __init__(self, learner: TGPT, encoder: DualEncoder):
+        super().__init__()
+        self.learner, self.model, self.encoder = learner, encoder.model, encoder
+        zero_shot = learner.encode_zero_shot_head(encoder).to(learner.head.dtype)
+        self.head = nn.Buffer(torch.lerp(learner.head.detach(), zero_shot, learner.config.wise_ft))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(b, 3, h, w) -> logits (b, c)."""
+        states = self.learner.image_states(self.encoder, pixel_values)
+        return classify(self.learner.joint_features(self.encoder, states)[0], self.head)
+
+
+def classify(features: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Unit features (b, 2d) and a head (c, 2d) -> logits (b, c)."""
+    return LOGIT_SCALE * features @ head.to(features.dtype).T
 
 
 register("TGPT", TGPTConfig, TGPT)

@@ -19,15 +19,15 @@ def kept(
 ) -> Kept:
     """(state, value): the value from `before` if nothing it depends on has changed, else computed, without gradient.
 
-    Every change that torch counts is detected: to weights, their device, dtype and autocast. For other changes there is
-    `generation`, any object: a value kept with another generation is computed again.
+    Every change that torch counts is detected: to weights, their device, dtype and autocast. `generation` stands for
+    all others: a value kept with one that is not equal is computed again.
     """
     weights = list(rests_on)
     if any(p.is_inference() for p in weights):  # such tensors do not count their changes
         return None, compute()
     device = weights[0].device.type
     precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-    state = [(generation,), *((p, p.data_ptr(), p._version, p.dtype, precision) for p in weights)]
+    state = [(None, generation), *((p, p.data_ptr(), p._version, p.dtype, precision) for p in weights)]
     if before is not None and before[0] is not None and _same(before[0], state):
         return before
     with torch.inference_mode(False), torch.no_grad():

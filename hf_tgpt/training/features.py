@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ..adapters.fitting import Features
 from ..adapters.learner import PromptLearner
+from ..adapters.switches import switches_in
 from ..adapters.tower_classifier import AdaptedModel
 from ..data import FewShotImages
 from ..data.read_ahead import pixel_batches
@@ -92,8 +93,8 @@ def check_can_be_cached(model: AdaptedModel) -> None:
     learner.check_vision_is_frozen()
     if any(weight.requires_grad for weight in encoder_of(model.get_base_model()).vision_parameters()):
         raise ValueError(
-            f"`model` is a {type(model).__name__}, which does not learn from a frozen vision tower; train on the "
-            "pictures themselves."
+            f"{learner.config.method} trains weights in the vision tower, whose output therefore changes with every "
+            "step and cannot be stored; train on the pictures. (An adapter that only answers: requires_grad_(False).)"
         )
 
 
@@ -269,6 +270,7 @@ def _fingerprint(
         "seed": str(images.seed),
         "views": str(views),
         "dtype": str(dtype),
+        **({"switches": repr(switches)} if (switches := switches_in(encoder.model)) else {}),
     }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..encoders import DualEncoder
@@ -100,14 +99,12 @@ def tokenize(
             )
     if names:
         _check_tokens(tokenizer, names, [row[encoder.prefix : -1] for row in rows])
-    ends = torch.tensor([len(row) - 1 for row in rows])
     # Under a causal mask no token attends to what follows EOS; any id will do.
     padding = rows[0][-1] if encoder.causal else tokenizer.pad_token_id
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
-    if encoder.fills_context:
-        ids = F.pad(ids, (0, context - ids.shape[1]), value=padding)
+    length = context if encoder.fills_context else max(map(len, rows))
     device = encoder.model.device
-    return ids.to(device), ends.to(device)
+    ids = torch.tensor([row + [padding] * (length - len(row)) for row in rows], device=device)
+    return ids, torch.tensor([len(row) - 1 for row in rows], device=device)
 
 
 def _end_with_eos(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], encoder: DualEncoder) -> list[bool]:

@@ -299,14 +299,14 @@ def _chosen(first: argparse.Namespace) -> tuple[str, Path | None, dict[str, Any]
     default = TOY_METHOD if first.dataset.startswith("toyworld") else DEFAULT_METHOD
     method = method_name(first.method or default)
     kind = first.recipes or ("toy" if base_model_of(first.model, first.dataset) is None else "papers")
-    own = Path(RECIPES[kind].format(method))
-    if not (RECIPES_FOLDER / own).is_file():  # methods that need no other settings for a toy have no toy recipe
-        own = Path(RECIPES["papers"].format(method))
-    path = first.config or own
-    if not path.exists() and path.name == str(path):
-        path = next((ours for ours in (RECIPES_FOLDER / path, RECIPES_FOLDER / path.name.replace("-", "_"))
-                     if ours.is_file()), path)  # fmt: skip
-    if first.config is None and not path.is_file():
+    if first.config is None:  # one of ours, not a file of such a name in the working folder
+        files = [RECIPES_FOLDER / RECIPES[source].format(method) for source in (kind, "papers")]  # few toys need others
+    else:
+        name = first.config.name.removesuffix(".json")
+        ours = [RECIPES_FOLDER / f"{spelling}.json" for spelling in (name, name.replace("-", "_"))]
+        files = [first.config, *(ours if str(first.config) == first.config.name else [])]
+    path = next((file for file in files if file.is_file()), first.config)
+    if path is None:
         return method, None, {}
     recipe = read_recipe(path, first.method, default)
     return recipe.pop("method"), path, recipe

@@ -65,14 +65,17 @@ def export_transformers(
 
 _SNIPPET = """\
 import sys, torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import {processor}, {vision_class}
 
 folder, picture = sys.argv[1:]
 vision, processor = (kind.from_pretrained(folder) for kind in ({vision_class}, {processor}))
+image = ImageOps.exif_transpose(Image.open(picture))
+if image.has_transparency_data:
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 with torch.no_grad():
-    embeds = vision(**processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")).{output}
+    embeds = vision(**processor(images=image.convert("RGB"), return_tensors="pt")).{output}
 features = torch.nn.functional.normalize(embeds.float())
 logits = torch.nn.functional.linear(features, **load_file(f"{{folder}}/{file}"))
 print(vision.config.id2label[int(logits.argmax())])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hf_tgpt import available_methods, load_clip
 from hf_tgpt.adapters.standalone import LinearClassifier
-from hf_tgpt.data import FewShotImages, ImageTransform
+from hf_tgpt.data import FewShotImages, ImageTransform, decode_image
 from hf_tgpt.encoders import encoder_of
 from hf_tgpt.encoders.precision import cast_towers
 from hf_tgpt.inference.classifier import Classifier
@@ -205,6 +205,24 @@ def test_the_snippet_classifies_where_this_package_cannot_be_imported(classifier
     command = [sys.executable, "-c", code, tmp_path / "plain", picture]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     assert answer == trained(picture, class_names=["forest", "cat"])[0]["label"]
+
+
+def test_the_snippet_sees_pictures_as_this_package_does(classifier, tmp_path, monkeypatch):
+    trained = classifier("gda")
+    snippet = export_transformers(trained, tmp_path / "plain")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # by 90 degrees
+    Image.fromarray(noise[..., :3]).save(tmp_path / "turned.jpg", exif=turned, quality=100)
+    Image.fromarray(noise).save(tmp_path / "transparent.png")
+    Image.fromarray(noise[..., 0]).save(tmp_path / "grey.png")
+    for name in ("turned.jpg", "transparent.png", "grey.png"):
+        monkeypatch.setattr(sys, "argv", ["program", str(tmp_path / "plain"), str(tmp_path / name)])
+        space = {}
+        exec(snippet, space)
+        seen = trained.transform(decode_image(tmp_path / name))
+        with torch.no_grad():
+            torch.testing.assert_close(space["logits"], trained.model(seen[None]).logits, atol=1e-3, rtol=1e-4)
 
 
 def test_plain_transformers_keep_half_precision(classifier, picture, tmp_path, monkeypatch, capsys):

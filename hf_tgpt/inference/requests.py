@@ -78,13 +78,17 @@ async def read_request(request: Request, limits: Limits, hold: Callable[[int], N
         pictures = [Picture("the body", body)] if body else []
     else:
         raise Refused(
-            415, f"`Content-Type` is {kind!r}; send multipart/form-data, application/json or image/*.", "Content-Type"
+            415,
+            f"`Content-Type` is {kind!r}; send multipart/form-data, application/json, image/* or "
+            "application/octet-stream.",
+            "Content-Type",
         )
+    options = _options(given)
     if not pictures:
         raise Refused(400, "`images` has no picture; send one or more.", "images")
     if len(pictures) > limits.pictures:
         raise Refused(413, f"`images` has {len(pictures)} pictures; send at most {limits.pictures}.", "images")
-    return pictures, _options(given)
+    return pictures, options
 
 
 def _limited(request: Request, most: int, hold: Callable[[int], None]) -> Any:
@@ -161,6 +165,10 @@ def _add(given: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _options(given: dict[str, Any]) -> Options:
+    names = given.get("class_names")
+    if isinstance(names, list) and len(names) == 1 and "," in str(names[0]):
+        how = "repeat it for each: class_names=ant&class_names=dog, or send a list in JSON"
+        raise Refused(422, f"`class_names`={names[0]!r} is a single name; {how}.", "class_names")
     try:
         return Options(**given)
     except ValidationError as error:

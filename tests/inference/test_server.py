@@ -192,6 +192,8 @@ def test_a_bad_picture_among_several_is_named_and_the_others_are_answered(client
         ({"json": {"images": ["x"], "model": "dogs"}}, 422, "model", "'dogs' is not served; name one of open, closed"),
         ({"json": {"images": ["x"]}}, 422, "model", "is not given and several are served"),
         ({"params": {"topk": 3}}, 422, "topk", "did you mean `top_k`?"),
+        ({"json": {"image": "x"}}, 422, "image", "did you mean `images`?"),
+        ({"params": {"model": "open", "class_names": "ant,dog"}}, 422, "class_names", "repeat it for each"),
         ({"params": {"images": "x"}}, 422, "images", "`images` is unknown; known are model, top_k"),
         ({"params": {"top_k": 0}}, 422, "top_k", "`top_k`='0': input should be greater than or equal to 1"),
         ({"params": {"top_k": [1, 2]}}, 422, "top_k", "is there twice"),

@@ -13,6 +13,7 @@ from ..adapters.folder import CALIBRATION
 from ..data.readers.folders import kinds_left_out, pictures_below
 from ..hub.run import local_folder
 from ..inference.answers import Answer
+from ..utils.names import unreadable_name
 from .loaded import class_names_of, classifier_of
 from .options import DTYPES
 from .output import tidy_output
@@ -124,7 +125,9 @@ def find_files(paths: list[str]) -> list[str]:
         raise ValueError("No picture is given; name files, folders, or a `list` of them.")
     found: list[str] = []
     for path in paths:
-        if os.path.isdir(path):
+        if name := unreadable_name(path):
+            print(f"Note: {name} is left out: the name is not UTF-8; rename it.", file=sys.stderr)
+        elif os.path.isdir(path):
             pictures, left_out = pictures_below(path)
             found += pictures
             if left_out:
@@ -134,7 +137,8 @@ def find_files(paths: list[str]) -> list[str]:
         else:
             raise ValueError(f"{path!r} does not exist; correct the path.")
     if not found:
-        raise ValueError(f"There is no picture in {', '.join(paths)}; name others.")
+        given = ", ".join(unreadable_name(path) or path for path in paths)
+        raise ValueError(f"There is no picture in {given}; name others.")
     return list(dict.fromkeys(found))
 
 

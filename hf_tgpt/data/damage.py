@@ -15,7 +15,7 @@ from .remarks import count, remark
 _BATCH = 64  # images that are held at a time
 _EXAMPLES = 20
 _Result = TypeVar("_Result")
-_DARKEST = 8  # of 255; a picture whose brightest value is lower shows nothing
+_DARKEST = 32  # of 255; a picture whose brightest value is lower shows little, such as 12 bits stored as 16
 
 
 def without_damaged(dataset: Dataset, about: str = "images") -> Dataset:

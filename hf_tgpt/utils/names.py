@@ -45,6 +45,18 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def unreadable_name(path: str) -> str | None:
+    r"""A path whose bytes are not UTF-8, as old archives leave behind, with these as \xe9; None for any other path.
+
+    Tables, JSON and most libraries can only hold UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path).decode(errors="backslashreplace")
+    return None
+
+
 def in_a_line(names: Iterable[str]) -> str:
     """Names in a row; those read from right to left are isolated, so that they do not reorder their neighbours."""
     other_way = {"R", "AL", "RLE", "RLO", "RLI"}

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Failed
 from PIL import Image
 
 from hf_tgpt.cli.main import main
@@ -91,6 +95,28 @@ def test_the_messy_folder_trains_by_one_command_and_every_oddity_is_said(photos,
     assert "Mohn 🌺" in names
     assert "Seltene Orchidee" in names
     assert "thumbs" not in names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf_8_are_named_and_passed_over(tmp_path, run_command, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        for i in range(8):
+            write(tmp_path / "photos" / name / f"{i}.jpg", rng)
+    os.rename(b"photos/ant/3.jpg", b"photos/ant/k\xe4fer.jpg")
+    os.mkdir(b"photos/gr\xfcn")
+    write(tmp_path / "photos" / "fly.jpg", rng)
+    os.rename(b"photos/fly.jpg", b"photos/gr\xfcn/0.jpg")
+    assert main(["train", "--dataset", "photos", *TRAIN, "--output_dir", "run"]) == 0
+    said = capsys.readouterr().err
+    assert r"left out: 1 gr\xfcn (its name is not UTF-8; rename it), 1 k\xe4fer.jpg (its name" in said
+    for command in (["predict", "run", "photos/ant", os.fsdecode(b"photos/ant/k\xe4fer.jpg")], ["check", "photos"]):
+        output = ["--output", "rows.csv"] if command[0] == "predict" else ["--model", "toy", "--output_dir", "check"]
+        run_command(*command, *output)
+    assert len(Path("rows.csv").read_text("utf-8-sig").splitlines()) == 8
+    with pytest.raises(Failed, match=r"no picture in photos/ant/k\\xe4fer\.jpg"):
+        run_command("predict", "run", os.fsdecode(b"photos/ant/k\xe4fer.jpg"))
 
 
 def test_strict_refuses_what_is_odd_and_makes_no_folder(photos, tmp_path, capsys):

@@ -128,6 +128,24 @@ def test_images_that_are_not_there_are_counted_and_named(tmp_path):
         load_splits(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("empty", [None, "", " "])
+def test_rows_without_a_label_are_counted_and_passed_over(tmp_path, suffix, empty):
+    write_pictures(tmp_path)
+    written = [{"image": f"images/{n}.png", "Art": "ant" if n % 2 else "big_cat"} for n in range(10)]
+    written[3]["Art"] = written[7]["Art"] = empty
+    file = tmp_path / f"table{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(written), file)
+    else:
+        shown = [row | {"Art": row["Art"] if suffix == ".jsonl" else row["Art"] or ""} for row in written]
+        write_table(file, shown)
+    with pytest.warns(DataWarning, match=r"rows? .*left out, since there is no label in 'Art'; the first is row"):
+        splits = load_splits(file, label_column="Art")
+    assert sum(map(len, splits.values())) == 8
+    assert class_names(splits["train"]) == ["ant", "big cat"]
+
+
 def test_class_numbers_without_names_ask_for_them(tmp_path):
     write_pictures(tmp_path)
     for split, numbers in {"train": [0, 1], "test": [2, 3]}.items():

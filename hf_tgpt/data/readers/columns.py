@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 
 from ..fewshot import replace_labels
+from ..remarks import count, remark
 
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "fine_label", "category", "cls")
 _CAPTION_NAMES = ("caption", "txt")
@@ -69,7 +70,7 @@ def label_names(dataset: Dataset, column: str, numbered: list[str] | None) -> li
             f"`label_column`={column!r} holds {feature}, which does not name classes; choose class labels or strings, "
             "or list the names of the numbers as `class_names_file`."
         )
-    names = [name for name in dataset.unique(column) if name is not None]
+    names = [name for name in dataset.unique(column) if name is not None and name.strip()]
     numbers = all(name.isdecimal() for name in names)  # folders 0 to 10, in the order of a list of names
     return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 
@@ -94,6 +95,17 @@ def to_canonical(dataset: Dataset, split: str, columns: dict[str, str], names: l
     feature = dataset.features["label"]
     # In Arrow and numpy: a million labels would be a million Python objects.
     written = dataset.select_columns("label").with_format("arrow")[:]["label"]
+    empty = written.is_null()
+    if pa.types.is_string(written.type) or pa.types.is_large_string(written.type):
+        empty = pc.or_kleene(empty, pc.equal(pc.utf8_trim_whitespace(written), ""))
+    if rows := int(pc.sum(empty).as_py() or 0):
+        first = pc.index(empty, True).as_py()
+        remark(
+            f"{count(rows, 'row')} of the {split} split left out, since there is no label in {columns['label']!r}; the "
+            f"first is row {first}, counted from 0 without a header."
+        )
+        dataset = dataset.select(np.flatnonzero(~empty.to_numpy()))
+        written = dataset.select_columns("label").with_format("arrow")[:]["label"]
     if pa.types.is_integer(written.type):
         own = feature.names if isinstance(feature, ClassLabel) else names
         known = {name: label for label, name in enumerate(names)}

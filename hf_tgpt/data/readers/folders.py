@@ -24,7 +24,7 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from ...utils.files import read_json
-from ...utils.names import composed
+from ...utils.names import composed, unreadable_name
 from ..images import HEIC_REMEDY, reads_heic
 from ..remarks import count, remark
 
@@ -51,6 +51,7 @@ _INDEX_VERSION = 3
 _RUN_FILES = ("run.json", "adapter_config.json", "check.json", "evaluation.json", "suggest.json")
 _FEATURES = Features({"image": Image(), "label": Value("string")})
 _BATCH = 10_000
+_KINDS = 20  # of files left out, that a remark lists
 # A folder that changes within its file system's clock tick after it was listed has the same time stamp as before; the
 # coarsest clock, FAT's, ticks every two seconds.
 _CLOCK_TICK = 2.0
@@ -145,7 +146,8 @@ def _load_class_folders(folder: Path, split: str) -> Dataset:
 
 def kinds_left_out(counts: dict[str, int]) -> str:
     """How many files of which kinds are left out because they are not pictures, and what to do about it."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())[:_KINDS])
+    kinds += f", and {rest} of other kinds" if (rest := sum(n for _, n in sorted(counts.items())[_KINDS:])) else ""
     heic = "" if reads_heic() or not counts.keys() & set(HEIC_SUFFIXES) else f" ({HEIC_REMEDY} reads .heic)"
     return f"left out: {kinds}{heic}; save pictures of other kinds as JPEG or PNG to have them read."
 
@@ -180,7 +182,8 @@ def _judge_inner_folders(folder: Path) -> None:
 def subfolders(parent: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones, system folders and the output of training runs."""
     with os.scandir(parent) as listing:  # which tells folders from files without a system call for each
-        return sorted(Path(entry.path) for entry in listing if entry.is_dir() and not _is_no_data(entry))
+        folders = [entry for entry in listing if entry.is_dir() and not _is_no_data(entry)]
+    return sorted(Path(entry.path) for entry in folders if not unreadable_name(entry.name))
 
 
 def _is_no_data(entry: os.DirEntry[str]) -> bool:
@@ -210,6 +213,8 @@ def image_index(root: Path) -> Dataset:
     No image is opened. Hidden files and folders are left out, such as the "._*.jpg" that macOS leaves behind, and so
     are those of systems. The index comes from the cache unless a folder below `root` has changed since.
     """
+    if name := unreadable_name(str(root)):
+        raise ValueError(f"The path {name} is not UTF-8; rename its folders.")
     index, record = _cache_files(root)
     if not _is_current(index, record):
         index.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +280,9 @@ def _walk(
     with os.scandir(folder) as listing:
         entries = sorted((entry for entry in listing if not _is_no_data(entry)), key=lambda entry: entry.name)
     for entry in entries:
-        if entry.is_dir(follow_symlinks=label is None):  # a class may be a link; deeper links may form a loop
+        if name := unreadable_name(entry.name):
+            left_out[f"{name} (its name is not UTF-8; rename it)"] += 1
+        elif entry.is_dir(follow_symlinks=label is None):  # a class may be a link; deeper links may form a loop
             inner_label = composed(entry.name) if label is None else label
             yield from _walk(entry.path, folders, left_out, inner_label)
         elif entry.is_file() and _looks_like_a_picture(entry.path):

@@ -21,6 +21,8 @@ from .output import make_room_for
 
 _KINDS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _BYTE_ORDER_MARK = "\ufeff"  # by which Excel recognises UTF-8
+_BEGINNING = ["image", "label", "score"]
+_BEGINS = {"csv": ",".join(_BEGINNING).encode(), "jsonl": b'{"image": '}
 _BATCH = 10_000  # rows in memory at a time
 Writer = Callable[[str, Answer | None, str], None]
 
@@ -38,7 +40,26 @@ def kind_of(output: str | None, format: str | None) -> str:
             f"`output`={output!r} ends with neither .csv, which spreadsheets open, nor .jsonl or .parquet; name such a "
             "file, or set `format`."
         )
-    return format or _KINDS[suffix]
+    kind = format or _KINDS[suffix]
+    _check_is_ours(Path(output), kind)
+    return kind
+
+
+def _check_is_ours(path: Path, kind: str) -> None:
+    """Raises ValueError for a file that no call of this kind has written, such as a table of labels."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        begins = file.read(40).removeprefix(_BYTE_ORDER_MARK.encode())
+    try:
+        ours = pq.read_schema(path).names[:3] == _BEGINNING if kind == "parquet" else begins.startswith(_BEGINS[kind])
+    except (pa.ArrowException, OSError):
+        ours = False
+    if not ours:
+        raise ValueError(
+            f"`output`={str(path)!r} is there already and holds no predictions as {kind}, so it is not replaced; name "
+            "another file, or remove it."
+        )
 
 
 class Output:

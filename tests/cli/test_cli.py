@@ -338,6 +338,22 @@ def test_ctrl_c_ends_a_command_without_a_traceback(adapters, monkeypatch, capsys
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_file_that_holds_no_predictions_is_not_replaced(adapters, pictures, tmp_path, capsys, suffix):
+    output = tmp_path / f"mine{suffix}"
+    command = ("predict", adapters["coop"], pictures / "a.jpg", "--output", output)
+    for labels in ("image,label\na.jpg,cat\n", '{"file": "a.jpg"}\n'):
+        output.write_text(labels)
+        assert run(*command) == 1
+        assert (
+            f"--output='{output}' is there already and holds no predictions as {suffix[1:]}" in capsys.readouterr().err
+        )
+        assert output.read_text() == labels
+    output.write_text("")
+    for _ in range(2):  # its own may be made again
+        assert run(*command) == 0
+
+
 # Several processes ---------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..data import load_splits
+from ..data import load_splits, sample_few_shot
 from ..evaluation.comparison import Case, Runs
 from ..training.run_folder import lock_folder
 from ..utils.files import read_json
@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     # 1. Arguments, all checked before the first run.
     options = parser(prog)
     args, for_train = options.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
+    for_train += ["--allow_fewer"] * args.allow_fewer
     tidy_output()
     speak_of(options)
     try:
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     ]  # fmt: skip
     missing = [trial for trial in trials if not trial.done]
     for source in dict.fromkeys(trial.source for trial in missing):
-        _check_data(source, of_data)
+        _check_data(source, of_data, () if args.allow_fewer or of_few_shot != "all" else args.shots or ())
     for source in args.test_datasets if missing else ():
         _check_data(source, {})
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -236,6 +237,7 @@ def parser(prog: str | None = None) -> CommandParser:
         f'fast, the first {len(FAST)}; all; or "LABEL: METHOD OPTIONS" as for train (default: fast)')  # fmt: skip
     add("--shots", nargs="+", type=lambda text: whole_number(text, 1, None), metavar="N",
         help="training images per class (default: 16, or all images of a class that has fewer)")  # fmt: skip
+    add("--allow_fewer", action="store_true", help="accept classes with fewer images than --shots")
     add("--seeds", nargs="+", type=whole_number, default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     add("--output_dir", type=Path, help="the folder of all results (default: a new one in runs/)")
     add("--protocols", nargs="+", default=["few-shot"], choices=["few-shot", "base-to-new"],
@@ -288,8 +290,10 @@ def _data_options(for_train: list[str], prog: str) -> tuple[dict[str, Any], dict
     return known, {name: known.pop(name) for name in ("model", "mixed_precision", "dtype")}
 
 
-def _check_data(source: str, of_data: dict[str, Any]) -> None:
-    """Raises ValueError or OSError for data that cannot be read."""
+def _check_data(source: str, of_data: dict[str, Any], shots: Sequence[int] = ()) -> None:
+    """Raises ValueError or OSError for data that cannot be read, or whose classes have fewer pictures than `shots`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each run lists the remarks on its data
-        load_splits(**DataArguments(**of_data | {"dataset": source}).source, seed=None)
+        splits = load_splits(**DataArguments(**of_data | {"dataset": source}).source, seed=0 if shots else None)
+    for number in shots:
+        sample_few_shot(splits["train"], number)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 
 import psutil
 import pytest
+from conftest import Failed
 
 from hf_tgpt.cli import compare as command
 from hf_tgpt.cli.compare_plan import FAST, LABELS, chosen_methods, data_folder, method_folder, short_names
@@ -74,6 +75,14 @@ def test_what_cannot_be_is_refused_before_the_first_run(arguments, message, tmp_
     last = refused(capsys, "--model", "toy", "--output_dir", tmp_path / "results", *arguments)
     assert message in last
     assert not (tmp_path / "results").exists()
+
+
+def test_shots_that_a_class_lacks_are_refused_once_before_the_first_run(pictures, tmp_path, monkeypatch, run_command):
+    monkeypatch.setattr(command, "runner", lambda launcher: pytest.fail("a run was started"))
+    about = ("--dataset", pictures, "--model", "toy", "--output_dir", tmp_path / "results", "--methods", "gda", "coop")
+    with pytest.raises(Failed, match=r"--shots=16 but class 'lime' has 5 images.*pass --allow_fewer") as refused:
+        run_command("compare", *about, "--shots", 1, 16, "--seeds", 0, 1)
+    assert str(refused.value).count("--shots=16") == 1
 
 
 def test_data_sets_have_short_names_and_folders_of_their_own(tmp_path, monkeypatch):

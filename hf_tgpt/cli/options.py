@@ -14,7 +14,7 @@ EXIT = """exit status:
   0    done
   1    failed (compare: at least one run failed)
   2    wrong arguments
-  3    done, but some files could not be read and were skipped
+  3    done, but some files could not be read and were skipped (predict, embed, explain, suggest)
   130  stopped by Ctrl-C
   143  training or comparison stopped by SIGTERM"""
 

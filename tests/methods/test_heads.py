@@ -43,7 +43,8 @@ def pictures(clip, views=2, seed=0):
 
 
 def make(name, clip, **fields):
-    return get_peft_model(clip, METHODS[name].config(**fields)).eval()
+    searched = {"search": True} if METHODS[name].has("search") else {}
+    return get_peft_model(clip, METHODS[name].config(**(searched | fields))).eval()
 
 
 def features_of(model, batch):

@@ -71,7 +71,7 @@ def table(rows: list[Row]) -> str:
 def draw(rows: list[Row], path: Path) -> None:
     """Time and memory, both axes logarithmic: a column for each thing that grows, or else for each method."""
     growing = [axis for axis in AXES if any(row["axis"] == axis for row in rows)]
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     column_of = "axis" if len(growing) > 1 else "method"
     columns = growing if column_of == "axis" else list(dict.fromkeys(row["method"] for row in rows))
@@ -101,6 +101,7 @@ def draw(rows: list[Row], path: Path) -> None:
     for panel in panels[:, 0]:
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter("{x:g}")
+        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     panels[0, 0].set(ylabel="seconds per step")
     panels[1, 0].set(ylabel="peak memory above the model, MB")
     labels = {

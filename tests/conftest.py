@@ -57,6 +57,7 @@ from hf_tgpt import (
 )
 from hf_tgpt.adapters.feature_head import FeatureHead
 from hf_tgpt.cli.main import main
+from hf_tgpt.evaluation import plots
 from hf_tgpt.utils.compat import pil_image_processor
 
 torch.set_num_threads(1)
@@ -251,6 +252,18 @@ def datasets_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(request, monkeypatch):
+    """Drawing takes a third of a short run, so pictures are empty but in the tests that are about them."""
+    if request.node.get_closest_marker("draws") is None:
+        monkeypatch.setattr(plots, "_draw", _write_empty_picture)
+
+
+def _write_empty_picture(figure, path):
+    PILImage.new("RGB", (2, 2), "white").save(path)
+    return set()  # characters that no font has
 
 
 @pytest.fixture(scope="session")

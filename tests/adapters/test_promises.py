@@ -246,7 +246,7 @@ def test_a_model_can_be_copied_and_pickled(method, adapt):
     assert torch.equal(model(pixels(model)).logits, expected)
 
 
-@pytest.mark.parametrize("name", ["coop", "cocoop", "maple", "mmrl", "tgpt", "gda"])  # one of each kind
+@pytest.mark.parametrize("name", ["maple", "tgpt", "gda"])  # prompts in both towers, of each picture, a head
 def test_a_compiled_forward_gives_the_same_logits(name, adapt):
     model = adapt(METHODS[name])
     with torch.no_grad():

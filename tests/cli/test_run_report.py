@@ -65,6 +65,7 @@ def rows_of(folder):
 
 
 def test_a_run_leaves_a_page_that_stands_alone(run):
+    assert (run / "training.png").stat().st_size > 5_000  # drawn in earnest, as the fixture is the module's
     html = (run / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"<script|<link|(src|href)=.?(http|/|file)|url\(|@import", html)
     addresses = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)

@@ -11,6 +11,8 @@ from PIL import Image
 from hf_tgpt.cli.main import main
 from hf_tgpt.evaluation import plots
 
+pytestmark = pytest.mark.draws
+
 NAMES = ["قطة", "猫"]
 
 

@@ -9,6 +9,8 @@ from PIL import Image
 from hf_tgpt.evaluation.comparison import Case, lead, mean_and_deviation, per_class, values, with_averages
 from hf_tgpt.evaluation.plots import plot_class_accuracies, plot_costs
 
+pytestmark = pytest.mark.draws
+
 COSTS = {"seconds": 2.0, "trainable_parameters": 10, "peak_memory_bytes": 2**20}
 
 

@@ -7,6 +7,8 @@ from PIL import Image
 from hf_tgpt.cli.compare_plan import LABELS
 from hf_tgpt.evaluation import plots
 
+pytestmark = pytest.mark.draws
+
 pytest.importorskip("matplotlib")
 
 METRICS = {"per_class_accuracy": [0.2, 0.9]}, {"per_class_accuracy": [0.8, 0.5]}

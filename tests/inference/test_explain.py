@@ -16,6 +16,8 @@ from hf_tgpt.encoders import encoder_of
 from hf_tgpt.inference import explain
 from hf_tgpt.inference.classifier import Classifier
 
+pytestmark = pytest.mark.draws
+
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
 PROCESSOR = dict(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 

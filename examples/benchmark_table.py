@@ -101,7 +101,8 @@ def draw(rows: list[Row], path: Path) -> None:
     for panel in panels[:, 0]:
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter("{x:g}")
-        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        if panel.get_yscale() == "log":  # it is linear where nothing was measured
+            panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     panels[0, 0].set(ylabel="seconds per step")
     panels[1, 0].set(ylabel="peak memory above the model, MB")
     labels = {

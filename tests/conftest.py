@@ -246,6 +246,14 @@ def pooled(answer):
     return answer if isinstance(answer, torch.Tensor) else answer.pooler_output
 
 
+# Tests of a minute and less that several workers share badly; they begin, so that none waits for them at the end.
+SLOW = ("training/test_processes.py", "training/test_faults.py", "training/test_soak.py", "inference/test_export.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not str(item.path).endswith(SLOW))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory):
     """What `datasets` and the folder index cache in the tests goes with them."""
@@ -262,7 +270,7 @@ def no_drawing(request, monkeypatch):
 
 
 def _write_empty_picture(figure, path):
-    PILImage.new("RGB", (2, 2), "white").save(path)
+    PILImage.new("RGB", (2, 2), "white").save(path, "PNG")
     return set()  # characters that no font has
 
 

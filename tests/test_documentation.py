@@ -277,7 +277,7 @@ def comparison(arguments, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(compare, "runner", lambda launcher: contextlib.nullcontext(SimpleNamespace(run=run)))
-        patch.setattr(compare, "_check_data", lambda source, of_data: None)
+        patch.setattr(compare, "_check_data", lambda *about: None)
         assert compare.main(arguments) == 1
     for words in trainings:
         if words[words.index("--seed") + 1] == "0":

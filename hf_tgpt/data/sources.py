@@ -223,8 +223,8 @@ def _load_from_hub(hub_id: str, source: str) -> dict[str, Dataset]:
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near and hub_id == source else ""
         raise ValueError(
             f"`source`={source!r} is neither a folder nor a table in {os.getcwd()}, and could not be loaded from the "
-            f"Hub ({type(error).__name__}: {error}); it must be 'toyworld:TASK', a folder or a table of files that "
-            "exists, or the id of a dataset on the Hub." + hint
+            f"Hub ({type(error).__name__}: {error}); it must be 'toyworld:TASK', a folder that exists or the id of a "
+            "dataset on the Hub." + hint
         ) from error
     if len(loaded) == 1:
         return {"train": next(iter(loaded.values()))}

@@ -130,7 +130,7 @@ def test_images_that_are_not_there_are_counted_and_named(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("empty", [None, "", " "])
-def test_rows_without_a_label_are_counted_and_passed_over(tmp_path, suffix, empty):
+def test_rows_without_a_label_are_counted_by_the_tables_own_column(tmp_path, suffix, empty):
     write_pictures(tmp_path)
     written = [{"image": f"images/{n}.png", "Art": "ant" if n % 2 else "big_cat"} for n in range(10)]
     written[3]["Art"] = written[7]["Art"] = empty
@@ -140,10 +140,8 @@ def test_rows_without_a_label_are_counted_and_passed_over(tmp_path, suffix, empt
     else:
         shown = [row | {"Art": row["Art"] if suffix == ".jsonl" else row["Art"] or ""} for row in written]
         write_table(file, shown)
-    with pytest.warns(DataWarning, match=r"rows? .*left out, since there is no label in 'Art'; the first is row"):
-        splits = load_splits(file, label_column="Art")
-    assert sum(map(len, splits.values())) == 8
-    assert class_names(splits["train"]) == ["ant", "big cat"]
+    with pytest.raises(ValueError, match=r"in row 3 of the \w+ split.*: 2 rows are without a label in 'Art'; fill in"):
+        load_splits(file, label_column="Art")
 
 
 def test_class_numbers_without_names_ask_for_them(tmp_path):

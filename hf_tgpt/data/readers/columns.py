@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 
 from ..fewshot import replace_labels
-from ..remarks import count, remark
+from ..remarks import count
 
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "fine_label", "category", "cls")
 _CAPTION_NAMES = ("caption", "txt")
@@ -100,12 +100,10 @@ def to_canonical(dataset: Dataset, split: str, columns: dict[str, str], names: l
         empty = pc.or_kleene(empty, pc.equal(pc.utf8_trim_whitespace(written), ""))
     if rows := int(pc.sum(empty).as_py() or 0):
         first = pc.index(empty, True).as_py()
-        remark(
-            f"{count(rows, 'row')} of the {split} split left out, since there is no label in {columns['label']!r}; the "
-            f"first is row {first}, counted from 0 without a header."
+        raise ValueError(
+            f"`label`={written[first].as_py()!r} in row {first} of the {split} split, counted from 0 without a header: "
+            f"{count(rows, 'row')} without a label in {columns['label']!r}; fill in labels, or remove these rows."
         )
-        dataset = dataset.select(np.flatnonzero(~empty.to_numpy()))
-        written = dataset.select_columns("label").with_format("arrow")[:]["label"]
     if pa.types.is_integer(written.type):
         own = feature.names if isinstance(feature, ClassLabel) else names
         known = {name: label for label, name in enumerate(names)}

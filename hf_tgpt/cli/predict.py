@@ -37,6 +37,7 @@ def main(args: argparse.Namespace) -> int:
     files = find_files([*args.images, *listed(args.list)]) if processes.is_main else []
     names = class_names_of(args)
     args.device = args.device or processes.device
+    args.dtype = processes.precision(args.dtype)
     classifier = classifier_of(args)
     columns = 1 if args.coverage else min(args.top_k, len(names or classifier.class_names))
     asked = {name: value for name, value in (("coverage", args.coverage), ("reject", args.reject)) if value}

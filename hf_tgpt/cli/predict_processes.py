@@ -11,8 +11,10 @@ from datetime import timedelta
 from typing import Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
+from ..encoders.precision import PRECISIONS, read_dtype
 from ..utils.files import read_json, write_json
 from .predict_rows import Output, Writer, jsonl_writer
 
@@ -66,6 +68,14 @@ class Processes:
     def device(self) -> str | None:
         """The device of this process, if there are several."""
         return str(self._state.device) if self._state else None
+
+    def precision(self, name: str) -> str:
+        """A --dtype that means the same in all processes: each would measure "auto" for itself."""
+        if self._state is None:
+            return name
+        found = read_dtype(name, self._state.device)
+        (name,) = broadcast_object_list([next(key for key, dtype in PRECISIONS.items() if dtype == found)])
+        return name
 
     def check(self, args: argparse.Namespace) -> None:
         """Raises ValueError for arguments that need a single process."""

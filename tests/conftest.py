@@ -246,7 +246,7 @@ def pooled(answer):
     return answer if isinstance(answer, torch.Tensor) else answer.pooler_output
 
 
-# Tests of a minute and less that several workers share badly; they begin, so that none waits for them at the end.
+# The files with the slowest tests. They come first, so that no worker is left alone with one at the end.
 SLOW = ("training/test_processes.py", "training/test_faults.py", "training/test_soak.py", "inference/test_export.py")
 
 

@@ -93,8 +93,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         for protocol in args.protocols
     ]  # fmt: skip
     missing = [trial for trial in trials if not trial.done]
+    needed: Sequence[int] = ()  # pictures of every class
+    if "few-shot" in args.protocols and of_few_shot == "all" and not args.allow_fewer:
+        needed = args.shots or ()
     for source in dict.fromkeys(trial.source for trial in missing):
-        _check_data(source, of_data, () if args.allow_fewer or of_few_shot != "all" else args.shots or ())
+        _check_data(source, of_data, needed)
     for source in args.test_datasets if missing else ():
         _check_data(source, {})
     output_dir.mkdir(parents=True, exist_ok=True)

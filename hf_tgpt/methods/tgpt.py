@@ -113,7 +113,6 @@ class TGPT(PromptLearner):
     """Queries, Bonders and the classifier W (c, 2d)."""
 
     config: TGPTConfig
-    zero_shot_head: torch.Tensor | None
     citation = """@inproceedings{tan2024compound,
   title = {Compound Text-Guided Prompt Tuning via Image-Adaptive Cues},
   author = {Tan, Hao and Li, Jun and Zhou, Yizhuang and Wan, Jun and Lei, Zhen and Zhang, Xiangyu},
@@ -180,7 +179,6 @@ class TGPT(PromptLearner):
             projection = encoder.projections()[0].weight.detach().float()  # (d, d_t)
             self.image_to_text.weight = nn.Parameter(projection.T.clone(memory_format=torch.contiguous_format))
 
-        self.register_buffer("zero_shot_head", None, persistent=False)
         self._zero_shot: Kept | None = None
         self.awaits_weights = config.inference_mode
         if self.awaits_weights:  # of W, too, so that the texts can wait until they are needed
@@ -200,8 +198,12 @@ class TGPT(PromptLearner):
                 return unit(torch.cat([head, head], dim=-1))
 
         self._zero_shot = after = kept(self._zero_shot, encoder.text_parameters(), compute, self.unrecorded(encoder))
-        self.zero_shot_head = after[1]
         return after[1]
+
+    @property
+    def zero_shot_head(self) -> torch.Tensor | None:
+        """The zero-shot classifier (c, 2d) as it was last encoded; None before that."""
+        return None if self._zero_shot is None else self._zero_shot[1]
 
     def class_features_shape(self, encoder: DualEncoder) -> tuple[int, int] | None:
         return len(self.head), self.head.shape[1]
@@ -211,7 +213,6 @@ class TGPT(PromptLearner):
 
     def take_class_features(self, encoder: DualEncoder, features: torch.Tensor) -> None:
         self._zero_shot = kept(None, encoder.text_parameters(), lambda: features, self.unrecorded(encoder))
-        self.zero_shot_head = features
 
     def standalone(self, encoder: DualEncoder, class_texts: ClassTexts | None = None) -> nn.Module:
         return _OneHead(self, encoder)
@@ -242,10 +243,10 @@ class TGPT(PromptLearner):
             assert pixel_values is not None  # PromptedModel sees to it that there is one of the two
             image_states = self.image_states(encoder, pixel_values, **kwargs)  # (b, p, d_v)
         features, category, content = self.joint_features(encoder, image_states)
-        logits = head_logits = classify(features, self.head)  # (b, c)
+        logits = head_logits = scores(features, self.head)  # (b, c)
         zero_shot_logits = None
         if not self.training:  # linear in the weights, so mixing logits mixes the heads
-            zero_shot_logits = classify(features, self.encode_zero_shot_head(encoder))  # (b, c)
+            zero_shot_logits = scores(features, self.encode_zero_shot_head(encoder))  # (b, c)
             logits = torch.lerp(logits, zero_shot_logits, self.config.wise_ft)
         losses = {} if labels is None else {"classification": classification_loss(logits, labels)}
         if labels is not None and (self.training or caption_ids is not None):
@@ -359,10 +360,10 @@ class _OneHead(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(b, 3, h, w) -> logits (b, c)."""
         states = self.learner.image_states(self.encoder, pixel_values)
-        return classify(self.learner.joint_features(self.encoder, states)[0], self.head)
+        return scores(self.learner.joint_features(self.encoder, states)[0], self.head)
 
 
-def classify(features: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+def scores(features: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """Unit features (b, 2d) and a head (c, 2d) -> logits (b, c)."""
     return LOGIT_SCALE * features @ head.to(features.dtype).T
 

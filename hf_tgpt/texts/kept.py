@@ -27,6 +27,7 @@ def kept(
         return None, compute()
     device = weights[0].device.type
     precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    # None where the others have their weight, which must be the very same one.
     state = [(None, generation), *((p, p.data_ptr(), p._version, p.dtype, precision) for p in weights)]
     if before is not None and before[0] is not None and _same(before[0], state):
         return before

@@ -20,6 +20,7 @@ from releases import TOLERANCE, Case, release_files
 from transformers import CLIPModel
 
 import hf_tgpt
+from hf_tgpt.cli import predict_processes
 from hf_tgpt.cli.main import main
 from hf_tgpt.cli.predict import find_files
 from hf_tgpt.cli.predict_rows import Output
@@ -400,6 +401,15 @@ def test_several_processes_go_on_where_several_were_killed_and_write_what_one_wr
     assert skipped["image"] == str(pictures / "m.png")
     assert "not a picture of a known kind" in skipped["error"]
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_several_processes_take_the_precision_that_the_first_has_measured(monkeypatch):
+    assert predict_processes.Processes().precision("auto") == "auto"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    state = SimpleNamespace(num_processes=2, process_index=1, device="cpu")
+    monkeypatch.setattr(predict_processes, "Accelerator", lambda **options: state)
+    monkeypatch.setattr(predict_processes, "broadcast_object_list", lambda own: ["bf16"])
+    assert predict_processes.Processes().precision("auto") == "bf16"
 
 
 @pytest.mark.parametrize(

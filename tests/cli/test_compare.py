@@ -83,6 +83,8 @@ def test_shots_that_a_class_lacks_are_refused_once_before_the_first_run(pictures
     with pytest.raises(Failed, match=r"--shots=16 but class 'lime' has 5 images.*pass --allow_fewer") as refused:
         run_command("compare", *about, "--shots", 1, 16, "--seeds", 0, 1)
     assert str(refused.value).count("--shots=16") == 1
+    with pytest.raises(pytest.fail.Exception, match="a run was started"):
+        run_command("compare", *about, "--shots", 16, "--allow_fewer")
 
 
 def test_data_sets_have_short_names_and_folders_of_their_own(tmp_path, monkeypatch):

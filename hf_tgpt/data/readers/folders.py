@@ -146,8 +146,9 @@ def _load_class_folders(folder: Path, split: str) -> Dataset:
 
 def kinds_left_out(counts: dict[str, int]) -> str:
     """How many files of which kinds are left out because they are not pictures, and what to do about it."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())[:_KINDS])
-    kinds += f", and {rest} of other kinds" if (rest := sum(n for _, n in sorted(counts.items())[_KINDS:])) else ""
+    ordered = sorted(counts.items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in ordered[:_KINDS])
+    kinds += f", and {rest} of other kinds" if (rest := sum(count for _, count in ordered[_KINDS:])) else ""
     heic = "" if reads_heic() or not counts.keys() & set(HEIC_SUFFIXES) else f" ({HEIC_REMEDY} reads .heic)"
     return f"left out: {kinds}{heic}; save pictures of other kinds as JPEG or PNG to have them read."
 
